@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rbd
+
+import "errors"
+
+// The errors that a caller decides on. A Connector returns them wrapped, with
+// what was attempted in front; their texts reach people in events, so they say
+// what is wrong in words and not in numbers.
+var (
+	// ErrUnreachable: no monitor answered in time. Nothing was changed.
+	ErrUnreachable = errors.New("no monitor answered")
+	// ErrTimeout: the call did not end before its deadline. Its outcome is
+	// unknown: it may have taken effect, or still do so.
+	ErrTimeout = errors.New("no answer in time, the outcome is unknown")
+	// ErrConnectionLost: the cluster has shut this client out, or the
+	// connection broke. Its outcome is unknown like that of ErrTimeout; the
+	// next Connect makes a new connection.
+	ErrConnectionLost = errors.New("the connection to the cluster was lost")
+	// ErrPermissionDenied: the key is wrong, the user unknown, or its caps do
+	// not allow the call.
+	ErrPermissionDenied = errors.New("permission denied")
+	// ErrInvalidKey: the text is no cephx key.
+	ErrInvalidKey = errors.New("malformed key")
+	// ErrPoolNotFound: the cluster has no pool of that name.
+	ErrPoolNotFound = errors.New("pool does not exist")
+	// ErrPoolFull: the pool or the cluster is full, or over its quota.
+	ErrPoolFull = errors.New("pool is full or over its quota")
+	// ErrImageExists: an image of that name, or the remains of one, is there.
+	ErrImageExists = errors.New("image exists")
+	// ErrImageNotFound: no image of that name can be opened. Remains of one
+	// may still hold its name; see Pool.CreateImage.
+	ErrImageNotFound = errors.New("image does not exist")
+	// ErrImageInUse: a client watches the image.
+	ErrImageInUse = errors.New("image is in use")
+	// ErrImageHasSnapshots: the image has snapshots, and maybe clones of them.
+	ErrImageHasSnapshots = errors.New("image has snapshots")
+	// ErrNotSupported: the cluster does not know the call or refuses an
+	// argument, for example a data pool that is no data pool.
+	ErrNotSupported = errors.New("not supported by the cluster")
+)

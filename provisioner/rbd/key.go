@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rbd
+
+import (
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"strings"
+)
+
+// Key is the secret key of a Ceph user. It is a value that prints as
+// "[redacted]" with every verb of package fmt and in JSON and text, also from
+// inside another struct: a key must not reach a log, an event or an error. The
+// zero Key holds nothing.
+//
+// Only ParseKey makes one and only Reveal gives the text back.
+type Key struct {
+	// A pointer, so that a printer that goes around our methods by reflection
+	// meets an address.
+	text *string
+}
+
+const redacted = "[redacted]"
+
+// cephxHeader is the length of what precedes the secret in a cephx key: type
+// (2 bytes), time of creation (4 bytes of seconds, 4 of nanoseconds) and length
+// of the secret (2 bytes), all little endian.
+// Source: CryptoKey::decode in Ceph's src/auth/Crypto.cc.
+const cephxHeader = 12
+
+// ParseKey checks that text is a cephx key as "ceph auth get-key" prints it:
+// base64 of a typed secret. White space around it is the caller's to cut. The
+// error wraps ErrInvalidKey and never holds the text.
+//
+// The check has to happen here: librados prints a key that it can't decode on
+// standard error.
+func ParseKey(text string) (Key, error) {
+	if text == "" {
+		return Key{}, fmt.Errorf("%w: it is empty", ErrInvalidKey)
+	}
+	raw, err := base64.StdEncoding.Strict().DecodeString(text)
+	// The decoder skips line breaks, which librados does not.
+	if err != nil || strings.ContainsAny(text, "\r\n") {
+		// The decoder's own error names the offending byte: left out.
+		return Key{}, fmt.Errorf("%w: it is not base64", ErrInvalidKey)
+	}
+	if len(raw) <= cephxHeader {
+		return Key{}, fmt.Errorf("%w: it is too short", ErrInvalidKey)
+	}
+	if kind := binary.LittleEndian.Uint16(raw); kind == 0 {
+		return Key{}, fmt.Errorf("%w: it is of type none", ErrInvalidKey)
+	}
+	if n := binary.LittleEndian.Uint16(raw[cephxHeader-2:]); int(n) != len(raw)-cephxHeader {
+		return Key{}, fmt.Errorf("%w: it is cut short or has something behind it", ErrInvalidKey)
+	}
+	return Key{text: &text}, nil
+}
+
+// Reveal returns the key's text, for librados alone.
+func (k Key) Reveal() string {
+	if k.text == nil {
+		return ""
+	}
+	return *k.text
+}
+
+// IsZero reports whether k holds no key.
+func (k Key) IsZero() bool { return k.text == nil }
+
+// Equal reports whether k and other hold the same key.
+func (k Key) Equal(other Key) bool { return k.Reveal() == other.Reveal() }
+
+// Format prints "[redacted]", whatever the verb.
+func (k Key) Format(s fmt.State, _ rune) { _, _ = io.WriteString(s, redacted) }
+
+// String returns "[redacted]".
+func (k Key) String() string { return redacted }
+
+// MarshalText returns "[redacted]"; JSON uses it too.
+func (k Key) MarshalText() ([]byte, error) { return []byte(redacted), nil }

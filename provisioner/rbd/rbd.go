@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package rbd says what this program asks of a Ceph cluster: interfaces,
+// values and errors. It is the seam between everything that is about
+// Kubernetes and librbd: it knows neither.
+//
+// Package goceph implements it with librados and librbd, package rbdtest in
+// memory; the conformance suite of rbdtest holds both to the contract that the
+// comments here state.
+package rbd
+
+import (
+	"context"
+	"strings"
+)
+
+// Credentials say which cluster to connect to, and as whom.
+type Credentials struct {
+	// Monitors are addresses as librados takes them: "IP", "IP:port",
+	// "v1:IP:port" or "v2:IP:port", IPv6 in brackets. No host names: one that
+	// does not resolve would fail the whole list.
+	Monitors []string
+	// User is the Ceph user without "client.".
+	User string
+	Key  Key
+}
+
+// MonHost returns the monitors as one value of librados's option mon_host.
+func (c Credentials) MonHost() string { return strings.Join(c.Monitors, ",") }
+
+// Connector makes connections. It is safe for concurrent use.
+type Connector interface {
+	// Connect returns a connection to the cluster. Connections are shared by
+	// equal Credentials, whose order of monitors counts, and closed when
+	// nobody has used them for a while; so it is cheap to connect for each
+	// operation. The caller must Close what it got.
+	//
+	// Errors: ErrUnreachable, ErrPermissionDenied (wrong key or unknown
+	// user), ErrInvalidKey. While one of several monitors does not answer,
+	// librados tells a wrong key from that no more, and gives ErrUnreachable.
+	Connect(ctx context.Context, c Credentials) (Cluster, error)
+}
+
+// Cluster is one holder's share in a connection. It is safe for concurrent
+// use.
+type Cluster interface {
+	// FSID returns the cluster's identity, a UUID. It never changes.
+	FSID() string
+	// OpenPool opens a pool. The Pool holds its own share in the connection
+	// and outlives the Cluster. What the user may do there, the calls find
+	// out.
+	//
+	// Errors: ErrPoolNotFound, ErrPermissionDenied, ErrTimeout,
+	// ErrConnectionLost.
+	OpenPool(ctx context.Context, name string) (Pool, error)
+	// Close gives the share back. It does not block; calling it twice is
+	// harmless.
+	Close()
+}
+
+// Pool is an open pool. It is safe for concurrent use.
+//
+// Calls that name the same image of the same pool run one after the other,
+// through whatever connections of one Connector they come: a call that outlived
+// its deadline keeps the name until librbd returns, and others wait for it
+// within their own deadline. All calls may return ErrTimeout, ErrConnectionLost or
+// ErrPermissionDenied.
+type Pool interface {
+	// CreateImage makes an empty image of format 2 with the feature layering
+	// and no other (and data-pool where DataPool is set). It does not set
+	// metadata.
+	//
+	// Errors: ErrImageExists, also when the name is held by remains of an
+	// image that was half made or half removed, which Image then does not
+	// find; RemoveImage clears them. ErrPoolNotFound for the data pool or the
+	// pool, ErrPermissionDenied also when the user may not read the data pool,
+	// ErrPoolFull, ErrNotSupported. The first image of a pool can take some
+	// seconds.
+	CreateImage(ctx context.Context, name string, spec ImageSpec) error
+	// Image describes an image without changing it or watching it.
+	//
+	// Errors: ErrImageNotFound, also for remains of one, and for one whose
+	// removal was interrupted and that takes up room in the trash: that there
+	// is nothing left to remove, only RemoveImage says.
+	Image(ctx context.Context, name string) (Image, error)
+	// SetMetadata adds entries to an image's metadata and replaces those of
+	// the same key; others stay.
+	//
+	// Errors: ErrImageNotFound, ErrPoolFull.
+	SetMetadata(ctx context.Context, name string, entries map[string]string) error
+	// RemoveImage removes an image and its data, or the remains of one, or
+	// what an interrupted RemoveImage of that name left in the trash. It is
+	// safe to repeat after any error. It takes time in proportion to the
+	// image's size, even when nothing was written: there is no object map to
+	// consult.
+	//
+	// Errors: ErrImageNotFound or none when there was no image, or nothing but
+	// remains of one; in both cases nothing is left. ErrImageInUse when a
+	// client watches it, ErrImageHasSnapshots; in both cases it stays. A full
+	// pool is no obstacle, but for one that no image was ever removed from:
+	// ErrPoolFull.
+	RemoveImage(ctx context.Context, name string) error
+	// Close gives the pool back once running calls have ended. It does not
+	// block; calling it twice is harmless.
+	Close()
+}
+
+// ImageSpec describes an image to be made.
+type ImageSpec struct {
+	// SizeBytes is the size of the image; it may be any number of bytes.
+	SizeBytes uint64
+	// DataPool is the pool for the image's data, when it is not that of its
+	// header: an erasure-coded pool. Empty for none; the pool itself counts
+	// as none.
+	DataPool string
+}
+
+// Image is what a cluster says about an image.
+type Image struct {
+	SizeBytes uint64
+	// Features are the names that "rbd info" prints, sorted; "feature-N" for a
+	// bit N that has no name here.
+	Features []string
+	// DataPool is the name of the data pool, or empty.
+	DataPool string
+	// Metadata are all entries of the image's metadata; never nil.
+	Metadata map[string]string
+	// Watchers are the addresses of the clients that have the image open or
+	// mapped, sorted.
+	Watchers []string
+	// Snapshots are the names of its snapshots, sorted.
+	Snapshots []string
+}
+
+// FeatureLayering and FeatureDataPool are names in Image.Features.
+const (
+	FeatureLayering = "layering"
+	FeatureDataPool = "data-pool"
+)
