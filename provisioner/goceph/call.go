@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package goceph
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+)
+
+// run runs f, a call of librados or librbd that blocks and cannot be
+// cancelled, and waits for it until ctx ends or the timeout is over. f owns
+// what it works on and gives it back itself, however late it returns. A caller
+// that gave up gets an error that wraps ErrTimeout and the context's; what f
+// then returns without an error goes to discard, unless that is nil.
+func run[T any](ctx context.Context, timeout time.Duration, f func() (T, error), discard func(T)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+
+	taken := make(chan result)
+	gone := make(chan struct{})
+	// The owner of this goroutine is the Connector: f counts as a running call
+	// of a connection, and Close waits for those.
+	go func() {
+		value, err := f()
+		select {
+		case taken <- result{value, err}:
+		case <-gone:
+			if err == nil && discard != nil {
+				discard(value)
+			}
+		}
+	}()
+	select {
+	case r := <-taken:
+		return r.value, r.err
+	case <-ctx.Done():
+		close(gone)
+		var none T
+		return none, &interrupted{rbd.ErrTimeout, context.Cause(ctx)}
+	}
+}
+
+// call runs f, which does one thing to one image of an open pool. It holds the
+// image's name and a share in the pool until f returns, not until the caller
+// gives up. The error says what was attempted.
+func call[T any](ctx context.Context, p *pool, attempt, image string, f func(ioctx) (T, error)) (T, error) {
+	value, err := callImage(ctx, p, attempt, image, f)
+	if err != nil {
+		err = fmt.Errorf("%s image %q in pool %q: %w", attempt, image, p.name, err)
+	}
+	return value, err
+}
+
+func callImage[T any](ctx context.Context, p *pool, attempt, image string, f func(ioctx) (T, error)) (T, error) {
+	var none T
+	if err := checkName(image); err != nil {
+		return none, err
+	}
+	log := klog.FromContext(ctx)
+	// Also the wait for the name ends, whatever the caller's context says.
+	ctx, cancel := context.WithTimeout(ctx, p.connector.cfg.Timeout+grace)
+	defer cancel()
+	unlock, err := p.connector.names.lock(ctx, imageName{p.link.fsid(), p.io.id(), image})
+	if err != nil {
+		return none, fmt.Errorf("an earlier call on it has not ended: %w", err)
+	}
+	if err := p.begin(); err != nil {
+		unlock()
+		return none, err
+	}
+	start := time.Now()
+	return run(ctx, p.connector.cfg.Timeout+grace, func() (T, error) {
+		defer unlock()
+		value, err := f(p.io)
+		err = translate(err, rbd.ErrImageNotFound)
+		p.end(err)
+		log.V(4).Info("Called librbd", "call", attempt, "pool", p.name, "image", image,
+			"duration", time.Since(start), "err", err)
+		return value, err
+	}, nil)
+}
+
+// checkName refuses what a C function would read as another name.
+func checkName(name string) error {
+	if name == "" {
+		return fmt.Errorf("an empty name is %w", rbd.ErrNotSupported)
+	}
+	return checkText(name)
+}
+
+// checkText refuses text that a C function would cut short.
+func checkText(text string) error {
+	if strings.ContainsRune(text, 0) {
+		return fmt.Errorf("a zero byte is %w", rbd.ErrNotSupported)
+	}
+	return nil
+}

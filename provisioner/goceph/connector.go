@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package goceph
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+
+	"k8s.io/klog/v2"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+)
+
+// Connector is the rbd.Connector on librados. New makes one.
+type Connector struct {
+	cfg   Config
+	dial  func(rbd.Credentials) (conn, error) // blocks for Config.Timeout at most
+	log   klog.Logger
+	names nameLocks
+	// work counts the links, each until its connection is shut down.
+	work sync.WaitGroup
+
+	mu      sync.Mutex // guards what follows, and the fields of each link and pool that say so
+	links   map[*link]struct{}
+	closing bool
+}
+
+var _ rbd.Connector = (*Connector)(nil)
+
+func newConnector(cfg Config, dial func(rbd.Credentials) (conn, error)) *Connector {
+	return &Connector{cfg: cfg, dial: dial, log: klog.Background().WithName("ceph"), links: map[*link]struct{}{}}
+}
+
+// Connect implements rbd.Connector. Of the connections to the same monitors as
+// the same user, it keeps the one whose key worked last: an older one with
+// another key closes as soon as its users have left.
+func (c *Connector) Connect(ctx context.Context, creds rbd.Credentials) (rbd.Cluster, error) {
+	cluster, err := c.connect(ctx, creds)
+	if err != nil {
+		return nil, fmt.Errorf("connect to monitors %q as user %q: %w", creds.MonHost(), creds.User, err)
+	}
+	return cluster, nil
+}
+
+func (c *Connector) connect(ctx context.Context, creds rbd.Credentials) (*cluster, error) {
+	if err := check(creds); err != nil {
+		return nil, err
+	}
+	if ctx.Err() != nil {
+		return nil, &interrupted{rbd.ErrUnreachable, context.Cause(ctx)}
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout+grace)
+	defer cancel()
+
+	l, err := c.join(creds)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-l.dialed:
+		if l.err != nil {
+			return nil, l.err
+		}
+		return &cluster{connector: c, link: l}, nil
+	case <-ctx.Done():
+		c.leave(l)
+		return nil, &interrupted{rbd.ErrUnreachable, context.Cause(ctx)}
+	}
+}
+
+// check refuses what librados would complain of on standard error, or answer
+// with a search of its own for monitors or keys.
+func check(creds rbd.Credentials) error {
+	if len(creds.Monitors) == 0 {
+		return errors.New("no monitor is given")
+	}
+	for _, m := range creds.Monitors {
+		if !isAddress(m) {
+			return fmt.Errorf("monitor %q is no IP address with an optional port", m)
+		}
+	}
+	if creds.User == "" {
+		return errors.New("no user is given")
+	}
+	if err := checkText(creds.User); err != nil {
+		return err
+	}
+	if creds.Key.IsZero() {
+		return fmt.Errorf("%w: there is none", rbd.ErrInvalidKey)
+	}
+	return nil
+}
+
+// isAddress reports whether librados can read a monitor's address without
+// asking DNS.
+func isAddress(monitor string) bool {
+	host := monitor
+	for _, protocol := range []string{"v1:", "v2:"} {
+		if rest, found := strings.CutPrefix(monitor, protocol); found {
+			host = rest
+			break
+		}
+	}
+	if _, err := netip.ParseAddrPort(host); err == nil {
+		return true
+	}
+	inner, bracket := strings.CutPrefix(host, "[")
+	if bracket {
+		inner, bracket = strings.CutSuffix(inner, "]")
+	}
+	addr, err := netip.ParseAddr(inner)
+	return err == nil && addr.Is6() == bracket
+}
+
+// join counts the caller in as a user of a link for creds, and makes one when
+// there is none. The caller waits until it is dialed.
+func (c *Connector) join(creds rbd.Credentials) (*link, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closing {
+		return nil, errClosed
+	}
+	for l := range c.links {
+		if !l.retired && l.matches(creds) {
+			l.use()
+			return l, nil
+		}
+	}
+	l := &link{creds: creds, dialed: make(chan struct{}), pools: map[*pool]struct{}{}, users: 1}
+	c.links[l] = struct{}{}
+	c.work.Add(1)
+	go c.open(l)
+	return l, nil
+}
+
+func (c *Connector) leave(l *link) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	l.users--
+	c.settle(l)
+}
+
+// open dials a link. It belongs to no caller: those who wait may give up, and
+// others join meanwhile.
+func (c *Connector) open(l *link) {
+	conn, err := c.dial(l.creds)
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	defer close(l.dialed)
+	if err != nil {
+		l.err = translateConnect(err)
+		l.retired = true
+		delete(c.links, l)
+		c.work.Done()
+		return
+	}
+	l.conn = conn
+	c.log.V(2).Info("Opened a connection", "monitors", l.creds.MonHost(), "user", l.creds.User, "fsid", conn.fsid())
+	for other := range c.links {
+		// One that is still dialing may hold the newer key.
+		if other != l && other.conn != nil && other.sameUser(l.creds) && !other.matches(l.creds) {
+			other.retired = true
+			c.settle(other)
+		}
+	}
+	c.settle(l)
+}
+
+// Close refuses new calls, waits for those that run, and ends all connections,
+// also those that somebody has not closed. When ctx ends first it returns an
+// error, and the calls that librados did not return from run on.
+func (c *Connector) Close(ctx context.Context) error {
+	c.mu.Lock()
+	c.closing = true
+	for l := range c.links {
+		c.settle(l)
+	}
+	c.mu.Unlock()
+
+	done := make(chan struct{})
+	go func() {
+		c.work.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("close the connections to Ceph: calls have not ended: %w", context.Cause(ctx))
+	}
+}

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build cgo
+
+package goceph
+
+// #cgo LDFLAGS: -lrados -ldl
+// #define _GNU_SOURCE
+// #include <dlfcn.h>
+// #include <stddef.h>
+// #include <rados/librados.h>
+//
+// // Ceph's own release, which librados has no call for: a C++ function of the
+// // library under it. Any release may drop it; then there is none.
+// static const char *ceph_release(void) {
+// 	const char *(*f)(void) = (const char *(*)(void))dlsym(RTLD_DEFAULT, "_Z19ceph_version_to_strv");
+// 	return f == NULL ? NULL : f();
+// }
+import "C"
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"syscall"
+
+	"github.com/ceph/go-ceph/rados"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+)
+
+// New returns a Connector on librados. The caller must Close it.
+//
+// librados reads some of the process's environment whenever it starts a
+// connection, and takes options and keys from there that would go before ours;
+// New removes those variables.
+func New(cfg Config) (*Connector, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range []string{"CEPH_ARGS", "CEPH_CONF", "CEPH_KEYRING", "CEPH_LIB"} {
+		// Touch nothing that is not there: C code may read the environment
+		// at the same time.
+		if _, found := os.LookupEnv(name); !found {
+			continue
+		}
+		if err := os.Unsetenv(name); err != nil {
+			return nil, fmt.Errorf("remove %s from the environment: %w", name, err)
+		}
+	}
+	return newConnector(cfg, func(creds rbd.Credentials) (conn, error) { return dial(cfg, creds) }), nil
+}
+
+// Version returns the version of librados in this process, with the release of
+// Ceph that it comes from where it says so, as in "3.0.0 (Ceph 16.2.15)".
+func Version() string {
+	major, minor, patch := rados.Version()
+	version := fmt.Sprintf("%d.%d.%d", major, minor, patch)
+	if release := C.ceph_release(); release != nil {
+		version += " (Ceph " + C.GoString(release) + ")"
+	}
+	return version
+}
+
+// options are what librados is told beside the credentials and timeouts. An
+// option that it does not know is one of a newer Ceph: nothing to switch off.
+var options = [...]struct{ name, value string }{
+	// No keys but ours.
+	{"keyring", ""},
+	{"keyfile", ""},
+	// No listener, no files, nothing on the process's outputs: librados shows
+	// keys there that it cannot read. What it has to say, its error numbers do.
+	{"admin_socket", ""},
+	{"log_file", ""},
+	{"log_to_file", "false"},
+	{"log_to_stderr", "false"},
+	{"err_to_stderr", "false"},
+	{"log_to_syslog", "false"},
+	{"err_to_syslog", "false"},
+	{"log_to_graylog", "false"},
+	{"err_to_graylog", "false"},
+	{"log_to_journald", "false"},
+	{"err_to_journald", "false"},
+	// Nothing here reads or writes the data of an image.
+	{"rbd_cache", "false"},
+}
+
+// dial connects to a cluster. It blocks for the configured timeout at most.
+func dial(cfg Config, creds rbd.Credentials) (conn, error) {
+	// Not NewConnWithUser: librados applies changes of its log options only
+	// to a connection whose cluster has a name, which means nothing else here,
+	// and writes errors to standard error until then.
+	c, err := rados.NewConnWithClusterAndUser("ceph", "client."+creds.User)
+	if err != nil {
+		return nil, err
+	}
+	if err := connect(c, cfg, creds); err != nil {
+		release(c)
+		return nil, err
+	}
+	fsid, err := c.GetFSID()
+	if err != nil {
+		c.Shutdown()
+		return nil, err
+	}
+	return &radosConn{conn: c, id: fsid}, nil
+}
+
+func connect(c *rados.Conn, cfg Config, creds rbd.Credentials) error {
+	for _, o := range options {
+		if err := setOption(c, o.name, o.value); err != nil && !errors.Is(err, syscall.ENOENT) {
+			return err
+		}
+	}
+	seconds := strconv.FormatInt(cfg.timeoutSeconds(), 10)
+	for _, o := range [...]struct{ name, value string }{
+		{"client_mount_timeout", seconds},
+		{"rados_mon_op_timeout", seconds},
+		{"rados_osd_op_timeout", seconds},
+		{"mon_host", creds.MonHost()},
+		{"key", creds.Key.Reveal()},
+	} {
+		if err := setOption(c, o.name, o.value); err != nil {
+			return err
+		}
+	}
+	return c.Connect()
+}
+
+// setOption sets an option. The error names the option but not the value, which
+// may be a key; it does not carry librados's error number, which would be taken
+// for the answer of a cluster.
+func setOption(c *rados.Conn, name, value string) error {
+	err := c.SetConfigOption(name, value)
+	if number, ok := errno(err); ok {
+		return fmt.Errorf("set librados option %s: %w", name, number)
+	}
+	return err
+}
+
+// release frees a connection that was never made. rados.Conn leaves that to
+// its finalizer, which would keep threads around until the next garbage
+// collection, for every attempt with a wrong key.
+func release(c *rados.Conn) {
+	runtime.SetFinalizer(c, nil)
+	C.rados_shutdown(C.rados_t(c.Cluster()))
+}
+
+// radosConn is a connection that was made.
+type radosConn struct {
+	conn *rados.Conn
+	id   string
+}
+
+func (c *radosConn) fsid() string { return c.id }
+
+func (c *radosConn) shutdown() { c.conn.Shutdown() }
+
+func (c *radosConn) openPool(name string) (ioctx, error) {
+	io, err := c.conn.OpenIOContext(name)
+	if err != nil {
+		return nil, err
+	}
+	// Without it, librados holds back every call to a full pool until there
+	// is room, which looks like an OSD that does not answer; and the removals
+	// that make room along with them.
+	if err := io.SetPoolFullTry(); err != nil {
+		io.Destroy()
+		return nil, err
+	}
+	return &radosPool{conn: c.conn, io: io}, nil
+}

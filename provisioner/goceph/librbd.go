@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build cgo
+
+package goceph
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/ceph/go-ceph/rados"
+	librbd "github.com/ceph/go-ceph/rbd"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+)
+
+// radosPool is an open pool.
+type radosPool struct {
+	conn *rados.Conn
+	io   *rados.IOContext
+}
+
+func (p *radosPool) id() int64 { return p.io.GetPoolID() }
+
+func (p *radosPool) close() { p.io.Destroy() }
+
+func (p *radosPool) createImage(name string, spec rbd.ImageSpec) error {
+	if err := p.checkDataPool(spec.DataPool); err != nil {
+		return err
+	}
+	options := librbd.NewRbdImageOptions()
+	defer options.Destroy()
+	if err := errors.Join(
+		options.SetUint64(librbd.ImageOptionFormat, 2),
+		options.SetUint64(librbd.ImageOptionFeatures, librbd.FeatureLayering),
+		// Also when it is empty: the cluster's configuration may name a
+		// default, which the caller did not ask for.
+		options.SetString(librbd.ImageOptionDataPool, spec.DataPool),
+	); err != nil {
+		return err
+	}
+	err := librbd.CreateImage(p.io, name, spec.SizeBytes, options)
+	if errors.Is(err, librbd.ErrNotFound) {
+		// The pool was open, so it has been deleted since.
+		return rbd.ErrPoolNotFound
+	}
+	return err
+}
+
+// checkDataPool looks at the data pool itself: librbd's ENOENT would not say
+// which of the two pools is missing, and it makes images for users who may do
+// nothing with their data, not even remove it.
+func (p *radosPool) checkDataPool(name string) error {
+	if name == "" {
+		return nil
+	}
+	if err := p.lookAtPool(name); err != nil {
+		return fmt.Errorf("data pool %q: %w", name, translate(err, rbd.ErrPoolNotFound))
+	}
+	return nil
+}
+
+func (p *radosPool) lookAtPool(name string) error {
+	if err := checkText(name); err != nil {
+		return err
+	}
+	io, err := p.conn.OpenIOContext(name)
+	if err != nil {
+		return err
+	}
+	defer io.Destroy()
+	// Any object will do that users of other pools may not read.
+	if _, err = io.Stat("rbd_directory"); errors.Is(err, rados.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+func (p *radosPool) image(name string) (info rbd.Image, err error) {
+	// Read-only, so that this client does not become a watcher itself.
+	image, err := librbd.OpenImageReadOnly(p.io, name, librbd.NoSnapshot)
+	if err != nil {
+		return rbd.Image{}, err
+	}
+	// An image that was only read has nothing left to lose when closing it
+	// goes wrong.
+	defer func() { _ = image.Close() }()
+
+	if info.SizeBytes, err = image.GetSize(); err != nil {
+		return rbd.Image{}, err
+	}
+	if info.Features, info.DataPool, err = p.features(image); err != nil {
+		return rbd.Image{}, err
+	}
+	if info.Metadata, err = image.ListMetadata(); err != nil {
+		return rbd.Image{}, err
+	}
+	watchers, err := image.ListWatchers()
+	if err != nil {
+		return rbd.Image{}, err
+	}
+	for _, w := range watchers {
+		info.Watchers = append(info.Watchers, w.Addr)
+	}
+	snapshots, err := image.GetSnapshotNames()
+	if err != nil {
+		return rbd.Image{}, err
+	}
+	for _, s := range snapshots {
+		info.Snapshots = append(info.Snapshots, s.Name)
+	}
+	slices.Sort(info.Watchers)
+	slices.Sort(info.Snapshots)
+	return info, nil
+}
+
+// features returns the names of an image's features, and that of its data pool
+// when it has one.
+func (p *radosPool) features(image *librbd.Image) (names []string, dataPool string, err error) {
+	bits, err := image.GetFeatures()
+	if err != nil {
+		return nil, "", err
+	}
+	set := librbd.FeatureSet(bits)
+	names = set.Names()
+	// A feature that go-ceph does not know must not look like none.
+	known := uint64(librbd.FeatureSetFromNames(names))
+	for bit := range 64 {
+		if unknown := bits &^ known; unknown&(1<<bit) != 0 {
+			names = append(names, fmt.Sprintf("feature-%d", bit))
+		}
+	}
+	slices.Sort(names)
+	if bits&librbd.FeatureDataPool == 0 {
+		return names, "", nil
+	}
+	id, err := image.GetDataPoolID()
+	if err != nil {
+		return nil, "", err
+	}
+	dataPool, err = p.conn.GetPoolByID(id)
+	return names, dataPool, err
+}
+
+func (p *radosPool) setMetadata(name string, entries map[string]string) error {
+	for key, value := range entries {
+		if err := errors.Join(checkName(key), checkText(value)); err != nil {
+			return fmt.Errorf("entry %q: %w", key, err)
+		}
+	}
+	image, err := librbd.OpenImage(p.io, name, librbd.NoSnapshot)
+	if err != nil {
+		return err
+	}
+	// In a fixed order, so that what an interrupted call leaves does not
+	// depend on chance.
+	for _, key := range slices.Sorted(maps.Keys(entries)) {
+		if err = image.SetMetadata(key, entries[key]); err != nil {
+			break
+		}
+	}
+	// Closing takes back the watch that opening made. When it goes wrong, the
+	// cluster forgets the watch by itself, and the entries are stored.
+	_ = image.Close()
+	return err
+}
+
+func (p *radosPool) removeImage(name string) error {
+	err := librbd.RemoveImage(p.io, name)
+	if !errors.Is(err, librbd.ErrNotFound) {
+		return err
+	}
+	// librbd moves an image to the pool's trash before it removes it. When
+	// there is no trash yet, and the pool is too full to make one, it says
+	// that there is no image: seen with Ceph 16.2. To believe it would be to
+	// lose an image.
+	image, openErr := librbd.OpenImageReadOnly(p.io, name, librbd.NoSnapshot)
+	if openErr != nil {
+		return openErr // normally that it does not exist
+	}
+	_ = image.Close() // only opened
+	if trashErr := p.io.Create("rbd_trash", rados.CreateIdempotent); trashErr != nil {
+		return trashErr
+	}
+	if err = librbd.RemoveImage(p.io, name); errors.Is(err, librbd.ErrNotFound) {
+		return errors.New("librbd does not find it, though it can be opened")
+	}
+	return err
+}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package goceph
+
+import (
+	"errors"
+	"time"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+)
+
+// conn is a connection to a cluster. Its methods block; errors carry librados's
+// error number.
+type conn interface {
+	fsid() string
+	openPool(name string) (ioctx, error)
+	// shutdown ends the connection. All its pools are closed by then.
+	shutdown()
+}
+
+// ioctx is librados's handle of an open pool. All methods but id and close
+// block; errors carry the error number. It is safe for concurrent use, but not
+// during and after close.
+type ioctx interface {
+	id() int64
+	createImage(name string, spec rbd.ImageSpec) error
+	image(name string) (rbd.Image, error)
+	setMetadata(name string, entries map[string]string) error
+	removeImage(name string) error
+	// close frees memory. It does no I/O.
+	close()
+}
+
+// link is a connection that is shared. It stays in Connector.links until it is
+// shut down.
+type link struct {
+	creds rbd.Credentials
+	// dialed is closed when conn and err are final; one of them is set.
+	dialed chan struct{}
+	conn   conn
+	err    error
+
+	// The rest is guarded by Connector.mu.
+
+	// users counts the open Clusters and Pools, and those who wait for dialed.
+	users int
+	// calls counts the calls that librados has not returned from.
+	calls int
+	// pools are the open pools.
+	pools map[*pool]struct{}
+	// retired says that nobody may join: the connection was lost, replaced by
+	// one with a newer key, or shut down.
+	retired bool
+	// down says that conn is, or is about to be, shut down.
+	down bool
+	// idle runs while nobody uses the link.
+	idle *time.Timer
+}
+
+func (l *link) fsid() string { return l.conn.fsid() }
+
+// matches reports whether the link can serve c: the same monitors in the same
+// order, the same user and key.
+func (l *link) matches(c rbd.Credentials) bool {
+	return l.sameUser(c) && l.creds.Key.Equal(c.Key)
+}
+
+func (l *link) sameUser(c rbd.Credentials) bool {
+	return l.creds.User == c.User && l.creds.MonHost() == c.MonHost()
+}
+
+// settle decides what becomes of a link that somebody left. Connector.mu is
+// held.
+func (c *Connector) settle(l *link) {
+	switch {
+	case l.conn == nil || l.down:
+		// Still dialing: the end of that settles it. Or done already.
+	case c.closing:
+		// Holders that did not close what they got do not keep the process.
+		if l.calls == 0 {
+			c.shutdown(l)
+		}
+	case l.users > 0 || l.calls > 0:
+	case l.retired:
+		c.shutdown(l)
+	case l.idle == nil:
+		var timer *time.Timer
+		timer = time.AfterFunc(c.cfg.IdleTimeout, func() {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			// Somebody may have come, and left again, since the timer fired.
+			if l.idle == timer {
+				c.shutdown(l)
+			}
+		})
+		l.idle = timer
+	}
+}
+
+// use counts somebody in. Connector.mu is held.
+func (l *link) use() {
+	l.users++
+	if l.idle != nil {
+		l.idle.Stop()
+		l.idle = nil
+	}
+}
+
+// shutdown closes a link's pools and ends its connection, in a goroutine that
+// Close waits for. Connector.mu is held.
+func (c *Connector) shutdown(l *link) {
+	l.retired, l.down = true, true
+	delete(c.links, l)
+	if l.idle != nil {
+		l.idle.Stop()
+		l.idle = nil
+	}
+	for p := range l.pools {
+		p.io.close()
+	}
+	l.pools = nil
+	go func() {
+		defer c.work.Done()
+		l.conn.shutdown()
+		c.log.V(2).Info("Closed a connection", "monitors", l.creds.MonHost(), "user", l.creds.User)
+	}()
+}
+
+// end counts a call out, whose translated error was err. Connector.mu is not
+// held.
+func (c *Connector) end(l *link, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	l.calls--
+	switch {
+	case errors.Is(err, rbd.ErrConnectionLost):
+		l.retired = true
+	case errors.Is(err, rbd.ErrPermissionDenied):
+		// A connection keeps the caps it began with for up to an hour: the
+		// next attempt is to see whether somebody mended them.
+		l.retired = true
+	}
+	c.settle(l)
+}

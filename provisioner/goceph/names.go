@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package goceph
+
+import (
+	"context"
+	"sync"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+)
+
+// imageName names an image wherever it is reached from: the same image through
+// two connections is one.
+type imageName struct {
+	fsid  string
+	pool  int64
+	image string
+}
+
+// nameLocks lets calls that name the same image run one after the other. The
+// zero nameLocks is ready.
+type nameLocks struct {
+	mu sync.Mutex // guards waiting, and each lock's users
+	// waiting holds the names that somebody has locked or waits for.
+	waiting map[imageName]*nameLock
+}
+
+type nameLock struct {
+	held  chan struct{} // of capacity 1, full while the name is locked
+	users int
+}
+
+// lock locks a name and returns the function that unlocks it, to be called
+// once. When ctx ends first, the error wraps ErrTimeout: whoever holds the name
+// may still change the image.
+func (n *nameLocks) lock(ctx context.Context, name imageName) (unlock func(), err error) {
+	n.mu.Lock()
+	l := n.waiting[name]
+	if l == nil {
+		l = &nameLock{held: make(chan struct{}, 1)}
+		if n.waiting == nil {
+			n.waiting = map[imageName]*nameLock{}
+		}
+		n.waiting[name] = l
+	}
+	l.users++
+	n.mu.Unlock()
+
+	select {
+	case l.held <- struct{}{}:
+		return func() {
+			<-l.held
+			n.leave(name, l)
+		}, nil
+	case <-ctx.Done():
+		n.leave(name, l)
+		return nil, &interrupted{rbd.ErrTimeout, context.Cause(ctx)}
+	}
+}
+
+func (n *nameLocks) leave(name imageName, l *nameLock) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if l.users--; l.users == 0 {
+		delete(n.waiting, name)
+	}
+}

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package goceph
+
+import (
+	"context"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+)
+
+// pool is an open pool and one holder's share in a link.
+type pool struct {
+	connector *Connector
+	link      *link
+	name      string
+	io        ioctx
+
+	// Guarded by Connector.mu.
+
+	calls  int
+	closed bool
+}
+
+// CreateImage implements rbd.Pool.
+func (p *pool) CreateImage(ctx context.Context, name string, spec rbd.ImageSpec) error {
+	_, err := call(ctx, p, "create", name, func(io ioctx) (struct{}, error) {
+		return struct{}{}, io.createImage(name, spec)
+	})
+	return err
+}
+
+// Image implements rbd.Pool.
+func (p *pool) Image(ctx context.Context, name string) (rbd.Image, error) {
+	return call(ctx, p, "describe", name, func(io ioctx) (rbd.Image, error) {
+		return io.image(name)
+	})
+}
+
+// SetMetadata implements rbd.Pool.
+func (p *pool) SetMetadata(ctx context.Context, name string, entries map[string]string) error {
+	_, err := call(ctx, p, "set metadata of", name, func(io ioctx) (struct{}, error) {
+		return struct{}{}, io.setMetadata(name, entries)
+	})
+	return err
+}
+
+// RemoveImage implements rbd.Pool.
+func (p *pool) RemoveImage(ctx context.Context, name string) error {
+	_, err := call(ctx, p, "remove", name, func(io ioctx) (struct{}, error) {
+		return struct{}{}, io.removeImage(name)
+	})
+	return err
+}
+
+// Close implements rbd.Pool.
+func (p *pool) Close() {
+	p.connector.mu.Lock()
+	defer p.connector.mu.Unlock()
+	if p.closed {
+		return
+	}
+	p.closed = true
+	p.release()
+}
+
+// begin counts a call in, or says why there can be none.
+func (p *pool) begin() error {
+	p.connector.mu.Lock()
+	defer p.connector.mu.Unlock()
+	if p.closed || p.connector.closing {
+		return errClosed
+	}
+	p.calls++
+	p.link.calls++
+	return nil
+}
+
+// end counts a call out, whose translated error was err.
+func (p *pool) end(err error) {
+	p.connector.mu.Lock()
+	p.calls--
+	p.release()
+	p.connector.mu.Unlock()
+	p.connector.end(p.link, err)
+}
+
+// release closes the handle of a closed pool that has no calls left, and gives
+// its share in the link back. Connector.mu is held.
+func (p *pool) release() {
+	if !p.closed || p.calls > 0 || p.link.down {
+		return
+	}
+	delete(p.link.pools, p)
+	p.io.close()
+	p.link.users--
+	p.connector.settle(p.link)
+}
