@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package storageclass_test
+
+import (
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	storagev1 "k8s.io/api/storage/v1"
+	"sigs.k8s.io/yaml"
+
+	"ceph.com/rbd-provisioner/provisioner/storageclass"
+	"ceph.com/rbd-provisioner/provisioner/volume"
+)
+
+// required are the least that a class must say.
+func required() map[string]string {
+	return map[string]string{
+		"monitors":        "10.0.0.1:6789",
+		"adminSecretName": "ceph-admin",
+		"userSecretName":  "ceph-user",
+	}
+}
+
+func with(more map[string]string) map[string]string {
+	m := required()
+	maps.Copy(m, more)
+	return m
+}
+
+func defaults() storageclass.Params {
+	return storageclass.Params{
+		Monitors:    []volume.Monitor{{Host: "10.0.0.1", Port: 6789}},
+		Pool:        "rbd",
+		Admin:       "admin",
+		AdminSecret: volume.SecretRef{Namespace: "default", Name: "ceph-admin"},
+		User:        "admin",
+		UserSecret:  volume.SecretRef{Name: "ceph-user"},
+	}
+}
+
+func TestParse(t *testing.T) {
+	for _, test := range []struct {
+		name       string
+		parameters map[string]string
+		want       func(*storageclass.Params)
+	}{
+		{"the required ones alone: the documented defaults", required(), func(*storageclass.Params) {}},
+		{
+			"all of them",
+			map[string]string{
+				"monitors": "[2001:db8::1]:6789;v2:10.0.0.2:3300 mon.ceph.svc", "pool": "kube", "dataPool": "kube-data",
+				"adminId": "boss", "adminSecretName": "a", "adminSecretNamespace": "kube-system",
+				"userId": "kube", "userSecretName": "u", "userSecretNamespace": "apps",
+				"fsType": "xfs", "imageFormat": "2", "imageFeatures": "layering",
+			},
+			func(p *storageclass.Params) {
+				*p = storageclass.Params{
+					Monitors: []volume.Monitor{
+						{Host: "2001:db8::1", Port: 6789},
+						{Protocol: volume.ProtocolV2, Host: "10.0.0.2", Port: 3300},
+						{Host: "mon.ceph.svc"},
+					},
+					Pool: "kube", DataPool: "kube-data",
+					Admin: "boss", AdminSecret: volume.SecretRef{Namespace: "kube-system", Name: "a"},
+					User: "kube", UserSecret: volume.SecretRef{Namespace: "apps", Name: "u"},
+					FSType: "xfs",
+				}
+			},
+		},
+		{
+			"keys in any case, values with blanks around them",
+			map[string]string{"MONITORS": " 10.0.0.1:6789\n", "adminsecretname": "ceph-admin ", "UserSecretName": "\tceph-user"},
+			func(*storageclass.Params) {},
+		},
+		{"the user is the admin where none is named", with(map[string]string{"adminId": "boss"}),
+			func(p *storageclass.Params) { p.Admin, p.User = "boss", "boss" }},
+		{"a blank value counts as none given", with(map[string]string{"pool": " ", "userSecretNamespace": "", "imageFormat": ""}),
+			func(*storageclass.Params) {}},
+		{"layering more than once", with(map[string]string{"imageFeatures": "layering, layering,"}),
+			func(*storageclass.Params) {}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got, err := storageclass.Parse(test.parameters)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := defaults()
+			test.want(&want)
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("params (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// Each file in testdata/bad is a StorageClass that is wrong in one way; its
+// annotation want-error is the message that a person gets. The end-to-end tests
+// apply the same files to a real cluster.
+func TestParseBad(t *testing.T) {
+	files, err := filepath.Glob("testdata/bad/*.yaml")
+	if err != nil || len(files) < 15 {
+		t.Fatalf("found %d files in testdata/bad, %v", len(files), err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var class storagev1.StorageClass
+			if err := yaml.UnmarshalStrict(data, &class); err != nil {
+				t.Fatal(err)
+			}
+			params, err := storageclass.Parse(class.Parameters)
+			if err == nil {
+				t.Fatalf("got %+v, want an error", params)
+			}
+			if diff := cmp.Diff(class.Annotations["want-error"], err.Error()); diff != "" {
+				t.Errorf("error (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestParseLocation(t *testing.T) {
+	// What deleting does not need may be as wrong as it likes.
+	parameters := map[string]string{
+		"monitors": "10.0.0.1", "adminSecretName": "a", "adminId": "boss", "pool": "kube",
+		"imageFormat": "1", "imageFeatures": "all", "userId": "client.x", "frobnicate": "yes",
+	}
+	got, err := storageclass.ParseLocation(parameters)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := volume.Location{
+		Monitors: []volume.Monitor{{Host: "10.0.0.1"}}, Pool: "kube", User: "boss",
+		Secret: volume.SecretRef{Namespace: "default", Name: "a"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("location (-want +got):\n%s", diff)
+	}
+	if _, err := storageclass.ParseLocation(map[string]string{"adminSecretName": "a"}); err == nil {
+		t.Error("no monitors: got no error")
+	}
+}
+
+// The parameter table of the README is what administrators copy from.
+func TestReadmeNamesEveryParameter(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range storageclass.Keys() {
+		if !strings.Contains(string(readme), "| `"+key+"` |") {
+			t.Errorf("README.md has no row for parameter %s", key)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add("monitors", "10.0.0.1:6789", "adminSecretName", "a")
+	f.Add("Pool", "rbd/ns", "pool", "-image-")
+	f.Add("imageFeatures", ",layering,,", "fsType", "ext4\x00")
+	f.Fuzz(func(t *testing.T, key1, value1, key2, value2 string) {
+		parameters := required()
+		parameters[key1], parameters[key2] = value1, value2
+		params, err := storageclass.Parse(parameters)
+		if err != nil {
+			if strings.Contains(err.Error(), "\n") {
+				t.Errorf("the error has more than one line, so it does not fit an event: %q", err)
+			}
+			return
+		}
+		if len(params.Monitors) == 0 || params.Pool == "" || params.Admin == "" || params.User == "" ||
+			params.AdminSecret.Name == "" || params.AdminSecret.Namespace == "" || params.UserSecret.Name == "" {
+			t.Errorf("accepted, but incomplete: %+v", params)
+		}
+		if again, err := storageclass.Parse(parameters); err != nil || !cmp.Equal(params, again) {
+			t.Errorf("a second look differs: %+v, %v", again, err)
+		}
+	})
+}

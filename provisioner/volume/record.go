@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package volume knows what a PersistentVolume remembers about its image: the
+// in-tree rbd source that kubelet reads, and the annotations that deleting
+// needs, so that it needs no StorageClass. It is pure: no cluster, no network.
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// The annotations of a PersistentVolume that this package reads and writes.
+const (
+	// AnnIdentity says which provisioner made the volume; the retired
+	// rbd-provisioner set it too.
+	AnnIdentity = "rbdProvisionerIdentity"
+	// AnnDeletionSecretName and AnnDeletionSecretNamespace say which secret
+	// holds the key of the user that deletes the image. The names are those
+	// that external-provisioner uses.
+	AnnDeletionSecretName      = "volume.kubernetes.io/provisioner-deletion-secret-name"
+	AnnDeletionSecretNamespace = "volume.kubernetes.io/provisioner-deletion-secret-namespace"
+	// AnnDeletionUser is the Ceph user that deletes the image, without
+	// "client.".
+	AnnDeletionUser = "rbd.ceph.com/provisioner-deletion-user"
+	// AnnClusterFSID is the identity of the Ceph cluster. Monitors that moved
+	// can be told from another cluster's by it.
+	AnnClusterFSID = "rbd.ceph.com/cluster-fsid"
+)
+
+// ErrNoRBDSource says that a PersistentVolume has no in-tree rbd source.
+var ErrNoRBDSource = errors.New("the volume has no rbd source")
+
+// SecretRef names a Secret.
+type SecretRef struct {
+	Namespace string
+	Name      string
+}
+
+// String returns "namespace/name", the way logs and events write it.
+func (r SecretRef) String() string { return r.Namespace + "/" + r.Name }
+
+// Location says where a pool is and who opens it.
+type Location struct {
+	Monitors []Monitor
+	Pool     string
+	// User is the Ceph user without "client.".
+	User string
+	// Secret holds the user's key.
+	Secret SecretRef
+}
+
+// Record is what a PersistentVolume remembers about its image.
+type Record struct {
+	// Identity is that of the provisioner that made the image.
+	Identity string
+	// FSID is the Ceph cluster's identity, a UUID; empty for volumes of the
+	// retired provisioner.
+	FSID string
+	// Monitors are "IP:port" of endpoints that speak message protocol 1.
+	Monitors []string
+	Pool     string
+	Image    string
+	// User maps the image on nodes, with the key in UserSecret. An empty
+	// namespace there means that of the Pod.
+	User       string
+	UserSecret SecretRef
+	// FSType is empty for kubelet's default, and for block volumes.
+	FSType string
+	// Admin deletes the image, with the key in AdminSecret. Both are empty
+	// for volumes of the retired provisioner.
+	Admin       string
+	AdminSecret SecretRef
+}
+
+// Write puts r into pv: its source and its annotations. Read of the result
+// returns r again.
+func (r Record) Write(pv *corev1.PersistentVolume) {
+	pv.Spec.PersistentVolumeSource = corev1.PersistentVolumeSource{
+		RBD: &corev1.RBDPersistentVolumeSource{
+			CephMonitors: slices.Clone(r.Monitors),
+			RBDPool:      r.Pool,
+			RBDImage:     r.Image,
+			RadosUser:    r.User,
+			FSType:       r.FSType,
+			SecretRef: &corev1.SecretReference{
+				Name:      r.UserSecret.Name,
+				Namespace: r.UserSecret.Namespace,
+			},
+		},
+	}
+	for _, a := range []struct{ key, value string }{
+		{AnnIdentity, r.Identity},
+		{AnnClusterFSID, r.FSID},
+		{AnnDeletionUser, r.Admin},
+		{AnnDeletionSecretName, r.AdminSecret.Name},
+		{AnnDeletionSecretNamespace, r.AdminSecret.Namespace},
+	} {
+		if a.value == "" {
+			delete(pv.Annotations, a.key)
+			continue
+		}
+		metav1.SetMetaDataAnnotation(&pv.ObjectMeta, a.key, a.value)
+	}
+}
+
+// Read returns what pv remembers. What the volume does not say stays empty:
+// volumes of the retired provisioner have neither FSID nor Admin. The error is
+// ErrNoRBDSource, or says which part of the source is missing.
+func Read(pv *corev1.PersistentVolume) (Record, error) {
+	source := pv.Spec.RBD
+	if source == nil {
+		return Record{}, ErrNoRBDSource
+	}
+	if source.RBDImage == "" || source.RBDPool == "" || len(source.CephMonitors) == 0 {
+		return Record{}, errors.New("the volume's rbd source names no monitors, pool or image")
+	}
+	r := Record{
+		Identity: pv.Annotations[AnnIdentity],
+		FSID:     pv.Annotations[AnnClusterFSID],
+		Monitors: slices.Clone(source.CephMonitors),
+		Pool:     source.RBDPool,
+		Image:    source.RBDImage,
+		User:     source.RadosUser,
+		FSType:   source.FSType,
+		Admin:    pv.Annotations[AnnDeletionUser],
+		AdminSecret: SecretRef{
+			Namespace: pv.Annotations[AnnDeletionSecretNamespace],
+			Name:      pv.Annotations[AnnDeletionSecretName],
+		},
+	}
+	if source.SecretRef != nil {
+		r.UserSecret = SecretRef{Namespace: source.SecretRef.Namespace, Name: source.SecretRef.Name}
+	}
+	return r, nil
+}
+
+// Complete reports whether r says who deletes the image.
+func (r Record) Complete() bool {
+	return r.Admin != "" && r.AdminSecret.Name != "" && r.AdminSecret.Namespace != ""
+}
+
+// Location returns where the image is and who deletes it, from r alone. The
+// error names monitors that can't be read.
+//
+// A volume's monitors speak protocol 1, so librados is told: of a port that
+// says nothing about the protocol it would try both, and then take the silence
+// of one for that of the monitor.
+func (r Record) Location() (Location, error) {
+	monitors, err := ParseMonitors(strings.Join(r.Monitors, ","))
+	if err != nil {
+		return Location{}, fmt.Errorf("the volume's rbd source: %w", err)
+	}
+	for i := range monitors {
+		if _, ok := monitors[i].KernelAddress(); ok {
+			monitors[i].Protocol = ProtocolV1
+		}
+	}
+	return Location{Monitors: monitors, Pool: r.Pool, User: r.Admin, Secret: r.AdminSecret}, nil
+}
