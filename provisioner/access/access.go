@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package access opens pools: it reads the key from its Secret at the moment of
+// use, resolves the monitors' names and connects. It is where Kubernetes meets
+// Ceph. It keeps no key and no connection; sharing connections is the
+// Connector's work.
+package access
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/volume"
+)
+
+// Resolver finds the addresses of a DNS name; *net.Resolver is one.
+type Resolver interface {
+	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
+}
+
+// Config has what New needs. Secrets and Connector are required.
+type Config struct {
+	Secrets   corev1client.SecretsGetter
+	Connector rbd.Connector
+	// Resolver is net.DefaultResolver when nil.
+	Resolver Resolver
+	// Timeout bounds one call to the API server and the resolving of one list
+	// of monitors. Zero means DefaultTimeout.
+	Timeout time.Duration
+}
+
+// DefaultTimeout bounds calls that are not to Ceph.
+const DefaultTimeout = 10 * time.Second
+
+// Access opens pools. It is safe for concurrent use.
+type Access struct {
+	secrets   corev1client.SecretsGetter
+	connector rbd.Connector
+	resolver  Resolver
+	timeout   time.Duration
+}
+
+// New returns an Access, or an error that names what c lacks.
+func New(c Config) (*Access, error) {
+	if c.Secrets == nil || c.Connector == nil {
+		return nil, errors.New("access: Secrets and Connector are required")
+	}
+	if c.Resolver == nil {
+		c.Resolver = net.DefaultResolver
+	}
+	if c.Timeout == 0 {
+		c.Timeout = DefaultTimeout
+	}
+	return &Access{secrets: c.Secrets, connector: c.Connector, resolver: c.Resolver, timeout: c.Timeout}, nil
+}
+
+// Pool is an open pool, with what was learned on the way to it.
+type Pool struct {
+	rbd.Pool
+	// FSID is the identity of the cluster.
+	FSID string
+	// Monitors are those that the location named, as addresses.
+	Monitors Monitors
+}
+
+// Open opens the pool of a location. The caller must Close it. The errors are
+// those of ReadKey, Resolve, Connector.Connect and Cluster.OpenPool, with the
+// remedy added; whatever the error, nothing in Ceph was changed.
+func (a *Access) Open(ctx context.Context, l volume.Location) (*Pool, error) {
+	key, err := a.ReadKey(ctx, l.Secret)
+	if err != nil {
+		return nil, err
+	}
+	monitors, err := a.Resolve(ctx, l.Monitors)
+	if err != nil {
+		return nil, err
+	}
+	cluster, err := a.connector.Connect(ctx, rbd.Credentials{
+		Monitors: monitors.Addresses,
+		User:     l.User,
+		Key:      key,
+	})
+	if errors.Is(err, rbd.ErrPermissionDenied) {
+		// Caps are not looked at yet: it is the user or the key.
+		return nil, fmt.Errorf("%w: check that the user exists and that secret %q holds its key", err, l.Secret)
+	}
+	if err != nil {
+		return nil, Explain(err, l)
+	}
+	// The pool holds a share of its own.
+	defer cluster.Close()
+	pool, err := cluster.OpenPool(ctx, l.Pool)
+	if err != nil {
+		return nil, Explain(err, l)
+	}
+	return &Pool{Pool: pool, FSID: cluster.FSID(), Monitors: monitors}, nil
+}
+
+// Explain adds to an error of a call to Ceph what its reader can do about it:
+// err becomes an event on a claim or a volume. The text is the same at each
+// retry.
+func Explain(err error, l volume.Location) error {
+	var remedy string
+	switch {
+	case errors.Is(err, rbd.ErrUnreachable):
+		// With a wrong key librados waits for the one that is silent.
+		remedy = "check the monitors' addresses, that Ceph is up and, if it is up in part, the key"
+	case errors.Is(err, rbd.ErrTimeout), errors.Is(err, rbd.ErrConnectionLost):
+		remedy = "check the health of the Ceph cluster"
+	case errors.Is(err, rbd.ErrPermissionDenied):
+		remedy = fmt.Sprintf("client.%s, with the key in secret %q, needs at least "+
+			"mon 'profile rbd', osd 'profile rbd pool=%s'", l.User, l.Secret, l.Pool)
+	case errors.Is(err, rbd.ErrPoolNotFound):
+		remedy = "create the pool, or correct its name"
+	case errors.Is(err, rbd.ErrPoolFull):
+		remedy = "free space, add storage, or raise the quota"
+	default:
+		return err
+	}
+	return fmt.Errorf("%w: %s", err, remedy)
+}

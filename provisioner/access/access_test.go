@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package access_test
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+
+	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/volume"
+)
+
+// goodKey has the form of a cephx key; no cluster has it.
+func goodKey() string {
+	raw := append([]byte{1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0}, []byte("sixteen secrets!")...)
+	return base64.StdEncoding.EncodeToString(raw)
+}
+
+func secret(kind corev1.SecretType, data map[string]string) *corev1.Secret {
+	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "s"}, Type: kind, Data: map[string][]byte{}}
+	for k, v := range data {
+		s.Data[k] = []byte(v)
+	}
+	return s
+}
+
+// FakeResolver answers from a map: a real name server with these names is not to
+// be had.
+type FakeResolver map[string][]string
+
+func (f FakeResolver) LookupNetIP(_ context.Context, network, host string) ([]netip.Addr, error) {
+	if network != "ip" {
+		return nil, errors.New("want both families")
+	}
+	texts, known := f[host]
+	if !known {
+		return nil, &net.DNSError{Err: "no such host", Name: host, Server: "10.96.0.10:53", IsNotFound: true}
+	}
+	if len(texts) == 0 {
+		return nil, &net.DNSError{Err: "read udp 10.0.0.1:43211->10.96.0.10:53: i/o timeout", Name: host, IsTimeout: true}
+	}
+	var addrs []netip.Addr
+	for _, text := range texts {
+		addrs = append(addrs, netip.MustParseAddr(text))
+	}
+	return addrs, nil
+}
+
+// FakeConnector is never reached by these tests.
+type FakeConnector struct{ err error }
+
+func (f FakeConnector) Connect(context.Context, rbd.Credentials) (rbd.Cluster, error) {
+	return nil, f.err
+}
+
+func newAccess(t *testing.T, client *fake.Clientset, resolver access.Resolver, connectErr error) *access.Access {
+	t.Helper()
+	a, err := access.New(access.Config{Secrets: client.CoreV1(), Connector: FakeConnector{connectErr}, Resolver: resolver})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func TestReadKey(t *testing.T) {
+	ref := volume.SecretRef{Namespace: "ns", Name: "s"}
+	for _, test := range []struct {
+		name    string
+		secret  *corev1.Secret
+		wantErr error
+		want    string // part of the error
+	}{
+		{"as it should be", secret(access.TypeRBD, map[string]string{"key": goodKey()}), nil, ""},
+		{"made with echo: a new line at the end", secret("Opaque", map[string]string{"key": " " + goodKey() + "\r\n"}), nil, ""},
+		{"other entries do not matter", secret("Opaque", map[string]string{"key": goodKey(), "more": "x"}), nil, ""},
+		{"no secret", nil, access.ErrSecretNotFound, `secret "ns/s": secret does not exist: create it`},
+		{"no entry", secret("Opaque", map[string]string{"Key": goodKey()}), rbd.ErrInvalidKey, `it has no entry "key"`},
+		{"empty", secret("Opaque", map[string]string{"key": "\n"}), rbd.ErrInvalidKey, `secret "ns/s", entry "key": malformed key: it is empty`},
+		{"encoded twice", secret("Opaque", map[string]string{"key": base64.StdEncoding.EncodeToString([]byte(goodKey()))}), rbd.ErrInvalidKey, "malformed key"},
+		{"a password", secret("Opaque", map[string]string{"key": "hunter2-hunter2"}), rbd.ErrInvalidKey, "it is not base64"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			client := fake.NewClientset()
+			if test.secret != nil {
+				client = fake.NewClientset(test.secret)
+			}
+			key, err := newAccess(t, client, FakeResolver{}, nil).ReadKey(t.Context(), ref)
+			if test.wantErr == nil {
+				if err != nil || key.Reveal() != goodKey() {
+					t.Fatalf("got %v, which is not the key, or %v", key, err)
+				}
+				return
+			}
+			if !errors.Is(err, test.wantErr) || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want %v with %q", err, test.wantErr, test.want)
+			}
+			if test.secret != nil {
+				for _, data := range test.secret.Data {
+					if text := strings.TrimSpace(string(data)); text != "" && strings.Contains(err.Error(), text) {
+						t.Errorf("the error holds the key: %v", err)
+					}
+				}
+			}
+		})
+	}
+}
+
+func TestReadKeyForbidden(t *testing.T) {
+	client := fake.NewClientset()
+	client.PrependReactor("get", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, nil, apierrors.NewForbidden(corev1.Resource("secrets"), "s", errors.New("RBAC"))
+	})
+	_, err := newAccess(t, client, FakeResolver{}, nil).ReadKey(t.Context(), volume.SecretRef{Namespace: "ns", Name: "s"})
+	const want = `the provisioner needs a Role with get on secrets in namespace "ns"`
+	if !errors.Is(err, access.ErrSecretForbidden) || !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v, want %v with %q", err, access.ErrSecretForbidden, want)
+	}
+}
+
+func TestCheckUserSecret(t *testing.T) {
+	for _, test := range []struct {
+		name        string
+		secret      *corev1.Secret
+		wantWarning string
+		wantErr     string
+	}{
+		{"as it should be", secret(access.TypeRBD, map[string]string{"key": goodKey()}), "", ""},
+		{"kubelet takes any entry, so its name does not matter", secret(access.TypeRBD, map[string]string{"userKey": goodKey()}), "", ""},
+		{"another type works, with a warning", secret("Opaque", map[string]string{"key": goodKey()}), `is of type "Opaque"`, ""},
+		{"two entries", secret(access.TypeRBD, map[string]string{"key": goodKey(), "x": "y"}), "", "must hold exactly one entry"},
+		{"no entry", secret(access.TypeRBD, nil), "", "must hold exactly one entry"},
+		{"no key", secret(access.TypeRBD, map[string]string{"key": "x"}), "", "malformed key"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			a := newAccess(t, fake.NewClientset(test.secret), FakeResolver{}, nil)
+			warning, err := a.CheckUserSecret(t.Context(), volume.SecretRef{Namespace: "ns", Name: "s"})
+			if !strings.Contains(warning, test.wantWarning) || (warning == "") != (test.wantWarning == "") {
+				t.Errorf("warning: got %q, want %q", warning, test.wantWarning)
+			}
+			if (err == nil) != (test.wantErr == "") || err != nil && !strings.Contains(err.Error(), test.wantErr) {
+				t.Errorf("error: got %v, want %q", err, test.wantErr)
+			}
+		})
+	}
+}
+
+func TestResolve(t *testing.T) {
+	resolver := FakeResolver{
+		"mons":    {"10.0.0.3", "10.0.0.2", "2001:db8::1", "::ffff:10.0.0.2"},
+		"silent":  {},
+		"another": {"10.0.0.2"},
+	}
+	for _, test := range []struct {
+		name    string
+		list    string
+		want    access.Monitors
+		wantErr string
+	}{
+		{
+			"addresses need no resolver",
+			"10.0.0.1:6789,v2:10.0.0.1:3300,[2001:db8::9]",
+			access.Monitors{
+				Addresses: []string{"10.0.0.1:6789", "v2:10.0.0.1:3300", "[2001:db8::9]"},
+				Kernel:    []string{"10.0.0.1:6789", "[2001:db8::9]:6789"},
+			}, "",
+		},
+		{
+			"a name stands for all its addresses, in a fixed order and once",
+			"mons:6789 another:6789",
+			access.Monitors{
+				Addresses: []string{"10.0.0.2:6789", "10.0.0.3:6789", "[2001:db8::1]:6789"},
+				Kernel:    []string{"10.0.0.2:6789", "10.0.0.3:6789", "[2001:db8::1]:6789"},
+			}, "",
+		},
+		{
+			"two ways to write one address are one for the kernel",
+			"10.0.0.1,v1:10.0.0.1",
+			access.Monitors{Addresses: []string{"10.0.0.1", "v1:10.0.0.1:6789"}, Kernel: []string{"10.0.0.1:6789"}}, "",
+		},
+		{"only version 2", "v2:10.0.0.1", access.Monitors{Addresses: []string{"v2:10.0.0.1:3300"}}, ""},
+		{"no name resolves", "nowhere silent", access.Monitors{},
+			`no monitor has an address: monitor "nowhere": the name does not resolve; monitor "silent": the name server did not answer`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			monitors, err := volume.ParseMonitors(test.list)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := newAccess(t, fake.NewClientset(), resolver, nil).Resolve(t.Context(), monitors)
+			if test.wantErr != "" {
+				if err == nil || err.Error() != test.wantErr {
+					t.Errorf("got %v, want %q", err, test.wantErr)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Errorf("monitors (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestResolveGoesOnWithoutAName(t *testing.T) {
+	monitors := []volume.Monitor{{Host: "nowhere"}, {Host: "10.0.0.1"}}
+	got, err := newAccess(t, fake.NewClientset(), FakeResolver{}, nil).Resolve(t.Context(), monitors)
+	if err != nil || len(got.Unresolved) != 1 || len(got.Addresses) != 1 {
+		t.Fatalf("got %+v, %v, want one address and one name unresolved", got, err)
+	}
+	const want = `monitor "nowhere": the name does not resolve`
+	if got := got.Unresolved[0].Error(); got != want {
+		t.Errorf("got %q, want %q, without what changes from call to call", got, want)
+	}
+}
+
+func TestOpenSaysWhatToLookAt(t *testing.T) {
+	location := volume.Location{
+		Monitors: []volume.Monitor{{Host: "10.0.0.1"}}, Pool: "kube", User: "boss",
+		Secret: volume.SecretRef{Namespace: "ns", Name: "s"},
+	}
+	client := fake.NewClientset(secret("Opaque", map[string]string{"key": goodKey()}))
+	for _, test := range []struct {
+		err  error
+		want string
+	}{
+		{rbd.ErrPermissionDenied, `permission denied: check that the user exists and that secret "ns/s" holds its key`},
+		{rbd.ErrUnreachable, "no monitor answered: check the monitors' addresses, that Ceph is up and, if it is up in part, the key"},
+	} {
+		_, err := newAccess(t, client, FakeResolver{}, test.err).Open(t.Context(), location)
+		if !errors.Is(err, test.err) || err.Error() != test.want {
+			t.Errorf("got %v, want %q", err, test.want)
+		}
+	}
+}
+
+func TestExplain(t *testing.T) {
+	location := volume.Location{Pool: "kube", User: "boss", Secret: volume.SecretRef{Namespace: "ns", Name: "s"}}
+	for _, test := range []struct {
+		err  error
+		want string
+	}{
+		{rbd.ErrTimeout, "check the health of the Ceph cluster"},
+		{rbd.ErrPermissionDenied, "client.boss, with the key in secret \"ns/s\", needs at least mon 'profile rbd', osd 'profile rbd pool=kube'"},
+		{rbd.ErrPoolNotFound, "create the pool, or correct its name"},
+		{rbd.ErrPoolFull, "free space, add storage, or raise the quota"},
+	} {
+		got := access.Explain(test.err, location)
+		if !errors.Is(got, test.err) || got.Error() != test.err.Error()+": "+test.want {
+			t.Errorf("got %q, want %q behind %q", got, test.want, test.err)
+		}
+	}
+	if other := errors.New("other"); access.Explain(other, location) != other { //nolint:errorlint // the same one is meant
+		t.Error("an error that needs no explanation was changed")
+	}
+}

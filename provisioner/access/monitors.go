@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package access
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"ceph.com/rbd-provisioner/provisioner/volume"
+)
+
+// Monitors are the monitors of a class or a volume, their names resolved.
+type Monitors struct {
+	// Addresses are all of them, as librados takes them.
+	Addresses []string
+	// Kernel are those that speak message protocol 1, as "IP:port"; it may
+	// be empty.
+	Kernel []string
+	// Unresolved says for each name that did not resolve why.
+	Unresolved []error
+}
+
+// Resolve replaces each DNS name by all its addresses: nodes can't resolve the
+// cluster's own names, and librados refuses a list with one that it can't
+// resolve. The order is that of the list, the addresses of one name sorted, so
+// that the result does not vary between calls. Duplicates are dropped.
+//
+// A name that does not resolve is an error only when no address is left.
+func (a *Access) Resolve(ctx context.Context, monitors []volume.Monitor) (Monitors, error) {
+	ctx, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+
+	var r Monitors
+	add := func(m volume.Monitor, addr netip.Addr) {
+		m.Host = addr.Unmap().String()
+		if text := m.String(); !slices.Contains(r.Addresses, text) {
+			r.Addresses = append(r.Addresses, text)
+		}
+		if text, ok := m.KernelAddress(); ok && !slices.Contains(r.Kernel, text) {
+			r.Kernel = append(r.Kernel, text)
+		}
+	}
+	for _, m := range monitors {
+		if addr, ok := m.Addr(); ok {
+			add(m, addr)
+			continue
+		}
+		addrs, err := a.resolver.LookupNetIP(ctx, "ip", m.Host)
+		if err != nil {
+			r.Unresolved = append(r.Unresolved, fmt.Errorf("monitor %q: %s", m.Host, lookupFault(err)))
+			continue
+		}
+		slices.SortFunc(addrs, netip.Addr.Compare)
+		for _, addr := range addrs {
+			add(m, addr)
+		}
+	}
+	if len(r.Addresses) == 0 {
+		texts := make([]string, len(r.Unresolved))
+		for i, err := range r.Unresolved {
+			texts[i] = err.Error()
+		}
+		// One line, since it ends in an event.
+		return Monitors{}, fmt.Errorf("no monitor has an address: %s", strings.Join(texts, "; "))
+	}
+	return r, nil
+}
+
+// lookupFault is the part of a resolver's error that stays the same from call
+// to call: the whole names the server asked and the client's port.
+func lookupFault(err error) string {
+	var dns *net.DNSError
+	switch {
+	case !errors.As(err, &dns):
+		return "the name could not be resolved"
+	case dns.IsNotFound:
+		return "the name does not resolve"
+	case dns.IsTimeout:
+		return "the name server did not answer"
+	default:
+		return "the name could not be resolved: " + dns.Err
+	}
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package access
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/volume"
+)
+
+// KeyEntry is the entry of an admin secret that holds the key.
+const KeyEntry = "key"
+
+// TypeRBD is the type that Kubernetes' documentation asks of a secret for rbd
+// volumes.
+const TypeRBD corev1.SecretType = "kubernetes.io/rbd"
+
+// The errors about secrets that a caller decides on.
+var (
+	ErrSecretNotFound  = errors.New("secret does not exist")
+	ErrSecretForbidden = errors.New("reading the secret is not allowed")
+)
+
+// ReadKey reads an admin user's key. White space around it is cut, since people
+// make secrets with "echo KEY | base64".
+//
+// Errors: ErrSecretNotFound, ErrSecretForbidden, rbd.ErrInvalidKey. None holds
+// the key.
+func (a *Access) ReadKey(ctx context.Context, ref volume.SecretRef) (rbd.Key, error) {
+	secret, err := a.readSecret(ctx, ref)
+	if err != nil {
+		return rbd.Key{}, err
+	}
+	data, found := secret.Data[KeyEntry]
+	if !found {
+		return rbd.Key{}, fmt.Errorf("secret %q: %w: it has no entry %q", ref, rbd.ErrInvalidKey, KeyEntry)
+	}
+	return parseKey(ref, KeyEntry, data)
+}
+
+// CheckUserSecret checks the secret that kubelet will map the image with. It
+// returns a warning, or an empty text, beside the error: a secret of another
+// type works, but is not what kube-controller-manager and the documentation
+// expect.
+//
+// Errors: ErrSecretNotFound, ErrSecretForbidden, rbd.ErrInvalidKey, or that it
+// does not hold exactly one entry: kubelet takes whichever it meets first.
+func (a *Access) CheckUserSecret(ctx context.Context, ref volume.SecretRef) (warning string, err error) {
+	secret, err := a.readSecret(ctx, ref)
+	if err != nil {
+		return "", err
+	}
+	if n := len(secret.Data); n != 1 {
+		return "", fmt.Errorf("secret %q must hold exactly one entry, the user's key: "+
+			"kubelet would take any of them", ref)
+	}
+	for entry, data := range secret.Data {
+		if _, err := parseKey(ref, entry, data); err != nil {
+			return "", err
+		}
+	}
+	if secret.Type != TypeRBD {
+		return fmt.Sprintf("secret %q is of type %q: Kubernetes documents %q for the user's secret",
+			ref, secret.Type, TypeRBD), nil
+	}
+	return "", nil
+}
+
+func parseKey(ref volume.SecretRef, entry string, data []byte) (rbd.Key, error) {
+	key, err := rbd.ParseKey(strings.TrimSpace(string(data)))
+	if err != nil {
+		return rbd.Key{}, fmt.Errorf("secret %q, entry %q: %w: "+
+			`store what "ceph auth get-key client.USER" prints`, ref, entry, err)
+	}
+	return key, nil
+}
+
+func (a *Access) readSecret(ctx context.Context, ref volume.SecretRef) (*corev1.Secret, error) {
+	ctx, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+	// From verbosity 8 on, client-go logs the bodies of answers: not these.
+	ctx = klog.NewContext(ctx, logr.Discard())
+	secret, err := a.secrets.Secrets(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil, fmt.Errorf("secret %q: %w: create it, or correct its name", ref, ErrSecretNotFound)
+	case apierrors.IsForbidden(err):
+		return nil, fmt.Errorf("secret %q: %w: the provisioner needs a Role with get on secrets in namespace %q",
+			ref, ErrSecretForbidden, ref.Namespace)
+	case err != nil:
+		return nil, fmt.Errorf("read secret %q: %w", ref, err)
+	}
+	return secret, nil
+}

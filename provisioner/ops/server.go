@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package ops serves operators over HTTP: /healthz, /readyz and /metrics. It
+// knows checks and a registry, and nothing of what they are about.
+package ops
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"k8s.io/klog/v2"
+)
+
+// Bounds of the server: whoever may connect is not let hold it up.
+const (
+	headerTimeout  = 5 * time.Second
+	requestTimeout = 30 * time.Second
+	idleTimeout    = 2 * time.Minute
+	maxHeaderBytes = 16 << 10
+	maxBodyBytes   = 1 << 10
+	closeTimeout   = 2 * time.Second
+)
+
+// Check is one thing that has to be well.
+type Check struct {
+	// Name stands in the answer.
+	Name string
+	// Run returns nil when all is well. It must not block, nor call out.
+	Run func() error
+}
+
+// Config has what Handler serves.
+type Config struct {
+	// Live are checks whose failing is mended by a restart: /healthz.
+	Live []Check
+	// Ready are checks whose failing goes away by itself: /readyz.
+	Ready []Check
+	// Metrics are served at /metrics. Required.
+	Metrics prometheus.Gatherer
+}
+
+// Handler returns what answers the three paths. Others do not exist.
+func Handler(c Config) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /healthz", checks(c.Live))
+	mux.Handle("GET /readyz", checks(c.Ready))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(c.Metrics, promhttp.HandlerOpts{}))
+	return http.MaxBytesHandler(mux, maxBodyBytes)
+}
+
+// checks answers 200 and "ok", or 503 and a line for each check that fails.
+func checks(list []Check) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		var failed []string
+		for _, check := range list {
+			if err := check.Run(); err != nil {
+				failed = append(failed, fmt.Sprintf("%s: %v", check.Name, err))
+			}
+		}
+		if len(failed) > 0 {
+			http.Error(w, strings.Join(failed, "\n"), http.StatusServiceUnavailable)
+			return
+		}
+		// The one who asked has gone when this fails.
+		_, _ = fmt.Fprintln(w, "ok")
+	})
+}
+
+// Serve answers on listener until ctx ends; it closes listener. It returns an
+// error only when serving failed before.
+func Serve(ctx context.Context, listener net.Listener, handler http.Handler) error {
+	server := &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: headerTimeout,
+		ReadTimeout:       requestTimeout,
+		WriteTimeout:      requestTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+	}
+	stop := context.AfterFunc(ctx, func() {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+		defer cancel()
+		if err := server.Shutdown(closing); err != nil {
+			klog.FromContext(ctx).V(2).Info("Closing the HTTP endpoint with requests under way", "err", err)
+		}
+	})
+	defer stop()
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve HTTP on %s: %w", listener.Addr(), err)
+	}
+	return nil
+}
