@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package provisioner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/klog/v2"
+	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
+
+	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/storageclass"
+	"ceph.com/rbd-provisioner/provisioner/volume"
+)
+
+// errOtherCluster says that monitors answered, but not those of the volume's
+// cluster.
+var errOtherCluster = errors.New("the monitors belong to another Ceph cluster")
+
+// Delete removes the image of a released volume; the library then deletes the
+// volume. It returns nil when the image is gone, a bare IgnoredError for volumes
+// of another provisioner, and else an error upon which the library tries again.
+func (p *Provisioner) Delete(ctx context.Context, pv *corev1.PersistentVolume) error {
+	ctx, end, err := p.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("PV", pv.Name))
+
+	// Without the annotation the library's own check decides, which is by
+	// pv.kubernetes.io/provisioned-by.
+	if identity, given := pv.Annotations[volume.AnnIdentity]; given && identity != p.config.Identity {
+		return &controller.IgnoredError{Reason: fmt.Sprintf("it was made by the provisioner with identity %q", identity)}
+	}
+	record, err := volume.Read(pv)
+	if err != nil {
+		return err
+	}
+	pool, location, err := p.openForDelete(ctx, pv, record)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	if err := p.deleteImage(ctx, pool, pv, record); err != nil {
+		return access.Explain(err, location)
+	}
+	return nil
+}
+
+// openForDelete opens the volume's pool by what the volume itself says. What it
+// does not say, or what no longer holds, is taken from its StorageClass if there
+// still is one: the user and secret for volumes of the retired provisioner or
+// whose secret is gone; the monitors when those of the volume do not answer and
+// the class's lead to the same cluster.
+func (p *Provisioner) openForDelete(ctx context.Context, pv *corev1.PersistentVolume, record volume.Record) (*access.Pool, volume.Location, error) {
+	location, err := record.Location()
+	if err != nil {
+		return nil, location, err
+	}
+	class, classErr := p.classLocation(pv)
+	if !record.Complete() {
+		if classErr != nil {
+			return nil, location, fmt.Errorf("the volume does not say who deletes its image, and %w: make the class again, "+
+				"or set the volume's annotations %s, %s and %s", classErr,
+				volume.AnnDeletionUser, volume.AnnDeletionSecretName, volume.AnnDeletionSecretNamespace)
+		}
+		location.User, location.Secret = class.User, class.Secret
+	}
+
+	moved := false
+	for {
+		pool, err := p.openSame(ctx, location, record.FSID, moved)
+		switch {
+		case err == nil:
+			return pool, location, nil
+		case classErr != nil:
+			return nil, location, err
+		case badCredentials(err) && (location.User != class.User || location.Secret != class.Secret):
+			klog.FromContext(ctx).V(2).Info("Trying the user and secret of the StorageClass", "err", err)
+			location.User, location.Secret = class.User, class.Secret
+		case wrongMonitors(err) && !moved && !slices.Equal(location.Monitors, class.Monitors):
+			klog.FromContext(ctx).V(2).Info("Trying the monitors of the StorageClass", "err", err)
+			location.Monitors, moved = class.Monitors, true
+		default:
+			return nil, location, err
+		}
+	}
+}
+
+// openSame opens a pool if it is in the cluster that the volume was made in.
+// Where the volume does not name its cluster, its own monitors are believed;
+// others (moved) are not.
+func (p *Provisioner) openSame(ctx context.Context, location volume.Location, fsid string, moved bool) (*access.Pool, error) {
+	pool, err := p.config.Access.Open(ctx, location)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case fsid == "" && moved:
+		pool.Close()
+		return nil, fmt.Errorf("the volume's monitors do not answer, and it does not say which Ceph cluster it is in: "+
+			"if its StorageClass's monitors are the right ones, set the volume's annotation %s to what \"ceph fsid\" prints",
+			volume.AnnClusterFSID)
+	case fsid != "" && pool.FSID != fsid:
+		pool.Close()
+		return nil, fmt.Errorf("%w: the volume is in %q", errOtherCluster, fsid)
+	}
+	return pool, nil
+}
+
+func badCredentials(err error) bool {
+	return errors.Is(err, access.ErrSecretNotFound) || errors.Is(err, access.ErrSecretForbidden) ||
+		errors.Is(err, rbd.ErrInvalidKey) || errors.Is(err, rbd.ErrPermissionDenied)
+}
+
+func wrongMonitors(err error) bool {
+	return errors.Is(err, rbd.ErrUnreachable) || errors.Is(err, errOtherCluster)
+}
+
+// classLocation reads the class that the volume was made by.
+func (p *Provisioner) classLocation(pv *corev1.PersistentVolume) (volume.Location, error) {
+	class, err := p.config.Classes.Get(pv.Spec.StorageClassName)
+	switch {
+	case apierrors.IsNotFound(err):
+		return volume.Location{}, fmt.Errorf("its StorageClass %q is gone", pv.Spec.StorageClassName)
+	case err != nil:
+		return volume.Location{}, fmt.Errorf("read StorageClass %q: %w", pv.Spec.StorageClassName, err)
+	case class.Provisioner != p.config.Name:
+		return volume.Location{}, fmt.Errorf("its StorageClass %q is now that of another provisioner", class.Name)
+	}
+	location, err := storageclass.ParseLocation(class.Parameters)
+	if err != nil {
+		return volume.Location{}, fmt.Errorf("its StorageClass %q is no help: %w", class.Name, err)
+	}
+	return location, nil
+}
+
+// deleteImage removes the image unless it is somebody else's or in use.
+func (p *Provisioner) deleteImage(ctx context.Context, pool rbd.Pool, pv *corev1.PersistentVolume, record volume.Record) error {
+	image, err := pool.Image(ctx, record.Image)
+	if errors.Is(err, rbd.ErrImageNotFound) {
+		// A removal that was cut off leaves remains that can't be opened.
+		if err := removeIfThere(ctx, pool, record.Image); err != nil {
+			return err
+		}
+		klog.FromContext(ctx).Info("Image is gone", "image", record.Image, "pool", record.Pool)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	what := fmt.Sprintf("image %q in pool %q", record.Image, record.Pool)
+	owner := map[string]string{metaVolume: pv.Name, metaIdentity: p.config.Identity}
+	if whose := foreign(image.Metadata, owner); whose != "" {
+		return fmt.Errorf("%s is not this volume's: %s: it is left alone", what, whose)
+	}
+	if len(image.Watchers) > 0 {
+		return fmt.Errorf("%s: %w by %s: it is removed once no client has it open or mapped",
+			what, rbd.ErrImageInUse, strings.Join(image.Watchers, ", "))
+	}
+	if len(image.Snapshots) > 0 {
+		return fmt.Errorf("%s: %w: %s: it is removed once they are gone",
+			what, rbd.ErrImageHasSnapshots, strings.Join(image.Snapshots, ", "))
+	}
+	err = removeIfThere(ctx, pool, record.Image)
+	if errors.Is(err, rbd.ErrTimeout) {
+		// Not the cluster's health: librbd deletes every object that the
+		// image could have.
+		return fmt.Errorf("%s is still being removed, which takes longer the larger it is: it goes on by itself", what)
+	}
+	if err != nil {
+		return err
+	}
+	klog.FromContext(ctx).Info("Image removed", "image", record.Image, "pool", record.Pool)
+	return nil
+}

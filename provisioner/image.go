@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package provisioner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/klog/v2"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/volume"
+)
+
+// The entries of an image's metadata that say whose it is. The first three are
+// for people, who see them with "rbd image-meta list"; metaVolume and
+// metaIdentity also keep an image from being taken for another.
+const (
+	metaClaim          = "kubernetes.io/created-for/pvc/name"
+	metaClaimNamespace = "kubernetes.io/created-for/pvc/namespace"
+	metaVolume         = "kubernetes.io/created-for/pv/name"
+	metaIdentity       = volume.AnnIdentity
+)
+
+// errImageConflict says that an image of the wanted name is not the wanted one.
+var errImageConflict = errors.New("is not the one for this claim")
+
+// ownerOf returns the metadata of the image for a claim.
+func (p *Provisioner) ownerOf(claim *corev1.PersistentVolumeClaim, pvName string) map[string]string {
+	return map[string]string{
+		metaClaim:          claim.Name,
+		metaClaimNamespace: claim.Namespace,
+		metaVolume:         pvName,
+		metaIdentity:       p.config.Identity,
+	}
+}
+
+// ensureImage makes the image, or finds the one that an earlier attempt made.
+// Its size is then r.sizeBytes, its metadata says whose it is.
+func (p *Provisioner) ensureImage(ctx context.Context, pool rbd.Pool, r request, owner map[string]string) error {
+	spec := rbd.ImageSpec{SizeBytes: uint64(r.sizeBytes), DataPool: r.params.DataPool} // #nosec G115 -- imageSize returns no negative size
+	err := pool.CreateImage(ctx, r.image, spec)
+	if errors.Is(err, rbd.ErrImageExists) {
+		found, err := p.adoptImage(ctx, pool, r, owner)
+		if err != nil || found {
+			return err
+		}
+		// What held the name were remains of an attempt that was cut off,
+		// gone now.
+		return p.createAndMark(ctx, pool, r, spec, owner)
+	}
+	if err != nil {
+		return createFault(err)
+	}
+	return p.mark(ctx, pool, r.image, owner)
+}
+
+func (p *Provisioner) createAndMark(ctx context.Context, pool rbd.Pool, r request, spec rbd.ImageSpec, owner map[string]string) error {
+	if err := pool.CreateImage(ctx, r.image, spec); err != nil {
+		return createFault(err)
+	}
+	return p.mark(ctx, pool, r.image, owner)
+}
+
+// createFault marks those errors of CreateImage that are a plain no: the image
+// was not made.
+func createFault(err error) error {
+	for _, no := range []error{rbd.ErrPermissionDenied, rbd.ErrPoolNotFound, rbd.ErrNotSupported} {
+		if errors.Is(err, no) {
+			return errNotStarted{err}
+		}
+	}
+	return err
+}
+
+// mark writes into the image whose it is. A crash before it leaves an image
+// without a mark, which the next attempt recognises by its name.
+func (p *Provisioner) mark(ctx context.Context, pool rbd.Pool, image string, owner map[string]string) error {
+	if err := pool.SetMetadata(ctx, image, owner); err != nil {
+		return err
+	}
+	klog.FromContext(ctx).Info("Image created", "image", image)
+	return nil
+}
+
+// adoptImage looks at what holds the image's name. It reports whether that is
+// the image for this claim, completing its metadata where an attempt was cut
+// off; remains of an image it removes. An image that is not the claim's is an
+// error that wraps errImageConflict, and stays as it is.
+func (p *Provisioner) adoptImage(ctx context.Context, pool rbd.Pool, r request, owner map[string]string) (bool, error) {
+	image, err := pool.Image(ctx, r.image)
+	if errors.Is(err, rbd.ErrImageNotFound) {
+		klog.FromContext(ctx).V(2).Info("Removing what is left of a half-made image", "image", r.image)
+		return false, removeIfThere(ctx, pool, r.image)
+	}
+	if err != nil {
+		return false, err
+	}
+	if reason := conflict(image, r, owner); reason != "" {
+		return false, errNotStarted{fmt.Errorf("image %q in pool %q exists and %w: %s: rename or remove it",
+			r.image, r.params.Pool, errImageConflict, reason)}
+	}
+	if marked(image.Metadata, owner) {
+		return true, nil
+	}
+	return true, p.mark(ctx, pool, r.image, owner)
+}
+
+// removeIfThere removes an image, or what is left of one that can't be opened.
+// That nothing is there is no error.
+func removeIfThere(ctx context.Context, pool rbd.Pool, image string) error {
+	if err := pool.RemoveImage(ctx, image); err != nil && !errors.Is(err, rbd.ErrImageNotFound) {
+		return err
+	}
+	return nil
+}
+
+// conflict says why an image is not the one that r asks for, or returns an empty
+// text.
+func conflict(image rbd.Image, r request, owner map[string]string) string {
+	if whose := foreign(image.Metadata, owner); whose != "" {
+		return whose
+	}
+	features := []string{rbd.FeatureLayering}
+	if r.params.DataPool != "" {
+		features = []string{rbd.FeatureDataPool, rbd.FeatureLayering}
+	}
+	switch {
+	case image.SizeBytes != uint64(r.sizeBytes): // #nosec G115 -- imageSize returns no negative size
+		return "its size differs"
+	case !slices.Equal(image.Features, features):
+		return "its features differ"
+	case image.DataPool != r.params.DataPool:
+		return "its data pool differs"
+	case image.Metadata[metaVolume] == "" && len(image.Watchers) > 0:
+		return "it does not say whose it is, and somebody uses it"
+	case image.Metadata[metaVolume] == "" && len(image.Snapshots) > 0:
+		return "it does not say whose it is, and it has snapshots"
+	}
+	return ""
+}
+
+// foreign says whose an image is by its metadata, if it is somebody else's.
+// Entries that are missing prove nothing.
+func foreign(metadata, owner map[string]string) string {
+	for _, key := range []string{metaVolume, metaIdentity} {
+		if value := metadata[key]; value != "" && value != owner[key] {
+			return fmt.Sprintf("its metadata %s is %q", key, value)
+		}
+	}
+	return ""
+}
+
+func marked(metadata, owner map[string]string) bool {
+	for key, value := range owner {
+		if metadata[key] != value {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package provisioner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2"
+	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
+
+	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/volume"
+)
+
+// The reasons of the events that this package sends itself; the library sends
+// those about failures.
+const (
+	reasonMonitorUnresolved = "MonitorUnresolved"
+	reasonUserSecret        = "UserSecretType"
+)
+
+// Provision makes an image for a claim and returns its PersistentVolume, which
+// the library saves. See state for what it returns beside an error. Calling it
+// again for the same claim finds the same image.
+func (p *Provisioner) Provision(ctx context.Context, options controller.ProvisionOptions) (*corev1.PersistentVolume, controller.ProvisioningState, error) {
+	ctx, end, err := p.begin(ctx)
+	if err != nil {
+		return nil, controller.ProvisioningNoChange, err
+	}
+	defer end()
+	logger := klog.FromContext(ctx).WithValues("PVC", klog.KObj(options.PVC), "PV", options.PVName,
+		"StorageClass", options.StorageClass.Name)
+	ctx = klog.NewContext(ctx, logger)
+
+	pv, err := p.provision(ctx, options)
+	if err != nil {
+		return nil, state(err), unwrapIgnored(err)
+	}
+	return pv, state(nil), nil
+}
+
+// unwrapIgnored returns the IgnoredError in err, bare, since the library looks
+// for it with a type assertion; or else err.
+func unwrapIgnored(err error) error {
+	var ignored *controller.IgnoredError
+	if errors.As(err, &ignored) {
+		return ignored
+	}
+	return err
+}
+
+func (p *Provisioner) provision(ctx context.Context, options controller.ProvisionOptions) (*corev1.PersistentVolume, error) {
+	r, err := p.newRequest(options)
+	if err != nil {
+		return nil, errNotStarted{err}
+	}
+	wanted, err := p.claimWantsVolume(ctx, options)
+	if err != nil {
+		return nil, errNotStarted{err}
+	}
+	if wanted {
+		if err := p.checkUserSecret(ctx, options.PVC, r); err != nil {
+			return nil, errNotStarted{err}
+		}
+	}
+	location := r.params.Location()
+	pool, err := p.config.Access.Open(ctx, location)
+	if err != nil {
+		return nil, errNotStarted{err}
+	}
+	defer pool.Close()
+	if len(pool.Monitors.Kernel) == 0 {
+		return nil, errNotStarted{errors.New("no monitor that is left speaks message protocol 1 (port 6789), " +
+			"the only one that nodes map images with")}
+	}
+	for _, unresolved := range pool.Monitors.Unresolved {
+		p.config.Events.Event(options.PVC, corev1.EventTypeWarning, reasonMonitorUnresolved, unresolved.Error())
+	}
+
+	owner := p.ownerOf(options.PVC, r.pvName)
+	if wanted {
+		err = p.ensureImage(ctx, pool, r, owner)
+	} else {
+		err = p.findImage(ctx, pool, r, owner)
+	}
+	if err != nil {
+		return nil, access.Explain(err, location)
+	}
+	return p.newVolume(options, r, pool), nil
+}
+
+// claimWantsVolume reads the claim once more, since the library's copy comes
+// from a cache, and after an unclear outcome from its memory. It returns an
+// IgnoredError when the claim already has this very volume, and false when it is
+// gone, going, or was given another.
+func (p *Provisioner) claimWantsVolume(ctx context.Context, options controller.ProvisionOptions) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
+	defer cancel()
+	claim := options.PVC
+	live, err := p.config.Claims.PersistentVolumeClaims(claim.Namespace).Get(ctx, claim.Name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("read the claim once more: %w", err)
+	case live.UID != claim.UID:
+		return false, nil
+	case live.Spec.VolumeName == options.PVName:
+		return false, &controller.IgnoredError{Reason: "the claim has its volume"}
+	}
+	return live.Spec.VolumeName == "" && live.DeletionTimestamp == nil, nil
+}
+
+// findImage is for a claim that does not want its volume any more. An earlier
+// attempt may have made the image: it gets a volume all the same, which
+// Kubernetes then releases and treats by its reclaim policy, as if the claim had
+// been deleted a moment later. If there is none, the library is told to forget
+// the claim.
+func (p *Provisioner) findImage(ctx context.Context, pool rbd.Pool, r request, owner map[string]string) error {
+	found, err := p.adoptImage(ctx, pool, r, owner)
+	switch {
+	case errors.Is(err, errImageConflict):
+		// Nothing of ours is there.
+	case err != nil:
+		return errNotStarted{err}
+	case found:
+		klog.FromContext(ctx).Info("The claim is gone, but its image was made: saving a volume for it to be released",
+			"image", r.image)
+		return nil
+	}
+	return &controller.IgnoredError{Reason: "the claim does not want a volume any more"}
+}
+
+// checkUserSecret looks at the secret that kubelet will use, so that a mistake
+// shows on the claim and not on a Pod that does not start.
+func (p *Provisioner) checkUserSecret(ctx context.Context, claim *corev1.PersistentVolumeClaim, r request) error {
+	warning, err := p.config.Access.CheckUserSecret(ctx, r.userSecret)
+	if errors.Is(err, access.ErrSecretForbidden) {
+		// By default the provisioner may read secrets in its own namespace
+		// only, and need not read this one.
+		if _, said := p.forbidden.LoadOrStore(r.userSecret.Namespace, true); !said {
+			klog.FromContext(ctx).Info("The user's secret is not checked before its use: reading it is not allowed",
+				"secret", r.userSecret.String())
+		}
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("user's %w", err)
+	}
+	if warning != "" {
+		p.config.Events.Event(claim, corev1.EventTypeWarning, reasonUserSecret, warning)
+	}
+	return nil
+}
+
+func (p *Provisioner) newVolume(options controller.ProvisionOptions, r request, pool *access.Pool) *corev1.PersistentVolume {
+	pv := &corev1.PersistentVolume{
+		ObjectMeta: metav1.ObjectMeta{Name: r.pvName},
+		Spec: corev1.PersistentVolumeSpec{
+			AccessModes:  options.PVC.Spec.AccessModes,
+			MountOptions: options.StorageClass.MountOptions,
+			VolumeMode:   options.PVC.Spec.VolumeMode,
+			Capacity: corev1.ResourceList{
+				corev1.ResourceStorage: *resource.NewQuantity(r.sizeBytes, resource.BinarySI),
+			},
+		},
+	}
+	if policy := options.StorageClass.ReclaimPolicy; policy != nil {
+		pv.Spec.PersistentVolumeReclaimPolicy = *policy
+	}
+	volume.Record{
+		Identity: p.config.Identity,
+		FSID:     pool.FSID,
+		Monitors: pool.Monitors.Kernel,
+		Pool:     r.params.Pool,
+		Image:    r.image,
+		User:     r.params.User,
+		// As the class has it: without a namespace, kubelet takes the Pod's.
+		UserSecret:  r.params.UserSecret,
+		FSType:      r.fsType,
+		Admin:       r.params.Admin,
+		AdminSecret: r.params.AdminSecret,
+	}.Write(pv)
+	return pv
+}

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package provisioner makes an image and a PersistentVolume for a claim, and
+// removes the image of a released volume: the interfaces of
+// sig-storage-lib-external-provisioner. That library decides when; how Ceph is
+// reached is package access's, what the objects mean that of storageclass and
+// volume.
+package provisioner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	storagelisters "k8s.io/client-go/listers/storage/v1"
+	"k8s.io/client-go/tools/record"
+	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
+
+	"ceph.com/rbd-provisioner/provisioner/access"
+)
+
+// DefaultName is what a StorageClass names as its provisioner. The retired
+// rbd-provisioner had the same.
+const DefaultName = "ceph.com/rbd"
+
+// imagePrefix begins the names of images; ceph-csi recognises migrated volumes
+// by it.
+const imagePrefix = "kubernetes-dynamic-pvc-"
+
+// Config has what New needs. All but UsePVName are required.
+type Config struct {
+	// Name is what a StorageClass names as its provisioner.
+	Name string
+	// Identity is written on volumes and images; those with another one are
+	// left alone.
+	Identity string
+	// UsePVName names images like their PersistentVolume instead of
+	// kubernetes-dynamic-pvc-UID.
+	UsePVName bool
+
+	Claims  corev1client.PersistentVolumeClaimsGetter
+	Classes storagelisters.StorageClassLister
+	Access  *access.Access
+	// Events tells people of what does not keep a volume from being made.
+	Events record.EventRecorder
+}
+
+// Provisioner implements the library's Provisioner and BlockProvisioner. It is
+// safe for concurrent use.
+type Provisioner struct {
+	config Config
+
+	// mu guards draining, and that no operation begins once it is set.
+	mu       sync.Mutex
+	draining bool
+	running  sync.WaitGroup
+
+	// forbidden holds the namespaces whose user secrets RBAC keeps from us,
+	// so that the log says it once.
+	forbidden sync.Map
+}
+
+var _ controller.BlockProvisioner = (*Provisioner)(nil)
+
+// New returns a Provisioner, or an error that names what c lacks.
+func New(c Config) (*Provisioner, error) {
+	if c.Name == "" || c.Identity == "" {
+		return nil, errors.New("provisioner: Name and Identity are required")
+	}
+	if c.Claims == nil || c.Classes == nil || c.Access == nil || c.Events == nil {
+		return nil, errors.New("provisioner: Claims, Classes, Access and Events are required")
+	}
+	return &Provisioner{config: c}, nil
+}
+
+// SupportsBlock says that volumes may be of mode Block.
+func (p *Provisioner) SupportsBlock(context.Context) bool { return true }
+
+// Drain lets no operation begin any more and waits for those that run, or until
+// ctx ends. Call it before the lease is given up. An operation that Drain did
+// not wait for can be taken up by the next leader: names are fixed by the
+// claim, so it finds what was done.
+func (p *Provisioner) Drain(ctx context.Context) error {
+	p.mu.Lock()
+	p.draining = true
+	p.mu.Unlock()
+
+	done := make(chan struct{})
+	go func() {
+		p.running.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for running operations: %w", ctx.Err())
+	}
+}
+
+// begin counts an operation in and returns what counts it out again. It returns
+// an IgnoredError, which the library passes over in silence, once Drain was
+// called.
+//
+// It also cuts ctx off from cancellation: what has begun is finished, within
+// the deadlines of its single calls, since half of it is of no use to anybody.
+func (p *Provisioner) begin(ctx context.Context) (context.Context, func(), error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.draining {
+		return ctx, nil, &controller.IgnoredError{Reason: "the provisioner is stopping"}
+	}
+	p.running.Add(1)
+	return context.WithoutCancel(ctx), p.running.Done, nil
+}

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package provisioner
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
+
+	"ceph.com/rbd-provisioner/provisioner/storageclass"
+	"ceph.com/rbd-provisioner/provisioner/volume"
+)
+
+// mib is what sizes are rounded up to: the unit of the rbd command.
+const mib = 1 << 20
+
+// supportedModes are the access modes that kubelet's rbd plugin implements.
+var supportedModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce, corev1.ReadOnlyMany}
+
+// request is what a claim and its class ask for, checked. Nothing was called to
+// make it.
+type request struct {
+	params    storageclass.Params
+	pvName    string
+	image     string
+	sizeBytes int64
+	// userSecret has a namespace, also where the class names none: there
+	// kubelet takes the Pod's, which is the claim's.
+	userSecret volume.SecretRef
+	fsType     string
+}
+
+// newRequest checks class and claim. The error tells all faults of the class,
+// or else all faults of the claim, in one line.
+func (p *Provisioner) newRequest(options controller.ProvisionOptions) (request, error) {
+	params, err := storageclass.Parse(options.StorageClass.Parameters)
+	if err != nil {
+		return request{}, err
+	}
+	claim := options.PVC
+	r := request{
+		params:     params,
+		pvName:     options.PVName,
+		image:      imagePrefix + string(claim.UID),
+		userSecret: params.UserSecret,
+		fsType:     params.FSType,
+	}
+	if p.config.UsePVName {
+		r.image = options.PVName
+	}
+	if r.userSecret.Namespace == "" {
+		r.userSecret.Namespace = claim.Namespace
+	}
+	if mode := claim.Spec.VolumeMode; mode != nil && *mode == corev1.PersistentVolumeBlock {
+		r.fsType = ""
+	}
+	var faults storageclass.Faults
+	r.sizeBytes, err = imageSize(claim.Spec.Resources)
+	if err != nil {
+		faults = append(faults, err)
+	}
+	if faults = append(faults, checkClaim(claim)...); len(faults) > 0 {
+		return request{}, faults
+	}
+	return r, nil
+}
+
+// imageSize returns the requested size in bytes, rounded up to a MiB.
+func imageSize(resources corev1.VolumeResourceRequirements) (int64, error) {
+	wanted := resources.Requests[corev1.ResourceStorage]
+	if wanted.Sign() <= 0 {
+		return 0, errors.New("the claim requests no storage: set spec.resources.requests.storage")
+	}
+	if wanted.CmpInt64(math.MaxInt64-mib) > 0 {
+		return 0, errors.New("the claim requests more storage than an image can have")
+	}
+	size := (wanted.Value() + mib - 1) / mib * mib
+	if limit, given := resources.Limits[corev1.ResourceStorage]; given && limit.CmpInt64(size) < 0 {
+		return 0, fmt.Errorf("the claim's limit %s is below its request rounded up to a MiB, %s",
+			limit.String(), resource.NewQuantity(size, resource.BinarySI))
+	}
+	return size, nil
+}
+
+// checkClaim refuses what would be given an empty or unfit volume otherwise.
+func checkClaim(claim *corev1.PersistentVolumeClaim) []error {
+	var faults []error
+	if claim.Spec.Selector != nil {
+		faults = append(faults, errors.New("the claim has a selector, which volumes made on demand can't match: "+
+			"remove spec.selector, or name an existing volume in spec.volumeName"))
+	}
+	if claim.Spec.DataSource != nil || claim.Spec.DataSourceRef != nil {
+		faults = append(faults, errors.New("the claim asks for a volume with content (spec.dataSource or "+
+			"spec.dataSourceRef), which this provisioner can't give: make a claim without it"))
+	}
+	var refused []string
+	for _, mode := range claim.Spec.AccessModes {
+		if !slices.Contains(supportedModes, mode) {
+			refused = append(refused, string(mode))
+		}
+	}
+	if len(refused) > 0 {
+		faults = append(faults, fmt.Errorf("access mode %s is not supported: supported are %s and %s",
+			strings.Join(refused, ", "), supportedModes[0], supportedModes[1]))
+	}
+	return faults
+}
