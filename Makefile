@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+
+# "make" lists the targets.
+
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+K8S_VERSION ?= 1.30.14
+IMAGE       ?= rbd-provisioner:$(VERSION)
+
+# go-ceph is built against the librbd that is installed; which one that is, a
+# build tag has to say. Asked when a target that needs it runs.
+CEPH_TAG = $(shell hack/ceph-tag.sh)
+# Without netgo and osusergo the resolver and the user database of the C library
+# would be linked in.
+TAGS     = $(CEPH_TAG),netgo,osusergo
+LDFLAGS  = -s -w -X main.version=$(VERSION)
+
+export K8S_VERSION
+export CGO_ENABLED = 1
+
+GOTESTSUM = go tool -modfile=hack/lint/go.mod gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
+
+.PHONY: deps
+deps: ## Install the Debian packages that building and testing need
+	hack/deps.sh
+
+.PHONY: ceph-tag
+ceph-tag:
+	@hack/ceph-tag.sh >/dev/null
+
+.PHONY: build
+build: ceph-tag ## Build bin/rbd-provisioner
+	go build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o bin/rbd-provisioner ./cmd/rbd-provisioner
+
+.PHONY: image
+image: ## Build the container image IMAGE with docker
+	docker build --build-arg VERSION=$(VERSION) -t $(IMAGE) .
+
+.PHONY: kubernetes
+kubernetes: ## Build the Kubernetes servers that tests run, once per K8S_VERSION
+	@hack/kubernetes/build.sh $(K8S_VERSION) >/dev/null
+
+.PHONY: test
+test: build kubernetes ## Run all tests
+	$(GOTESTSUM) -- -race -count=1 -timeout 30m -tags '$(TAGS)' ./...
+
+.PHONY: test-unit
+test-unit: ## Run the tests that need neither cgo nor servers
+	CGO_ENABLED=0 go test $$(CGO_ENABLED=0 go list ./... | grep -v /test/)
+
+.PHONY: test-ceph
+test-ceph: ceph-tag ## Run the conformance suite on the real Ceph
+	$(GOTESTSUM) -- -race -count=1 -tags '$(TAGS)' ./provisioner/goceph/...
+
+.PHONY: test-e2e
+test-e2e: build kubernetes ## Run the end-to-end tests on Kubernetes K8S_VERSION
+	$(GOTESTSUM) -- -race -count=1 -timeout 30m -tags '$(TAGS)' ./test/e2e/...
+
+.PHONY: deploy-check
+deploy-check: kubernetes ## Apply rbac/, deploy/ and examples/ to a real API server, as a dry run
+	go test -count=1 -run TestDeployCheck -v ./test/e2e/...
+
+.PHONY: demo
+demo: deps build kubernetes ## Start Ceph, Kubernetes and the provisioner here, and make a volume
+	@go run ./test/demo up
+
+.PHONY: demo-down
+demo-down: ## End what demo started
+	@go run ./test/demo down
+
+.PHONY: lint
+lint: ## Check style, imports, scripts and modules
+	hack/lint.sh
+
+.PHONY: clean
+clean: ## Remove what was built here; the cache folder stays
+	rm -rf bin

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/client-go/util/workqueue"
+	"k8s.io/klog/v2"
+	libcontroller "sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
+	libmetrics "sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller/metrics"
+
+	"ceph.com/rbd-provisioner/provisioner"
+	"ceph.com/rbd-provisioner/provisioner/access"
+)
+
+// Backoff of a claim or volume that fails: somebody who mends the cause should
+// not wait long, and what stays broken should not make noise.
+const (
+	backoffStart = time.Second
+	backoffCap   = 5 * time.Minute
+)
+
+// controller is the library's control loop with our provisioner in it.
+type controller struct {
+	loop        *libcontroller.ProvisionController
+	provisioner *provisioner.Provisioner
+	events      record.EventBroadcaster
+}
+
+// newController sets the library up. Its defaults give up on claims, delete
+// images whose PersistentVolume could not be saved, and forget claims whose node
+// is gone; each setting here is against one of them.
+func newController(ctx context.Context, o *options, client kubernetes.Interface, factory informers.SharedInformerFactory, open *access.Access, registry prometheus.Registerer) (*controller, error) {
+	events := record.NewBroadcaster(record.WithContext(ctx))
+	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: client.CoreV1().Events("")})
+	p, err := provisioner.New(provisioner.Config{
+		Name:      o.provisionerName,
+		Identity:  o.identity,
+		UsePVName: o.usePVName,
+		Claims:    client.CoreV1(),
+		Classes:   factory.Storage().V1().StorageClasses().Lister(),
+		Access:    open,
+		Events:    events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: o.provisionerName}),
+	})
+	if err != nil {
+		events.Shutdown()
+		return nil, err
+	}
+	metrics := libmetrics.New("controller")
+	registry.MustRegister(
+		metrics.PersistentVolumeClaimProvisionTotal,
+		metrics.PersistentVolumeClaimProvisionFailedTotal,
+		metrics.PersistentVolumeClaimProvisionDurationSeconds,
+		metrics.PersistentVolumeDeleteTotal,
+		metrics.PersistentVolumeDeleteFailedTotal,
+		metrics.PersistentVolumeDeleteDurationSeconds,
+	)
+	loop := libcontroller.NewProvisionController(klog.FromContext(ctx), client, o.provisionerName, p,
+		// We hold the lease, to give it back on a stop.
+		libcontroller.LeaderElection(false),
+		libcontroller.ClaimsInformer(factory.Core().V1().PersistentVolumeClaims().Informer()),
+		libcontroller.VolumesInformer(factory.Core().V1().PersistentVolumes().Informer()),
+		libcontroller.ClassesInformer(factory.Storage().V1().StorageClasses().Informer()),
+		libcontroller.NodesLister(anyNode{}),
+		libcontroller.Threadiness(o.workers),
+		libcontroller.FailedProvisionThreshold(0),
+		libcontroller.FailedDeleteThreshold(0),
+		libcontroller.RateLimiter(newBackoff()),
+		// Keeps saving for ever; the alternative deletes the image.
+		libcontroller.CreateProvisionedPVLimiter(newBackoff()),
+		// A volume deleted before its claim would leak its image.
+		libcontroller.AddFinalizer(true),
+		libcontroller.MetricsInstance(metrics),
+	)
+	return &controller{loop: loop, provisioner: p, events: events}, nil
+}
+
+func newBackoff() workqueue.RateLimiter { //nolint:staticcheck // the library takes no typed one
+	return workqueue.NewItemExponentialFailureRateLimiter(backoffStart, backoffCap) //nolint:staticcheck // as above
+}
+
+// run works on claims and volumes until ctx ends, and then until what is under
+// way is done.
+func (c *controller) run(ctx context.Context) {
+	logger := klog.FromContext(ctx)
+	logger.Info("Leading")
+	defer c.events.Shutdown()
+	c.loop.Run(ctx)
+
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer cancel()
+	if err := c.provisioner.Drain(drain); err != nil {
+		logger.Info("Stopping with operations under way; the next leader takes them up", "err", err)
+	}
+}
+
+// anyNode is a NodeLister that knows every node. Images can be reached from any
+// of them, so the node of a claim does not matter; and the library drops a claim
+// whose node is gone, also when its image was made already. Asking nobody also
+// needs no right to read nodes.
+type anyNode struct{}
+
+var _ corelisters.NodeLister = anyNode{}
+
+// Get returns a Node of that name.
+func (anyNode) Get(name string) (*corev1.Node, error) {
+	return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, nil
+}
+
+// List returns nothing; the library does not call it.
+func (anyNode) List(labels.Selector) ([]*corev1.Node, error) { return nil, nil }
+
+// dropManagedFields takes out of an object what nobody here reads and what is
+// often the larger part of it, before it is cached.
+func dropManagedFields(obj any) (any, error) {
+	if accessor, err := meta.Accessor(obj); err == nil {
+		accessor.SetManagedFields(nil)
+	}
+	// A tombstone has no metadata, and needs nothing taken out.
+	return obj, nil
+}

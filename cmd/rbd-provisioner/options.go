@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	logsapi "k8s.io/component-base/logs/api/v1"
+	_ "k8s.io/component-base/logs/json/register" // -logging-format=json
+
+	"ceph.com/rbd-provisioner/provisioner"
+)
+
+// options are the flags and the environment.
+type options struct {
+	master     string
+	kubeconfig string
+
+	provisionerName string
+	identity        string
+	usePVName       bool
+	commandTimeout  time.Duration
+	workers         int
+
+	qps   float64
+	burst int
+
+	// podNamespace is where this process runs, or "default" outside a cluster.
+	podNamespace string
+
+	leaderElection bool
+	leaseNamespace string
+	leaseDuration  time.Duration
+	renewDeadline  time.Duration
+	retryPeriod    time.Duration
+
+	// httpEndpoint is empty for no server.
+	httpEndpoint string
+
+	printVersion bool
+	logging      *logsapi.LoggingConfiguration
+	// ignored are flags of the retired provisioner that were given and have
+	// no effect any more.
+	ignored []string
+}
+
+// The environment.
+const (
+	envProvisionerName = "PROVISIONER_NAME"
+	envPodNamespace    = "POD_NAMESPACE"
+)
+
+// namespaceFile says a Pod's namespace, also where the Deployment sets no
+// POD_NAMESPACE, as that of the retired provisioner.
+const namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+
+// parseOptions reads flags and environment. The error tells all that is wrong
+// at once; it is flag.ErrHelp when help was asked for and given.
+func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (*options, error) {
+	o := &options{
+		provisionerName: getenv(envProvisionerName),
+		logging:         logsapi.NewLoggingConfiguration(),
+	}
+	if o.provisionerName == "" {
+		o.provisionerName = provisioner.DefaultName
+	}
+	var commandTimeout, metricsPort int
+
+	fs := flag.NewFlagSet("rbd-provisioner", flag.ContinueOnError)
+	// What is wrong is told once, by run.
+	fs.SetOutput(io.Discard)
+	fs.StringVar(&o.master, "master", "", "address of the API server, when it is not the one of the kubeconfig or the cluster")
+	fs.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig `file`, when not running in a Pod")
+	fs.StringVar(&o.identity, "id", "", "identity of this provisioner, written on its volumes; volumes of another identity are left alone (default: the provisioner's name)")
+	fs.BoolVar(&o.usePVName, "use-pv-name", false, "name images like their PersistentVolume, pvc-UID, instead of kubernetes-dynamic-pvc-UID")
+	fs.IntVar(&commandTimeout, "command-timeout", 15, "`seconds` that one Ceph operation may take")
+	fs.IntVar(&o.workers, "worker-threads", 100, "claims, and likewise volumes, worked on at a time")
+	fs.Float64Var(&o.qps, "kube-api-qps", 200, "requests per second to the API server, in the long run")
+	fs.IntVar(&o.burst, "kube-api-burst", 400, "requests to the API server in a burst")
+	fs.BoolVar(&o.leaderElection, "leader-election", true, "let one of several replicas work at a time")
+	fs.StringVar(&o.leaseNamespace, "leader-election-namespace", "", "namespace of the lease (default: the Pod's)")
+	fs.DurationVar(&o.leaseDuration, "leader-election-lease-duration", 15*time.Second, "time after which a lease that was not renewed may be taken")
+	fs.DurationVar(&o.renewDeadline, "leader-election-renew-deadline", 10*time.Second, "time after which a leader that can't renew its lease stops")
+	fs.DurationVar(&o.retryPeriod, "leader-election-retry-period", time.Second, "time between attempts to take or renew the lease")
+	fs.StringVar(&o.httpEndpoint, "http-endpoint", "", "`address` for /healthz, /readyz and /metrics, as in :8080 (default: none)")
+	fs.IntVar(&metricsPort, "metrics-port", 0, "`port` for the same on all addresses; kept for Deployments of the retired provisioner")
+	fs.BoolVar(&o.printVersion, "version", false, "print versions and exit")
+	o.addLoggingFlags(fs)
+	o.addRetiredFlags(fs)
+
+	if err := fs.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			printHelp(fs, stderr)
+		}
+		return nil, err
+	}
+	if fs.NArg() > 0 {
+		return nil, fmt.Errorf("unexpected argument %q: all settings are flags", fs.Arg(0))
+	}
+	if o.identity == "" {
+		o.identity = o.provisionerName
+	}
+	o.commandTimeout = time.Duration(commandTimeout) * time.Second
+	return o, o.complete(commandTimeout, metricsPort, getenv)
+}
+
+// addLoggingFlags adds those of component-base's flags that are stable; the
+// others are about buffers.
+func (o *options) addLoggingFlags(fs *flag.FlagSet) {
+	all := flag.NewFlagSet("", flag.ContinueOnError)
+	logsapi.AddGoFlags(o.logging, all)
+	for _, name := range []string{"v", "vmodule", "logging-format", logsapi.LogFlushFreqFlagName} {
+		f := all.Lookup(name)
+		fs.Var(f.Value, f.Name, f.Usage)
+	}
+}
+
+// retiredUsage marks flags that -help does not list.
+const retiredUsage = "has no effect; accepted for Deployments of the retired provisioner"
+
+// addRetiredFlags accepts the logging flags that the retired provisioner had
+// from glog: an existing Deployment keeps working. The log goes to standard
+// error, as it does.
+func (o *options) addRetiredFlags(fs *flag.FlagSet) {
+	ignore := func(name string) func(string) error {
+		return func(string) error { o.ignored = append(o.ignored, "-"+name); return nil }
+	}
+	for _, name := range []string{"logtostderr", "alsologtostderr"} {
+		fs.BoolFunc(name, retiredUsage, ignore(name))
+	}
+	for _, name := range []string{"stderrthreshold", "log_dir", "log_backtrace_at"} {
+		fs.Func(name, retiredUsage, ignore(name))
+	}
+}
+
+// complete checks what flags say together, and fills in what the environment
+// knows.
+func (o *options) complete(commandTimeout, metricsPort int, getenv func(string) string) error {
+	var faults []error
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
+
+	if commandTimeout < 1 {
+		fault("-command-timeout is %d: it must be at least 1 second", commandTimeout)
+	}
+	if o.workers < 1 {
+		fault("-worker-threads is %d: it must be at least 1", o.workers)
+	}
+	if o.qps <= 0 || o.burst < 1 {
+		fault("-kube-api-qps is %v and -kube-api-burst is %d: both must be above 0", o.qps, o.burst)
+	}
+	if o.leaderElection && (o.retryPeriod <= 0 || o.renewDeadline <= o.retryPeriod*6/5 || o.leaseDuration <= o.renewDeadline) {
+		// The leaderelection package wants room for its jitter of 1.2.
+		fault("-leader-election-lease-duration (%v) must be above -leader-election-renew-deadline (%v), "+
+			"and that above 1.2 times -leader-election-retry-period (%v)", o.leaseDuration, o.renewDeadline, o.retryPeriod)
+	}
+	if strings.Count(o.provisionerName, "/") > 1 {
+		fault("%s is %q: it must be a name with at most one slash", envProvisionerName, o.provisionerName)
+	}
+	switch {
+	case metricsPort < 0 || metricsPort > 65535:
+		fault("-metrics-port is %d: it must be a port, or 0 for none", metricsPort)
+	case metricsPort > 0 && o.httpEndpoint != "":
+		fault("-metrics-port and -http-endpoint say the same: give one of them")
+	case metricsPort > 0:
+		o.httpEndpoint = net.JoinHostPort("", strconv.Itoa(metricsPort))
+	}
+	if o.httpEndpoint != "" {
+		if _, _, err := net.SplitHostPort(o.httpEndpoint); err != nil {
+			fault("-http-endpoint is %q: it must be an address and a port, as in :8080", o.httpEndpoint)
+		}
+	}
+	if err := logsapi.Validate(o.logging, nil, nil).ToAggregate(); err != nil {
+		fault("logging flags: %w", err)
+	}
+	o.podNamespace = podNamespace(getenv)
+	if o.leaseNamespace == "" {
+		o.leaseNamespace = o.podNamespace
+	}
+	return joinFaults(faults)
+}
+
+func joinFaults(faults []error) error {
+	if len(faults) == 0 {
+		return nil
+	}
+	texts := make([]string, len(faults))
+	for i, err := range faults {
+		texts[i] = err.Error()
+	}
+	return errors.New(strings.Join(texts, "\n"))
+}
+
+func podNamespace(getenv func(string) string) string {
+	if ns := getenv(envPodNamespace); ns != "" {
+		return ns
+	}
+	// No file, no Pod.
+	if data, err := os.ReadFile(namespaceFile); err == nil {
+		if ns := strings.TrimSpace(string(data)); ns != "" {
+			return ns
+		}
+	}
+	return "default"
+}
+
+func (o *options) applyLogging() error {
+	return logsapi.ValidateAndApply(o.logging, nil)
+}
+
+func printHelp(fs *flag.FlagSet, w io.Writer) {
+	_, _ = fmt.Fprintf(w, `Usage: rbd-provisioner [flags]
+
+Makes Ceph RBD images and PersistentVolumes for claims of StorageClasses that
+name it as their provisioner.
+
+Environment:
+  %s	what a StorageClass names as its provisioner (default %s)
+  %s	namespace of the lease, unless -leader-election-namespace says it
+
+Flags (one dash or two):
+`, envProvisionerName, provisioner.DefaultName, envPodNamespace)
+	shown := flag.NewFlagSet("", flag.ContinueOnError)
+	fs.VisitAll(func(f *flag.Flag) {
+		if f.Usage != retiredUsage {
+			shown.Var(f.Value, f.Name, f.Usage)
+		}
+	})
+	shown.SetOutput(w)
+	shown.PrintDefaults()
+}

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	authorizationv1 "k8s.io/api/authorization/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	authorizationclient "k8s.io/client-go/kubernetes/typed/authorization/v1"
+	"k8s.io/klog/v2"
+)
+
+// permission is what the process must be allowed to do with a resource.
+type permission struct {
+	group, resource string
+	verbs           []string
+	// namespace is empty for all of them, and for resources without one.
+	namespace string
+	// name is empty for any object.
+	name string
+}
+
+// permissions are those that rbac/ grants; a test holds the two together.
+func (o *options) permissions(podNamespace string) []permission {
+	list := []permission{
+		{resource: "persistentvolumes", verbs: []string{"get", "list", "watch", "create", "patch", "delete"}},
+		{resource: "persistentvolumeclaims", verbs: []string{"get", "list", "watch"}},
+		{group: "storage.k8s.io", resource: "storageclasses", verbs: []string{"get", "list", "watch"}},
+		{resource: "events", verbs: []string{"create", "patch"}},
+		{resource: "secrets", verbs: []string{"get"}, namespace: podNamespace},
+	}
+	if o.leaderElection {
+		list = append(list,
+			permission{group: "coordination.k8s.io", resource: "leases", verbs: []string{"create"}, namespace: o.leaseNamespace},
+			permission{group: "coordination.k8s.io", resource: "leases", verbs: []string{"get", "update"},
+				namespace: o.leaseNamespace, name: o.leaseName()})
+	}
+	return list
+}
+
+// logMissingPermissions names each permission that the API server says we lack
+// in one line, so that an administrator does not meet them one by one in
+// failures.
+func logMissingPermissions(ctx context.Context, client authorizationclient.SelfSubjectAccessReviewInterface, list []permission) {
+	logger := klog.FromContext(ctx)
+	for _, p := range list {
+		for _, verb := range p.verbs {
+			review, err := client.Create(ctx, &authorizationv1.SelfSubjectAccessReview{
+				Spec: authorizationv1.SelfSubjectAccessReviewSpec{
+					ResourceAttributes: &authorizationv1.ResourceAttributes{
+						Group: p.group, Resource: p.resource, Verb: verb, Namespace: p.namespace, Name: p.name,
+					},
+				},
+			}, metav1.CreateOptions{})
+			if err != nil {
+				// Every account may ask, unless somebody removed the cluster's
+				// own roles; then requests will tell.
+				logger.Error(err, "Permissions could not be checked")
+				return
+			}
+			if !review.Status.Allowed {
+				logger.Error(nil, "Permission is missing: apply the manifests of rbac/", "permission", p.describe(verb))
+			}
+		}
+	}
+}
+
+func (p permission) describe(verb string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %s", verb, p.resource)
+	if p.group != "" {
+		fmt.Fprintf(&b, ".%s", p.group)
+	}
+	if p.name != "" {
+		fmt.Fprintf(&b, " %q", p.name)
+	}
+	if p.namespace != "" {
+		fmt.Fprintf(&b, " in namespace %q", p.namespace)
+	}
+	return b.String()
+}

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/leaderelection"
+	"k8s.io/klog/v2"
+
+	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/goceph"
+	"ceph.com/rbd-provisioner/provisioner/ops"
+)
+
+const (
+	// drainTimeout bounds how long operations under way hold up an orderly
+	// stop. They take milliseconds, unless Ceph does not answer; the next
+	// leader then takes them up.
+	drainTimeout = 5 * time.Second
+	// resyncPeriod is when everything is looked at again, whatever was
+	// missed. It is that of the library.
+	resyncPeriod = 15 * time.Minute
+	// watchdogTimeout is how far behind a leader may be with renewing its
+	// lease before /healthz says so.
+	watchdogTimeout = 20 * time.Second
+)
+
+// serve works until ctx ends. What it started has stopped when it returns nil.
+func serve(ctx context.Context, o *options) error {
+	logger := klog.FromContext(ctx)
+	logger.Info("Starting", "version", version, "librados", goceph.Version(),
+		"provisioner", o.provisionerName, "identity", o.identity)
+	for _, name := range o.ignored {
+		logger.Info("A flag of the retired provisioner has no effect", "flag", name)
+	}
+	clients, err := newClients(o)
+	if err != nil {
+		return err
+	}
+
+	registry := newRegistry()
+	watchdog := leaderelection.NewLeaderHealthzAdaptor(watchdogTimeout)
+	var ready atomic.Bool
+	stopHTTP, err := serveHTTP(ctx, o.httpEndpoint, registry, watchdog, &ready)
+	if err != nil {
+		return err
+	}
+	defer stopHTTP()
+
+	if err := checkServer(ctx, o, clients.main); err != nil {
+		return nil // ctx has ended
+	}
+
+	connector, err := goceph.New(goceph.Config{Timeout: o.commandTimeout})
+	if err != nil {
+		return err
+	}
+	defer closeConnector(ctx, connector)
+	open, err := access.New(access.Config{Secrets: clients.main.CoreV1(), Connector: connector})
+	if err != nil {
+		return err
+	}
+
+	factory := informers.NewSharedInformerFactoryWithOptions(clients.main, resyncPeriod,
+		informers.WithTransform(dropManagedFields))
+	c, err := newController(ctx, o, clients.main, factory, open, registry)
+	if err != nil {
+		return err
+	}
+	// The caches are filled before this replica leads, so that it can work at
+	// once when it does.
+	cachesCtx, stopCaches := context.WithCancel(context.WithoutCancel(ctx))
+	defer factory.Shutdown()
+	defer stopCaches()
+	factory.StartWithContext(cachesCtx)
+	if err := waitForCaches(ctx, factory); err != nil {
+		return nil // ctx has ended
+	}
+	ready.Store(true)
+	logger.Info("Ready")
+
+	if !o.leaderElection {
+		c.run(ctx)
+		return nil
+	}
+	return lead(ctx, o, clients.leases, watchdog, c.run)
+}
+
+// waitForCaches returns an error when ctx ends first.
+func waitForCaches(ctx context.Context, factory informers.SharedInformerFactory) error {
+	for kind, synced := range factory.WaitForCacheSync(ctx.Done()) {
+		if !synced {
+			return fmt.Errorf("the cache of %v was not filled", kind)
+		}
+	}
+	return nil
+}
+
+// checkServer waits for the API server and logs what an administrator should
+// know before the first claim. It returns an error only when ctx ends.
+func checkServer(ctx context.Context, o *options, client kubernetes.Interface) error {
+	logger := klog.FromContext(ctx)
+	said := false
+	err := wait.PollUntilContextCancel(ctx, o.retryPeriod, true, func(context.Context) (bool, error) {
+		v, err := client.Discovery().ServerVersion()
+		if err != nil {
+			if !said {
+				logger.Error(err, "The API server does not answer, trying on")
+				said = true
+			}
+			return false, nil
+		}
+		logger.Info("Connected to the API server", "version", v.GitVersion)
+		if lacksInTreeRBD(v) {
+			logger.Info("WARNING: from Kubernetes 1.31 on, volumes of in-tree rbd are bound but can't be attached: "+
+				"Pods that use them will not start; use ceph-csi there", "version", v.GitVersion)
+		}
+		return true, nil
+	})
+	if err != nil {
+		return err
+	}
+	logMissingPermissions(ctx, client.AuthorizationV1().SelfSubjectAccessReviews(), o.permissions(o.podNamespace))
+	return nil
+}
+
+// serveHTTP answers on address, if it is not empty, until the returned function
+// is called. It keeps answering while an orderly stop drains.
+func serveHTTP(ctx context.Context, address string, registry prometheus.Gatherer, watchdog *leaderelection.HealthzAdaptor, ready *atomic.Bool) (func(), error) {
+	if address == "" {
+		return func() {}, nil
+	}
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("-http-endpoint: %w", err)
+	}
+	handler := ops.Handler(ops.Config{
+		Live: []ops.Check{{Name: "lease", Run: func() error { return watchdog.Check(nil) }}},
+		Ready: []ops.Check{{Name: "caches", Run: func() error {
+			if !ready.Load() {
+				return errors.New("not filled yet")
+			}
+			return nil
+		}}},
+		Metrics: registry,
+	})
+	logger := klog.FromContext(ctx)
+	logger.Info("Serving /healthz, /readyz and /metrics", "address", listener.Addr().String())
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		if err := ops.Serve(ctx, listener, handler); err != nil {
+			// The probes will see it and have the Pod replaced.
+			logger.Error(err, "The HTTP endpoint stopped")
+		}
+	})
+	return func() { cancel(); serving.Wait() }, nil
+}
+
+// closeConnector closes connections to Ceph; one that does not answer is left
+// to the end of the process.
+func closeConnector(ctx context.Context, connector *goceph.Connector) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer cancel()
+	if err := connector.Close(ctx); err != nil {
+		klog.FromContext(ctx).Info("Left connections to Ceph open", "err", err)
+	}
+}
