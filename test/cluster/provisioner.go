@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+)
+
+// ProvisionerConfig says how to run the provisioner.
+type ProvisionerConfig struct {
+	// Binary is the path of the program.
+	Binary string
+	// Args follow -kubeconfig.
+	Args []string
+	// Env are variables as KEY=VALUE. Beside them the process gets PATH, HOME,
+	// LC_ALL and POD_NAMESPACE, and nothing of the caller's environment.
+	Env []string
+	// Namespace and ServiceAccount say whom it logs in as; the account must
+	// exist. Its rights are those that RBAC grants the account.
+	Namespace, ServiceAccount string
+	// Ready is asked until it returns nil before the start counts as done; nil
+	// does not wait.
+	Ready func(context.Context) error
+}
+
+// Provisioner is one running provisioner.
+type Provisioner struct {
+	*Daemon
+	// Kubeconfig is the path of its kubeconfig.
+	Kubeconfig string
+}
+
+// StartProvisioner runs the provisioner as a process of its own. Several may
+// run at once.
+func (c *Cluster) StartProvisioner(ctx context.Context, cfg ProvisionerConfig) (*Provisioner, error) {
+	if c.Kube == nil {
+		return nil, errors.New("start provisioner: the rig has no Kubernetes")
+	}
+	binary, err := filepath.Abs(cfg.Binary)
+	if err != nil {
+		return nil, fmt.Errorf("start provisioner: %w", err)
+	}
+	// Without this, a program that is not there would show in its log alone.
+	if _, err := exec.LookPath(binary); err != nil {
+		return nil, fmt.Errorf("start provisioner: %w: run \"make build\"", err)
+	}
+	kubeconfig, err := c.Kube.ServiceAccountKubeconfig(ctx, cfg.Namespace, cfg.ServiceAccount)
+	if err != nil {
+		return nil, fmt.Errorf("start provisioner: %w", err)
+	}
+	c.mu.Lock()
+	c.provisioners++
+	name := fmt.Sprintf("provisioner-%d", c.provisioners)
+	c.mu.Unlock()
+	d := c.newDaemon(name, append([]string{"POD_NAMESPACE=" + cfg.Namespace}, cfg.Env...),
+		binary, append([]string{"-kubeconfig=" + kubeconfig}, cfg.Args...)...)
+	d.ready = cfg.Ready
+	d.gentle = true
+	if err := d.Start(ctx); err != nil {
+		return nil, fmt.Errorf("start provisioner: %w", err)
+	}
+	return &Provisioner{Daemon: d, Kubeconfig: kubeconfig}, nil
+}

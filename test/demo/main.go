@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command demo shows the provisioner at work: "up" starts Ceph, Kubernetes and
+// the provisioner on this machine, makes a volume from the files that a user
+// would apply, and leaves everything running; "down" ends it. It is what "make
+// demo" and "make demo-down" run, from the root of the checkout.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"ceph.com/rbd-provisioner/test/cluster"
+)
+
+const usage = "usage: demo up|down"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	if err := run(ctx, os.Stdout, os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "demo:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, out io.Writer, args []string) error {
+	if len(args) != 1 {
+		return errors.New(usage)
+	}
+	cache, err := cluster.CacheDir()
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(cache, "demo")
+	switch args[0] {
+	case "up":
+		if err := os.MkdirAll(cache, 0o700); err != nil {
+			return err
+		}
+		return up(ctx, out, dir)
+	case "down":
+		return down(out, dir)
+	default:
+		return errors.New(usage)
+	}
+}
+
+func down(out io.Writer, dir string) error {
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		_, err := fmt.Fprintln(out, "The demo is not running")
+		return err
+	}
+	if err := cluster.Remove(dir); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(out, "The demo has ended; its servers, its data and its folder are gone")
+	return err
+}
+
+// steps prints what is being done and since when.
+type steps struct {
+	out   io.Writer
+	begin time.Time
+}
+
+func (s *steps) say(text string) {
+	// Progress that cannot be shown is no reason to stop.
+	_, _ = fmt.Fprintf(s.out, "%5.1f s  %s\n", time.Since(s.begin).Seconds(), text)
+}

@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+
+	"ceph.com/rbd-provisioner/test/cluster"
+)
+
+const (
+	binary = "bin/rbd-provisioner"
+	// instructionsFile is the last that start writes: a demo whose folder has it
+	// is complete.
+	instructionsFile = "instructions"
+)
+
+// up starts the demo, or says how to use the one that runs. When it fails or is
+// interrupted nothing is left behind.
+func up(ctx context.Context, out io.Writer, dir string) error {
+	unlock, err := lock(filepath.Dir(dir))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if running, err := alreadyUp(out, dir); err != nil || running {
+		return err
+	}
+	c, err := start(ctx, out, dir)
+	if err == nil {
+		return c.Detach()
+	}
+	if _, statErr := os.Stat(dir); ctx.Err() != nil && errors.Is(statErr, os.ErrNotExist) {
+		return errors.New("interrupted; nothing is left behind")
+	}
+	return err
+}
+
+// lock keeps a second "make demo" from taking one that is starting for one that
+// broke off. The folder itself is locked: no file is left, and the lock goes
+// with the process.
+func lock(folder string) (unlock func(), err error) {
+	f, err := os.Open(folder)
+	if err != nil {
+		return nil, fmt.Errorf("lock the demo: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		_ = f.Close() // the lock says enough
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, errors.New(`another "make demo" is starting; wait for it, or end it with "make demo-down"`)
+		}
+		return nil, fmt.Errorf("lock the demo: %w", err)
+	}
+	return func() { _ = f.Close() }, nil // closing unlocks, and nothing was written
+}
+
+// start starts the demo as a rig that ends with this process.
+func start(ctx context.Context, out io.Writer, dir string) (*cluster.Cluster, error) {
+	if _, err := os.Stat(binary); err != nil {
+		return nil, fmt.Errorf("find the provisioner: %w: run \"make demo\", in the root of the checkout", err)
+	}
+	steps := &steps{out: out, begin: time.Now()}
+	steps.say("Starting Ceph (mon, mgr, osd) and Kubernetes (etcd, apiserver, controller manager)")
+	c, err := cluster.Start(ctx, cluster.Config{Dir: dir, Progress: steps.say})
+	if err != nil {
+		return nil, err
+	}
+	if err := fill(ctx, c, steps); err != nil {
+		return nil, errors.Join(err, c.Stop())
+	}
+	return c, nil
+}
+
+// alreadyUp says whether a complete demo runs, and tells how to use it. What is
+// left of one that broke off, as after a reboot, it clears away.
+func alreadyUp(out io.Writer, dir string) (bool, error) {
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	pids, err := cluster.Processes(dir)
+	if err != nil {
+		return false, err
+	}
+	text, err := os.ReadFile(filepath.Join(dir, instructionsFile))
+	if err != nil || len(pids) == 0 {
+		return false, cluster.Remove(dir)
+	}
+	_, err = fmt.Fprintf(out, "The demo is running already\n%s", text)
+	return true, err
+}
+
+// fill makes a volume on the fresh cluster, the way a user would, shows it and
+// tells how to go on.
+func fill(ctx context.Context, c *cluster.Cluster, steps *steps) error {
+	steps.say("Applying rbac/")
+	if _, err := c.Kube.Kubectl(ctx, "", "apply", "-f", "rbac/", "-f", "examples/rbac-extra-namespace.yaml"); err != nil {
+		return err
+	}
+	class, err := storageClass("examples/storageclass.yaml", c.Ceph.MonitorV1)
+	if err != nil {
+		return err
+	}
+	steps.say("Making the secrets and the StorageClass " + class.Name)
+	if err := createSecrets(ctx, c, class.Parameters); err != nil {
+		return err
+	}
+	if _, err := c.Kube.Client.StorageV1().StorageClasses().Create(ctx, class, metav1.CreateOptions{}); err != nil {
+		return fmt.Errorf("create StorageClass %s: %w", class.Name, err)
+	}
+
+	steps.say("Starting the provisioner, with the rights that rbac/ grants")
+	provisioner, endpoint, err := startProvisioner(ctx, c)
+	if err != nil {
+		return err
+	}
+
+	steps.say("Applying examples/claim.yaml")
+	begin := time.Now()
+	claim, err := bind(ctx, c)
+	if err != nil {
+		return fmt.Errorf("%w\nThe provisioner says:\n%s", err, provisioner.Tail(20))
+	}
+	steps.say(fmt.Sprintf("Claim %s is bound after %.1f s", claim.Name, time.Since(begin).Seconds()))
+	if err := show(ctx, c, steps.out, claim); err != nil {
+		return err
+	}
+	text := instructions(c, endpoint)
+	if err := os.WriteFile(filepath.Join(c.Dir, instructionsFile), []byte(text), 0o600); err != nil {
+		return err
+	}
+	_, err = io.WriteString(steps.out, text)
+	return err
+}
+
+// storageClass reads the example and puts in the monitor of the demo.
+func storageClass(path, monitors string) (*storagev1.StorageClass, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the example class: %w", err)
+	}
+	class := &storagev1.StorageClass{}
+	if err := yaml.UnmarshalStrict(text, class); err != nil {
+		return nil, fmt.Errorf("read the example class %s: %w", path, err)
+	}
+	if class.Parameters["monitors"] == "" {
+		return nil, fmt.Errorf("read the example class %s: it has no parameter monitors", path)
+	}
+	class.Parameters["monitors"] = monitors
+	return class, nil
+}
+
+// createSecrets makes the two secrets that the class names, with the key of the
+// demo's client.admin.
+func createSecrets(ctx context.Context, c *cluster.Cluster, parameters map[string]string) error {
+	key, err := c.Ceph.Key(ctx, "admin")
+	if err != nil {
+		return err
+	}
+	for _, secret := range []*corev1.Secret{
+		{ObjectMeta: metav1.ObjectMeta{Name: parameters["adminSecretName"], Namespace: parameters["adminSecretNamespace"]}},
+		{
+			ObjectMeta: metav1.ObjectMeta{Name: parameters["userSecretName"], Namespace: metav1.NamespaceDefault},
+			Type:       "kubernetes.io/rbd",
+		},
+	} {
+		secret.Data = map[string][]byte{"key": []byte(key)}
+		if _, err := c.Kube.Client.CoreV1().Secrets(secret.Namespace).Create(ctx, secret, metav1.CreateOptions{}); err != nil {
+			return fmt.Errorf("create secret %s/%s: %w", secret.Namespace, secret.Name, err)
+		}
+	}
+	return nil
+}
+
+// startProvisioner returns the provisioner and the address of its checks and
+// metrics.
+func startProvisioner(ctx context.Context, c *cluster.Cluster) (*cluster.Provisioner, string, error) {
+	port, err := c.Port()
+	if err != nil {
+		return nil, "", err
+	}
+	endpoint := fmt.Sprintf("127.0.0.1:%d", port)
+	p, err := c.StartProvisioner(ctx, cluster.ProvisionerConfig{
+		Binary:    binary,
+		Args:      []string{"-http-endpoint=" + endpoint},
+		Namespace: metav1.NamespaceSystem, ServiceAccount: "rbd-provisioner",
+		Ready: func(ctx context.Context) error { return get(ctx, "http://"+endpoint+"/readyz") },
+	})
+	return p, endpoint, err
+}
+
+// get returns nil when url answers with 200.
+func get(ctx context.Context, url string) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	_ = response.Body.Close() // only the status counts
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("GET %s: %s", url, response.Status)
+	}
+	return nil
+}
+
+// bind applies the example claim and waits until it is bound.
+func bind(ctx context.Context, c *cluster.Cluster) (*corev1.PersistentVolumeClaim, error) {
+	name, err := c.Kube.Kubectl(ctx, "", "apply", "-f", "examples/claim.yaml", "-o", "name")
+	if err != nil {
+		return nil, err
+	}
+	name = strings.TrimPrefix(strings.TrimSpace(name), "persistentvolumeclaim/")
+	var claim *corev1.PersistentVolumeClaim
+	err = cluster.Eventually(ctx, time.Minute, func(ctx context.Context) error {
+		var err error
+		claim, err = c.Kube.Client.CoreV1().PersistentVolumeClaims(metav1.NamespaceDefault).Get(ctx, name, metav1.GetOptions{})
+		if err == nil && claim.Status.Phase != corev1.ClaimBound {
+			err = fmt.Errorf("claim %s is %s", name, claim.Status.Phase)
+		}
+		return err
+	})
+	if err != nil {
+		// The events say why; without them the first error stands alone.
+		events, _ := c.Kube.Kubectl(ctx, "", "describe", "pvc", name)
+		return nil, fmt.Errorf("wait for the volume: %w\n%s", err, events)
+	}
+	return claim, nil
+}
+
+// show prints what was made.
+func show(ctx context.Context, c *cluster.Cluster, out io.Writer, claim *corev1.PersistentVolumeClaim) error {
+	objects, err := c.Kube.Kubectl(ctx, "", "get", "pvc,pv")
+	if err != nil {
+		return err
+	}
+	volume, err := c.Kube.Client.CoreV1().PersistentVolumes().Get(ctx, claim.Spec.VolumeName, metav1.GetOptions{})
+	if err != nil {
+		return fmt.Errorf("get volume %s: %w", claim.Spec.VolumeName, err)
+	}
+	if volume.Spec.RBD == nil {
+		return fmt.Errorf("volume %s has no rbd source", volume.Name)
+	}
+	image := volume.Spec.RBD.RBDPool + "/" + volume.Spec.RBD.RBDImage
+	info, err := c.Ceph.Run(ctx, "rbd", "info", image)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(out, "\n$ kubectl get pvc,pv\n%s\n$ rbd info %s\n%s\n", objects, image, info)
+	return err
+}
+
+// instructions say how to use a demo and how to end it.
+func instructions(c *cluster.Cluster, endpoint string) string {
+	return fmt.Sprintf(`Kubernetes %s, Ceph and the provisioner keep running. To use them:
+
+  export KUBECONFIG=%s
+  export CEPH_CONF=%s
+  export PATH=%s:$PATH   # kubectl of the same version
+
+Logs of all servers:  %s
+Metrics:              http://%s/metrics
+There are no nodes, so no Pod will run. To end it all: make demo-down
+`, c.Kube.Version, c.Kube.Kubeconfig, c.Ceph.Conf, filepath.Dir(c.Kube.KubectlPath),
+		filepath.Join(c.Dir, "log"), endpoint)
+}
