@@ -17,6 +17,9 @@ LDFLAGS  = -s -w -X main.version=$(VERSION)
 export K8S_VERSION
 export CGO_ENABLED = 1
 
+# Tests wait for servers more than they compute: more of them side by side than
+# there are cores.
+TESTFLAGS = -race -count=1 -timeout 30m -parallel 8 -tags '$(TAGS)'
 GOTESTSUM = go tool -modfile=hack/lint/go.mod gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg
 
 .PHONY: help
@@ -45,7 +48,7 @@ kubernetes: ## Build the Kubernetes servers that tests run, once per K8S_VERSION
 
 .PHONY: test
 test: build kubernetes ## Run all tests
-	$(GOTESTSUM) -- -race -count=1 -timeout 30m -tags '$(TAGS)' ./...
+	$(GOTESTSUM) -- $(TESTFLAGS) ./...
 
 .PHONY: test-unit
 test-unit: ## Run the tests that need neither cgo nor servers
@@ -53,15 +56,15 @@ test-unit: ## Run the tests that need neither cgo nor servers
 
 .PHONY: test-ceph
 test-ceph: ceph-tag ## Run the conformance suite on the real Ceph
-	$(GOTESTSUM) -- -race -count=1 -tags '$(TAGS)' ./provisioner/goceph/...
+	$(GOTESTSUM) -- $(TESTFLAGS) ./provisioner/goceph/...
 
 .PHONY: test-e2e
 test-e2e: build kubernetes ## Run the end-to-end tests on Kubernetes K8S_VERSION
-	$(GOTESTSUM) -- -race -count=1 -timeout 30m -tags '$(TAGS)' ./test/e2e/...
+	$(GOTESTSUM) -- $(TESTFLAGS) ./test/e2e/...
 
 .PHONY: deploy-check
-deploy-check: kubernetes ## Apply rbac/, deploy/ and examples/ to a real API server, as a dry run
-	go test -count=1 -run TestDeployCheck -v ./test/e2e/...
+deploy-check: build kubernetes ## Apply rbac/, deploy/ and examples/ to a real API server, as a dry run
+	go test $(TESTFLAGS) -run TestDeployCheck -v ./test/e2e/
 
 .PHONY: demo
 demo: deps build kubernetes ## Start Ceph, Kubernetes and the provisioner here, and make a volume

@@ -3,8 +3,9 @@
 package main
 
 import (
+	"context"
 	"fmt"
-	"os"
+	"sync"
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
@@ -13,6 +14,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 )
 
 // clients are the connections to the API server.
@@ -35,7 +37,7 @@ func newClients(o *options) (*clients, error) {
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	// The server warns of every volume that in-tree rbd is deprecated: once
 	// is enough.
-	config.WarningHandler = rest.NewWarningWriter(os.Stderr, rest.WarningWriterOptions{Deduplicate: true})
+	config.WarningHandlerWithContext = new(warningLog)
 	main, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("API server: %w", err)
@@ -69,4 +71,20 @@ func restConfig(o *options) (*rest.Config, error) {
 func lacksInTreeRBD(v *apiversion.Info) bool {
 	parsed, err := utilversion.ParseGeneric(v.GitVersion)
 	return err == nil && parsed.AtLeast(utilversion.MajorMinor(1, 31))
+}
+
+// warningLog logs each warning of the API server once.
+type warningLog struct {
+	said sync.Map // by text
+}
+
+// HandleWarningHeaderWithContext implements rest.WarningHandlerWithContext.
+func (w *warningLog) HandleWarningHeaderWithContext(ctx context.Context, code int, _, text string) {
+	// 299 is the only code that the API server sends.
+	if code != 299 || text == "" {
+		return
+	}
+	if _, again := w.said.LoadOrStore(text, true); !again {
+		klog.FromContext(ctx).Info("The API server warns", "warning", text)
+	}
 }

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+#   docker build --build-arg VERSION=v0.1.0 -t rbd-provisioner:v0.1.0 .
+#
+# Both stages are the same Debian release, so that the program runs with the
+# Ceph client library it was linked with. Other architectures: docs/install.md.
+ARG BUILD_IMAGE=docker.io/library/golang:1.26-bookworm
+ARG RUN_IMAGE=docker.io/library/debian:bookworm-slim
+
+FROM ${BUILD_IMAGE} AS build
+RUN apt-get update \
+	&& apt-get install -y --no-install-recommends librados-dev librbd-dev \
+	&& rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+# Before the sources, so that a change of them does not download modules again.
+COPY go.mod go.sum ./
+RUN go mod download
+COPY . .
+ARG VERSION=unknown
+RUN make build VERSION="${VERSION}"
+
+FROM ${RUN_IMAGE}
+# ca-certificates is for API servers with a public certificate (-kubeconfig).
+# Documentation goes in the same step: a later one would not make the image
+# smaller. What licences say (copyright) stays.
+RUN apt-get update \
+	&& apt-get install -y --no-install-recommends ca-certificates librados2 librbd1 \
+	&& rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/log/apt /var/log/dpkg.log \
+		/usr/share/man /usr/share/lintian \
+	&& find /usr/share/doc -type f ! -name copyright -delete
+COPY --from=build /src/LICENSE /usr/share/doc/rbd-provisioner/copyright
+# The path that the retired rbd-provisioner's image had.
+COPY --from=build /src/bin/rbd-provisioner /usr/local/bin/rbd-provisioner
+
+# Late, so that a new version shares the layers above.
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="rbd-provisioner" \
+	org.opencontainers.image.description="Makes Ceph images for Kubernetes claims (in-tree rbd volumes)" \
+	org.opencontainers.image.licenses="Apache-2.0" \
+	org.opencontainers.image.version="${VERSION}" \
+	org.opencontainers.image.revision="${REVISION}"
+
+# A number, as kubelet can't check runAsNonRoot by name.
+USER 65532:65532
+ENTRYPOINT ["/usr/local/bin/rbd-provisioner"]

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilversion "k8s.io/apimachinery/pkg/util/version"
+	"k8s.io/utils/ptr"
+
+	"ceph.com/rbd-provisioner/test/cluster"
+)
+
+// start runs another provisioner until the test ends.
+func start(t *testing.T, env []string, args ...string) (*cluster.Provisioner, string) {
+	t.Helper()
+	p, url, err := startProvisioner(t.Context(), env, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		select {
+		case <-p.Done():
+		default:
+			if err := p.Stop(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	return p, url
+}
+
+func log(t *testing.T, p *cluster.Provisioner) string {
+	t.Helper()
+	text, err := os.ReadFile(p.Log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// leader is who holds the lease.
+func leader(ctx context.Context) (string, error) {
+	lease, err := rig.Kube.Client.CoordinationV1().Leases(namespace).Get(ctx, "ceph.com-rbd", metav1.GetOptions{})
+	if err != nil {
+		return "", err
+	}
+	return ptr.Deref(lease.Spec.HolderIdentity, ""), nil
+}
+
+// Two processes: the second is ready and waits; when the first ends orderly it
+// takes over in about two seconds, and what was being made then is made. This
+// test stops the provisioner that the others use, and so runs alone.
+func TestHandover(t *testing.T) {
+	f := newFixture(t)
+	class := f.class("a", nil)
+	f.bound(f.claim("before", class, nil))
+	first, err := leader(t.Context())
+	f.must(err)
+
+	_, url := start(t, nil)
+	if _, err := get(t.Context(), url+"/readyz"); err != nil {
+		t.Errorf("the standby replica is not ready: %v", err)
+	}
+	if now, err := leader(t.Context()); err != nil || now != first {
+		t.Errorf("the leader changed from %s to %s, %v", first, now, err)
+	}
+
+	claims := make([]*corev1.PersistentVolumeClaim, 20)
+	for i := range claims {
+		claims[i] = f.claim(fmt.Sprintf("during-%d", i), class, nil)
+	}
+	f.must(rig.main.Stop()) // status 0
+	stopped := time.Now()
+	f.eventually(func(ctx context.Context) error {
+		now, err := leader(ctx)
+		if err == nil && (now == "" || now == first) {
+			err = fmt.Errorf("the leader is still %q", now)
+		}
+		return err
+	})
+	t.Logf("another replica leads %.1f s after the end of the first", time.Since(stopped).Seconds())
+	for _, claim := range claims {
+		f.bound(claim)
+	}
+	f.must(f.imagesMatchVolumes(t.Context(), f.name))
+
+	f.must(rig.main.Start(t.Context()))
+}
+
+// The lease that is lost ends the process: another may lead.
+func TestLostLease(t *testing.T) {
+	f := newFixture(t)
+	p, _ := start(t, []string{"PROVISIONER_NAME=example.com/lost"}, "-leader-election-namespace="+f.name,
+		"-leader-election-lease-duration=3s", "-leader-election-renew-deadline=2s", "-leader-election-retry-period=500ms")
+	// It may not have this lease: the right is added, and later taken away.
+	role := &rbacv1.Role{
+		ObjectMeta: metav1.ObjectMeta{Name: "lease", Namespace: f.name},
+		Rules:      []rbacv1.PolicyRule{{APIGroups: []string{"coordination.k8s.io"}, Resources: []string{"leases"}, Verbs: []string{"create", "get", "update"}}},
+	}
+	binding := &rbacv1.RoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: "lease", Namespace: f.name},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: "lease"},
+		Subjects:   []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: namespace, Name: account}},
+	}
+	_, err := rig.Kube.Client.RbacV1().Roles(f.name).Create(t.Context(), role, metav1.CreateOptions{})
+	f.must(err)
+	_, err = rig.Kube.Client.RbacV1().RoleBindings(f.name).Create(t.Context(), binding, metav1.CreateOptions{})
+	f.must(err)
+	f.eventually(func(context.Context) error {
+		if !strings.Contains(log(t, p), `"Leading"`) {
+			return errors.New("it does not lead yet")
+		}
+		return nil
+	})
+	f.must(rig.Kube.Client.RbacV1().RoleBindings(f.name).Delete(t.Context(), "lease", metav1.DeleteOptions{}))
+	select {
+	case <-p.Done():
+	case <-time.After(patience):
+		t.Fatal("it runs on without the lease")
+	}
+	if p.ExitCode() != 1 || !strings.Contains(log(t, p), "the lease was lost") {
+		t.Errorf("it ended with %d, want 1 and a reason in the log", p.ExitCode())
+	}
+}
+
+// Another name, another identity, images named like volumes, no election, JSON
+// logs: as somebody may have set the retired provisioner up.
+func TestFlags(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	name := "example.com/" + f.name
+	p, url := start(t, []string{"PROVISIONER_NAME=" + name},
+		"--id=number-two", "-use-pv-name", "-leader-election=false", "-logging-format=json", "-logtostderr")
+	claim := f.claim("data", f.class("a", func(c *storagev1.StorageClass) { c.Provisioner = name }), nil)
+	pv := f.bound(claim)
+	if pv.Spec.RBD.RBDImage != pv.Name || pv.Annotations["rbdProvisionerIdentity"] != "number-two" {
+		t.Errorf("got image %q of volume %q, identity %q", pv.Spec.RBD.RBDImage, pv.Name, pv.Annotations["rbdProvisionerIdentity"])
+	}
+	f.delete(claim)
+	f.gone(pv)
+
+	metrics, err := get(t.Context(), url+"/metrics")
+	f.must(err)
+	for _, want := range []string{
+		`controller_persistentvolumeclaim_provision_total{class="` + f.name + `-a",source=""} 1`,
+		`controller_persistentvolume_delete_total{class="` + f.name + `-a"} 1`,
+		"rbd_provisioner_build_info{", "process_resident_memory_bytes",
+	} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("metrics do not have %q", want)
+		}
+	}
+	for _, line := range strings.Split(strings.TrimSpace(log(t, p)), "\n") {
+		if !strings.HasPrefix(line, "{") {
+			t.Errorf("not JSON: %q", line)
+		}
+	}
+}
+
+// What an administrator finds in the log of a start.
+func TestStartIsLogged(t *testing.T) {
+	t.Parallel()
+	text := log(t, rig.main)
+	for _, want := range []string{`"Starting" version=`, "librados=", `"Connected to the API server" version="` + rig.Kube.Version + `"`} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the log does not have %q", want)
+		}
+	}
+	if strings.Contains(text, "Permission is missing") {
+		t.Error("rbac/ does not grant all that the provisioner checks for")
+	}
+	version, err := utilversion.ParseGeneric(rig.Kube.Version)
+	if err != nil {
+		t.Fatal(err)
+	}
+	warned := strings.Contains(text, "volumes of in-tree rbd are bound but can't be attached")
+	if want := version.AtLeast(utilversion.MajorMinor(1, 31)); warned != want {
+		t.Errorf("warned of Kubernetes %s: %v, want %v", rig.Kube.Version, warned, want)
+	}
+}
+
+// An account without rights is told each one that it lacks.
+func TestMissingPermissionsAreLogged(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.eventually(func(ctx context.Context) error {
+		_, err := rig.Kube.Client.CoreV1().ServiceAccounts(f.name).Get(ctx, "default", metav1.GetOptions{})
+		return err
+	})
+	p, err := rig.StartProvisioner(t.Context(), cluster.ProvisionerConfig{
+		Binary: binary, Namespace: f.name, ServiceAccount: "default",
+	})
+	f.must(err)
+	t.Cleanup(p.Kill) // it waits for caches that are never filled
+	for _, want := range []string{
+		"get persistentvolumes", "patch persistentvolumes", "watch persistentvolumeclaims", "list storageclasses.storage.k8s.io",
+		"create events", fmt.Sprintf(`get secrets in namespace \"%s\"`, f.name),
+		fmt.Sprintf(`create leases.coordination.k8s.io in namespace \"%s\"`, f.name),
+		fmt.Sprintf(`update leases.coordination.k8s.io \"ceph.com-rbd\" in namespace \"%s\"`, f.name),
+	} {
+		f.eventually(func(context.Context) error {
+			if text := log(t, p); !strings.Contains(text, `permission="`+want+`"`) {
+				return fmt.Errorf("the log does not name %q:\n%s", want, text)
+			}
+			return nil
+		})
+	}
+}
