@@ -52,7 +52,7 @@ test: build kubernetes ## Run all tests
 
 .PHONY: test-unit
 test-unit: ## Run the tests that need neither cgo nor servers
-	CGO_ENABLED=0 go test $$(CGO_ENABLED=0 go list ./... | grep -v /test/)
+	CGO_ENABLED=0 go test $$(CGO_ENABLED=0 go list ./... | grep -v -E '/test/(cluster|demo|e2e)')
 
 .PHONY: test-ceph
 test-ceph: ceph-tag ## Run the conformance suite on the real Ceph

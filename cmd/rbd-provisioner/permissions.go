@@ -26,9 +26,9 @@ type permission struct {
 // permissions are those that rbac/ grants; a test holds the two together.
 func (o *options) permissions(podNamespace string) []permission {
 	list := []permission{
-		{resource: "persistentvolumes", verbs: []string{"get", "list", "watch", "create", "patch", "delete"}},
+		{resource: "persistentvolumes", verbs: []string{"list", "watch", "create", "patch", "delete"}},
 		{resource: "persistentvolumeclaims", verbs: []string{"get", "list", "watch"}},
-		{group: "storage.k8s.io", resource: "storageclasses", verbs: []string{"get", "list", "watch"}},
+		{group: "storage.k8s.io", resource: "storageclasses", verbs: []string{"list", "watch"}},
 		{resource: "events", verbs: []string{"create", "patch"}},
 		{resource: "secrets", verbs: []string{"get"}, namespace: podNamespace},
 	}

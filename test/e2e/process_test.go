@@ -204,7 +204,7 @@ func TestMissingPermissionsAreLogged(t *testing.T) {
 	f.must(err)
 	t.Cleanup(p.Kill) // it waits for caches that are never filled
 	for _, want := range []string{
-		"get persistentvolumes", "patch persistentvolumes", "watch persistentvolumeclaims", "list storageclasses.storage.k8s.io",
+		"list persistentvolumes", "patch persistentvolumes", "watch persistentvolumeclaims", "list storageclasses.storage.k8s.io",
 		"create events", fmt.Sprintf(`get secrets in namespace \"%s\"`, f.name),
 		fmt.Sprintf(`create leases.coordination.k8s.io in namespace \"%s\"`, f.name),
 		fmt.Sprintf(`update leases.coordination.k8s.io \"ceph.com-rbd\" in namespace \"%s\"`, f.name),
