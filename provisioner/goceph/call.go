@@ -14,18 +14,15 @@ import (
 )
 
 // run runs f, a call of librados or librbd that blocks and cannot be
-// cancelled, and waits for it until ctx ends or the timeout is over. f owns
-// what it works on and gives it back itself, however late it returns. A caller
-// that gave up gets an error that wraps ErrTimeout and the context's; what f
-// then returns without an error goes to discard, unless that is nil.
-func run[T any](ctx context.Context, timeout time.Duration, f func() (T, error), discard func(T)) (T, error) {
+// cancelled, and waits for it until ctx ends. f owns what it works on and gives
+// it back itself, however late it returns. A caller that gave up gets an error
+// that wraps ErrTimeout and the context's; what f then returns without an error
+// goes to discard, unless that is nil.
+func run[T any](ctx context.Context, f func() (T, error), discard func(T)) (T, error) {
 	type result struct {
 		value T
 		err   error
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-
 	taken := make(chan result)
 	gone := make(chan struct{})
 	// The owner of this goroutine is the Connector: f counts as a running call
@@ -66,6 +63,10 @@ func callImage[T any](ctx context.Context, p *pool, attempt, image string, f fun
 	if err := checkName(image); err != nil {
 		return none, err
 	}
+	// Before anything is counted or begun: what is over needs no call.
+	if ctx.Err() != nil {
+		return none, &interrupted{rbd.ErrTimeout, context.Cause(ctx)}
+	}
 	log := klog.FromContext(ctx)
 	// Also the wait for the name ends, whatever the caller's context says.
 	ctx, cancel := context.WithTimeout(ctx, p.connector.cfg.Timeout+grace)
@@ -79,7 +80,7 @@ func callImage[T any](ctx context.Context, p *pool, attempt, image string, f fun
 		return none, err
 	}
 	start := time.Now()
-	return run(ctx, p.connector.cfg.Timeout+grace, func() (T, error) {
+	return run(ctx, func() (T, error) {
 		defer unlock()
 		value, err := f(p.io)
 		err = translate(err, rbd.ErrImageNotFound)

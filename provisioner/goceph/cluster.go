@@ -45,7 +45,9 @@ func (cl *cluster) openPool(ctx context.Context, name string) (*pool, error) {
 	l.calls++
 	c.mu.Unlock()
 
-	return run(ctx, c.cfg.Timeout+grace, func() (*pool, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout+grace)
+	defer cancel()
+	return run(ctx, func() (*pool, error) {
 		io, err := l.conn.openPool(name)
 		err = translate(err, rbd.ErrPoolNotFound)
 		p := &pool{connector: c, link: l, name: name, io: io}

@@ -56,11 +56,9 @@ func translateConnect(err error) error {
 		// The other argument that librados could refuse, the monitors, was
 		// checked before.
 		return rbd.ErrInvalidKey
-	case syscall.ENOENT:
-		// Ceph 14 and older say so of a user that they do not know.
-		return rbd.ErrPermissionDenied
 	}
-	return translate(err, err)
+	// Nothing is asked for by a name that could be missing.
+	return translate(err, syscall.ENOENT)
 }
 
 // errno returns the error number of an error of go-ceph, and false when it has

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package goceph
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+)
+
+// TestCallOutlivesItsCaller removes an image for 40 seconds for a caller who
+// has less time.
+func TestCallOutlivesItsCaller(t *testing.T) {
+	for _, tc := range []struct {
+		name           string
+		timeout        time.Duration
+		deadline, want time.Duration // of the caller's context, and of the answer
+	}{
+		{"the caller's deadline", 30 * second, 15 * second, 15 * second},
+		{"the configured timeout and its grace", 30 * second, time.Hour, 31 * second},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			inBubble(t, Config{Timeout: tc.timeout, IdleTimeout: second}, func(t *testing.T, f *fakeCeph, c *Connector) {
+				removed := false
+				f.onCall = func(image string) error {
+					if image != "big" {
+						return nil
+					}
+					if removed {
+						return cephError(-2)
+					}
+					time.Sleep(40 * second)
+					removed = true
+					return nil
+				}
+				cluster, p := openImages(t, c, fakeCreds())
+				other, otherPool := openImages(t, c, fakeCreds())
+				start := time.Now()
+				ctx, cancel := context.WithTimeout(t.Context(), tc.deadline)
+				defer cancel()
+				err := p.RemoveImage(ctx, "big")
+				if !errors.Is(err, rbd.ErrTimeout) || !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("got %v, want ErrTimeout because of the deadline", err)
+				}
+				if took := time.Since(start); took != tc.want {
+					t.Errorf("the caller got its answer after %s, want %s", took, tc.want)
+				}
+				if want := `remove image "big" in pool "images": no answer in time, the outcome is unknown`; err.Error() != want {
+					t.Errorf("got the text %q, want %q", err, want)
+				}
+
+				// What the call uses stays open, whatever its caller closes.
+				p.Close()
+				cluster.Close()
+				f.want(2, 2, 2)
+				// Other images are free, this one is not, through any connection.
+				if err := otherPool.RemoveImage(t.Context(), "small"); err != nil {
+					t.Error(err)
+				}
+				ctx, cancel = context.WithTimeout(t.Context(), second)
+				defer cancel()
+				err = otherPool.RemoveImage(ctx, "big")
+				if !errors.Is(err, rbd.ErrTimeout) {
+					t.Errorf("got %v, want ErrTimeout", err)
+				}
+				if want := `remove image "big" in pool "images": an earlier call on it has not ended: no answer in time, the outcome is unknown`; err.Error() != want {
+					t.Errorf("got the text %q, want %q", err, want)
+				}
+				// The next attempt waits, and finds the image gone.
+				if err := otherPool.RemoveImage(t.Context(), "big"); !errors.Is(err, rbd.ErrImageNotFound) {
+					t.Errorf("got %v, want ErrImageNotFound", err)
+				}
+				if took := time.Since(start); took != 40*second {
+					t.Errorf("the next attempt ended after %s, want 40s", took)
+				}
+				otherPool.Close()
+				other.Close()
+				time.Sleep(2 * second)
+				synctest.Wait()
+				f.want(2, 0, 0)
+			})
+		})
+	}
+}
+
+// TestWaitForANameEnds checks that a caller without a deadline does not wait
+// for ever behind a call that librbd does not return from.
+func TestWaitForANameEnds(t *testing.T) {
+	inBubble(t, Config{Timeout: 10 * second}, func(t *testing.T, f *fakeCeph, c *Connector) {
+		f.onCall = func(image string) error {
+			if image == "hangs" {
+				time.Sleep(time.Minute)
+			}
+			return nil
+		}
+		cluster, p := openImages(t, c, fakeCreds())
+		for i := range 2 {
+			begin := time.Now()
+			if _, err := p.Image(t.Context(), "hangs"); !errors.Is(err, rbd.ErrTimeout) {
+				t.Errorf("attempt %d: got %v, want ErrTimeout", i, err)
+			}
+			if took := time.Since(begin); took != 11*second {
+				t.Errorf("attempt %d took %s, want 11s", i, took)
+			}
+		}
+		p.Close()
+		cluster.Close()
+	})
+}
+
+func TestCallIsCancelled(t *testing.T) {
+	inBubble(t, Config{}, func(t *testing.T, f *fakeCeph, c *Connector) {
+		cluster, p := openImages(t, c, fakeCreds())
+		f.onCall = func(string) error { time.Sleep(20 * second); return nil }
+		reason := errors.New("the process is stopping")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		time.AfterFunc(second, func() { cancel(reason) })
+		err := p.SetMetadata(ctx, "a", nil)
+		if !errors.Is(err, rbd.ErrTimeout) || !errors.Is(err, reason) {
+			t.Errorf("got %v, want ErrTimeout because of the cancellation", err)
+		}
+		p.Close()
+		cluster.Close()
+	})
+}
+
+// TestCallThatIsOverBeforeItBegins checks that it leaves nothing behind.
+func TestCallThatIsOverBeforeItBegins(t *testing.T) {
+	inBubble(t, Config{}, func(t *testing.T, f *fakeCeph, c *Connector) {
+		creds := fakeCreds()
+		cluster, p := openImages(t, c, creds)
+		defer cluster.Close()
+		defer p.Close()
+		f.onCall = func(name string) error {
+			t.Errorf("%q was called", name)
+			return nil
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		_, connectErr := c.Connect(ctx, creds)
+		_, openErr := cluster.OpenPool(ctx, "images")
+		_, err := p.Image(ctx, "a")
+		for _, got := range []error{openErr, err} {
+			if !errors.Is(got, rbd.ErrTimeout) || !errors.Is(got, context.Canceled) {
+				t.Errorf("got %v, want ErrTimeout because of the cancellation", got)
+			}
+		}
+		if !errors.Is(connectErr, rbd.ErrUnreachable) || !errors.Is(connectErr, context.Canceled) {
+			t.Errorf("got %v, want ErrUnreachable because of the cancellation", connectErr)
+		}
+		f.onCall = nil
+		if _, err := p.Image(t.Context(), "a"); err != nil {
+			t.Errorf("the next call: %v", err)
+		}
+	})
+}
+
+// TestOpenPoolThatNobodyWaitsFor checks that a pool that is opened too late is
+// closed again.
+func TestOpenPoolThatNobodyWaitsFor(t *testing.T) {
+	inBubble(t, Config{IdleTimeout: second}, func(t *testing.T, f *fakeCeph, c *Connector) {
+		cluster, err := c.Connect(t.Context(), fakeCreds())
+		if err != nil {
+			t.Fatal(err)
+		}
+		opened := false
+		f.onCall = func(string) error { time.Sleep(20 * second); opened = true; return nil }
+		ctx, cancel := context.WithTimeout(t.Context(), second)
+		defer cancel()
+		if _, err := cluster.OpenPool(ctx, "images"); !errors.Is(err, rbd.ErrTimeout) {
+			t.Errorf("got %v, want ErrTimeout", err)
+		}
+		cluster.Close()
+		time.Sleep(30 * second)
+		synctest.Wait()
+		if !opened {
+			t.Error("librados has not returned")
+		}
+		f.want(1, 0, 0)
+	})
+}
+
+// TestNamesAreLocked makes many calls about few images at once; the fake
+// complains when two of them meet.
+func TestNamesAreLocked(t *testing.T) {
+	inBubble(t, Config{}, func(t *testing.T, f *fakeCeph, c *Connector) {
+		f.onCall = func(image string) error {
+			if image != "pool images" {
+				time.Sleep(second)
+			}
+			return nil
+		}
+		creds := fakeCreds()
+		start := time.Now()
+		var wg sync.WaitGroup
+		for range 10 {
+			for _, image := range []string{"a", "b", "c"} {
+				wg.Go(func() {
+					cluster, p := openImages(t, c, creds)
+					defer cluster.Close()
+					defer p.Close()
+					if _, err := p.Image(t.Context(), image); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+		}
+		wg.Wait()
+		if took := time.Since(start); took != 10*second {
+			t.Errorf("ten calls of a second about each of three images took %s, want 10s", took)
+		}
+		if n := len(c.names.waiting); n != 0 {
+			t.Errorf("%d names are left", n)
+		}
+	})
+}

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build cgo
+
+package goceph
+
+import (
+	"context"
+	"errors"
+	"os"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
+	rigs "ceph.com/rbd-provisioner/test/cluster"
+)
+
+// TestOnCeph runs everything that needs a real cluster, on one.
+func TestOnCeph(t *testing.T) {
+	c := startCeph(t)
+	h := rbdtest.Harness{
+		NewConnector: func(t *testing.T) rbd.Connector {
+			return newTestConnector(t, Config{Timeout: 10 * time.Second, IdleTimeout: time.Second})
+		},
+		Admin:       c.admin,
+		Pool:        "images",
+		OtherPool:   "other",
+		ErasurePool: "erasure",
+		NoDataPool:  "erasure-fixed",
+		DeadMonitor: "v1:127.0.0.1:1",
+		AddPool:     c.addPool,
+		RemovePool:  c.removePool,
+		AddUser: func(t *testing.T, user string) rbd.Credentials {
+			return c.addUser(t, user, "mon", "profile rbd", "osd", "profile rbd")
+		},
+		SetFull:    c.setFull,
+		Watch:      c.watch,
+		Snapshot:   c.snapshot,
+		Trash:      c.trash,
+		AddRemains: c.addRemains,
+		Pause:      c.pause,
+		Disconnect: c.disconnect,
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := c.rig.CreateErasurePool(t.Context(), h.ErasurePool); err != nil {
+			t.Error(err)
+			return
+		}
+		if _, err := c.rig.Run(t.Context(), "ceph", "osd", "pool", "create", h.NoDataPool, "4", "4", "erasure", "rig"); err != nil {
+			t.Error(err)
+		}
+	})
+	c.addPool(t, h.Pool)
+	c.addPool(t, h.OtherPool)
+	h.Restricted = c.addUser(t, "restricted", "mon", "profile rbd", "osd", "profile rbd pool="+h.Pool)
+	h.NoCaps = c.addUser(t, "no-caps", "mon", "allow r")
+	wg.Wait()
+	if t.Failed() {
+		t.FailNow()
+	}
+
+	t.Run("CephsOwnTimeout", c.testCephsOwnTimeout)
+	t.Run("IdleConnection", c.testIdleConnection)
+	t.Run("Threads", c.testThreads)
+	t.Run("Monitors", c.testMonitors)
+	t.Run("Output", c.testOutput)
+	t.Run("Measure", c.testMeasure)
+	t.Run("Conformance", func(t *testing.T) { rbdtest.Conformance(t, h) })
+}
+
+// testCephsOwnTimeout checks that librados itself gives up on an OSD that does
+// not answer: nothing else ends the call, and with it the lock on the name.
+func (c *ceph) testCephsOwnTimeout(t *testing.T) {
+	connector := newTestConnector(t, Config{Timeout: time.Second})
+	_, p := openImages(t, connector, c.admin)
+	defer c.pause(t)()
+	for range 2 { // The second call gets the name that the first one had.
+		begin := time.Now()
+		_, err := p.Image(t.Context(), "not-there")
+		if !errors.Is(err, rbd.ErrTimeout) || strings.Contains(err.Error(), "earlier call") {
+			t.Errorf("got %v, want ErrTimeout", err)
+		}
+		if took := time.Since(begin); took > time.Second+grace+time.Second {
+			t.Errorf("the call took %s", took)
+		}
+	}
+	if err := rigs.Eventually(t.Context(), 10*time.Second, func(context.Context) error {
+		connector.mu.Lock()
+		defer connector.mu.Unlock()
+		for l := range connector.links {
+			if l.calls > 0 {
+				return errors.New("librbd has not returned")
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+// testIdleConnection checks that a connection that nobody uses ends, by the
+// sessions that the monitor has.
+func (c *ceph) testIdleConnection(t *testing.T) {
+	user := c.addUser(t, "idle", "mon", "profile rbd", "osd", "profile rbd")
+	connector := newTestConnector(t, Config{IdleTimeout: time.Second})
+	shared, p := openImages(t, connector, user)
+	sessions := func() int {
+		out, err := c.rig.Run(t.Context(), "ceph", "tell", "mon.a", "sessions")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Count(out, `"client.idle"`)
+	}
+	if n := sessions(); n != 1 {
+		t.Errorf("the monitor has %d sessions of the user, want 1", n)
+	}
+	p.Close()
+	shared.Close()
+	if err := rigs.Eventually(t.Context(), 30*time.Second, func(context.Context) error {
+		if sessions() > 0 {
+			return errors.New("the monitor still has a session of the user")
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+// testThreads checks that neither connections that were refused nor those that
+// were closed leave threads behind.
+func (c *ceph) testThreads(t *testing.T) {
+	threads := func() int {
+		entries, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			t.Skip(err)
+		}
+		return len(entries)
+	}
+	wrong := c.admin
+	wrong.Key = rbdtest.NewKey()
+	attempt := func() {
+		connector := newTestConnector(t, Config{})
+		if _, err := connector.Connect(t.Context(), wrong); !errors.Is(err, rbd.ErrPermissionDenied) {
+			t.Fatalf("got %v, want ErrPermissionDenied", err)
+		}
+		one, err := connector.Connect(t.Context(), c.admin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		one.Close()
+		if err := connector.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	attempt() // The first one starts threads that stay, of Go and of librados.
+	before := threads()
+	for range 10 {
+		attempt()
+	}
+	if err := rigs.Eventually(t.Context(), 10*time.Second, func(context.Context) error {
+		// Go may have started a few for the calls themselves.
+		if threads() > before+8 {
+			return errors.New("threads of librados are left")
+		}
+		return nil
+	}); err != nil {
+		t.Errorf("before: %d, after ten attempts: %d: %v", before, threads(), err)
+	}
+}
+
+// testMonitors connects by every form of address.
+func (c *ceph) testMonitors(t *testing.T) {
+	connector := newTestConnector(t, Config{Timeout: 10 * time.Second})
+	for _, monitors := range [][]string{
+		{"v1:" + c.rig.MonitorV1}, {"v2:" + c.rig.MonitorV2}, {c.rig.MonitorV1}, {c.rig.MonitorV2},
+		{"v2:" + c.rig.MonitorV2, "v1:" + c.rig.MonitorV1},
+	} {
+		creds := c.admin
+		creds.Monitors = monitors
+		got, err := connector.Connect(t.Context(), creds)
+		if err != nil {
+			t.Errorf("%s: %v", monitors, err)
+			continue
+		}
+		if got.FSID() != c.rig.FSID {
+			t.Errorf("%s: got the FSID %s, want %s", monitors, got.FSID(), c.rig.FSID)
+		}
+		got.Close()
+	}
+}
+
+func TestVersion(t *testing.T) {
+	if got := Version(); !regexp.MustCompile(`^\d+\.\d+\.\d+( \(Ceph \d+\.\d+\.\d+.*\))?$`).MatchString(got) {
+		t.Errorf("the version is %q", got)
+	}
+}

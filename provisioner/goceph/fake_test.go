@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package goceph
+
+import (
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
+)
+
+// fakeCeph stands for librados and librbd: it counts what is open, and checks
+// that nothing is used after it was closed.
+type fakeCeph struct {
+	t *testing.T
+
+	mu    sync.Mutex // guards what follows
+	dials int
+	// connections that were not shut down, and pools that were not closed.
+	connections, pools int
+	// running are the images that a call is working on.
+	running []string
+
+	// Called without mu, when they are not nil.
+	onDial func(rbd.Credentials) error
+	onCall func(image string) error
+}
+
+func (f *fakeCeph) connector(cfg Config) *Connector {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return newConnector(cfg, f.dial)
+}
+
+func (f *fakeCeph) dial(creds rbd.Credentials) (conn, error) {
+	f.mu.Lock()
+	f.dials++
+	f.mu.Unlock()
+	if f.onDial != nil {
+		if err := f.onDial(creds); err != nil {
+			return nil, err
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.connections++
+	return &fakeConn{fakeCeph: f}, nil
+}
+
+// counts returns how many times something dialed, and what is open now.
+func (f *fakeCeph) counts() (dials, connections, pools int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.dials, f.connections, f.pools
+}
+
+func (f *fakeCeph) want(dials, connections, pools int) {
+	f.t.Helper()
+	if d, c, p := f.counts(); d != dials || c != connections || p != pools {
+		f.t.Errorf("dialed %d times, with %d connections and %d pools open; want %d, %d, %d", d, c, p, dials, connections, pools)
+	}
+}
+
+type fakeConn struct {
+	*fakeCeph
+	down    bool
+	waiting int // open pools of this connection
+}
+
+func (c *fakeConn) fsid() string { return "11111111-2222-3333-4444-555555555555" }
+
+func (c *fakeConn) shutdown() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.down || c.waiting > 0 {
+		c.t.Errorf("shut down twice, or with %d pools open", c.waiting)
+	}
+	c.down = true
+	c.connections--
+}
+
+func (c *fakeConn) openPool(name string) (ioctx, error) {
+	if c.onCall != nil {
+		if err := c.onCall("pool " + name); err != nil {
+			return nil, err
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.down {
+		c.t.Error("used after it was shut down")
+	}
+	c.pools++
+	c.waiting++
+	return &fakePool{conn: c}, nil
+}
+
+type fakePool struct {
+	conn   *fakeConn
+	closed bool
+	calls  int
+}
+
+func (p *fakePool) id() int64 { return 1 }
+
+func (p *fakePool) close() {
+	p.conn.mu.Lock()
+	defer p.conn.mu.Unlock()
+	if p.closed || p.calls > 0 || p.conn.down {
+		p.conn.t.Errorf("closed twice, or with %d calls running, or after the connection", p.calls)
+	}
+	p.closed = true
+	p.conn.pools--
+	p.conn.waiting--
+}
+
+func (p *fakePool) call(image string) error {
+	c := p.conn
+	c.mu.Lock()
+	if p.closed {
+		c.t.Error("used after it was closed")
+	}
+	if slices.Contains(c.running, image) {
+		c.t.Errorf("two calls at once about image %q", image)
+	}
+	c.running = append(c.running, image)
+	p.calls++
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		p.calls--
+		c.running = slices.DeleteFunc(c.running, func(s string) bool { return s == image })
+	}()
+	if c.onCall != nil {
+		return c.onCall(image)
+	}
+	return nil
+}
+
+func (p *fakePool) createImage(name string, _ rbd.ImageSpec) error { return p.call(name) }
+
+func (p *fakePool) image(name string) (rbd.Image, error) { return rbd.Image{}, p.call(name) }
+
+func (p *fakePool) setMetadata(name string, _ map[string]string) error { return p.call(name) }
+
+func (p *fakePool) removeImage(name string) error { return p.call(name) }
+
+// fakeCreds returns credentials of a key that is made for the call.
+func fakeCreds() rbd.Credentials {
+	return rbd.Credentials{Monitors: []string{"10.0.0.1"}, User: "kube", Key: rbdtest.NewKey()}
+}
+
+// openImages returns a connection, and an open pool of it.
+func openImages(t *testing.T, c *Connector, creds rbd.Credentials) (rbd.Cluster, rbd.Pool) {
+	t.Helper()
+	cluster, err := c.Connect(t.Context(), creds)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := cluster.OpenPool(t.Context(), "images")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cluster, p
+}
+
+// finish closes a Connector and checks that nothing is left of it.
+func (f *fakeCeph) finish(c *Connector) {
+	f.t.Helper()
+	if err := c.Close(f.t.Context()); err != nil {
+		f.t.Error(err)
+	}
+	if _, connections, pools := f.counts(); connections != 0 || pools != 0 {
+		f.t.Errorf("%d connections and %d pools are left", connections, pools)
+	}
+}
+
+const second = time.Second

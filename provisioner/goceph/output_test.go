@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build cgo
+
+package goceph
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
+)
+
+// outputAttempt is a connection that the child of testOutput tries.
+type outputAttempt struct {
+	Monitor, User, Key string
+}
+
+// testOutput runs a process that connects with keys that librados does not
+// like, in an environment that asks it to talk, and checks that it says nothing
+// and leaves nothing.
+func (c *ceph) testOutput(t *testing.T) {
+	live, dead := c.admin.Monitors[0], "v1:127.0.0.1:1"
+	wrong := rbdtest.NewKey().Reveal()
+	// Well-formed keys of a kind that no librados knows, and of a length that
+	// the kind does not have.
+	unknown := base64.StdEncoding.EncodeToString([]byte("\x63\x00........\x10\x00sixteen bytes ok"))
+	short := base64.StdEncoding.EncodeToString([]byte("\x01\x00........\x05\x00short"))
+	attempts := []outputAttempt{
+		{live, "admin", c.admin.Key.Reveal()},
+		{live, "admin", wrong}, {live, "nobody", wrong}, {live, "admin", unknown}, {live, "admin", short},
+		{dead, "admin", wrong}, {"v2:" + c.rig.MonitorV2, "admin", wrong}, {c.rig.MonitorV1, "admin", wrong}, {c.rig.MonitorV2, "admin", wrong},
+		{"monitor.invalid", "admin", wrong}, {"127.0.0.1:port", "admin", wrong}, {"", "admin", wrong}, {live, "", wrong},
+	}
+	input, err := json.Marshal(attempts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestOutputChild$")
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(),
+		"GOCEPH_OUTPUT_CHILD=1",
+		"CEPH_CONF="+c.rig.Conf,
+		"CEPH_KEYRING="+c.rig.Keyring,
+		"CEPH_ARGS=--log-to-stderr=true --err-to-stderr=true --debug-auth=20 --debug-monc=20 --debug-ms=1 --log-file="+dir+"/log --admin-socket="+dir+"/socket --client-mount-timeout=300",
+	)
+	cmd.Stdin = bytes.NewReader(input)
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%v\n%s\n%s", err, out.String(), errOut.String())
+	}
+	if errOut.Len() > 0 {
+		t.Errorf("standard error has:\n%s", errOut.String())
+	}
+	for _, a := range attempts {
+		if a.Key != "" && strings.Contains(out.String()+errOut.String(), a.Key) {
+			t.Errorf("a key of user %q for monitor %q is in the output:\n%s%s", a.User, a.Monitor, out.String(), errOut.String())
+		}
+	}
+	if got, want := out.String(), "CONNECTED 1 TIMES\nPASS\n"; got != want {
+		t.Errorf("standard output has:\n%s\nwant:\n%s", got, want)
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		t.Errorf("the process left the file %s", f.Name())
+	}
+}
+
+// TestOutputChild is the process that testOutput runs.
+func TestOutputChild(t *testing.T) {
+	if os.Getenv("GOCEPH_OUTPUT_CHILD") == "" {
+		t.Skip("run by TestOnCeph/Output")
+	}
+	var attempts []outputAttempt
+	if err := json.NewDecoder(os.Stdin).Decode(&attempts); err != nil {
+		t.Fatal(err)
+	}
+	c := newTestConnector(t, Config{Timeout: 3 * time.Second})
+	var connected atomic.Int64
+	var wg sync.WaitGroup
+	for _, a := range attempts {
+		wg.Go(func() {
+			key, err := rbd.ParseKey(a.Key)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			cluster, err := c.Connect(t.Context(), rbd.Credentials{Monitors: []string{a.Monitor}, User: a.User, Key: key})
+			if err == nil {
+				connected.Add(1)
+				cluster.Close()
+			} else if strings.Contains(err.Error(), a.Key) {
+				t.Errorf("an error shows the key")
+			}
+		})
+	}
+	wg.Wait()
+	// Not by t.Log, which writes only on failure.
+	if _, err := fmt.Fprintf(os.Stdout, "CONNECTED %d TIMES\n", connected.Load()); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rbdtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+)
+
+// everyCall makes each call about an image of a pool once.
+func everyCall(ctx context.Context, p rbd.Pool, image string) map[string]error {
+	errs := map[string]error{
+		"create": p.CreateImage(ctx, image, rbd.ImageSpec{SizeBytes: 1 << 20}),
+	}
+	_, errs["describe"] = p.Image(ctx, image)
+	errs["set metadata of"] = p.SetMetadata(ctx, image, map[string]string{"a": "b"})
+	errs["remove"] = p.RemoveImage(ctx, image)
+	return errs
+}
+
+func (s suite) testPermissions(t *testing.T) {
+	t.Parallel()
+	admin := s.open(t, s.Admin, s.OtherPool)
+	create(t, admin, "forbidden", rbd.ImageSpec{SizeBytes: 1 << 20})
+	for name, creds := range map[string]rbd.Credentials{
+		"a user of another pool": s.Restricted,
+		"a user without caps":    s.NoCaps,
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, err := s.connect(t, s.NewConnector(t), creds).OpenPool(t.Context(), s.OtherPool)
+			if err != nil {
+				wantError(t, err, rbd.ErrPermissionDenied, `open pool "`+s.OtherPool)
+				return
+			}
+			t.Cleanup(p.Close)
+			for _, image := range []string{"forbidden", "not-there"} {
+				for call, err := range everyCall(t.Context(), p, image) {
+					wantError(t, err, rbd.ErrPermissionDenied, fmt.Sprintf("%s image %q in pool %q: ", call, image, s.OtherPool))
+				}
+			}
+		})
+	}
+	describe(t, admin, "forbidden")
+}
+
+func (s suite) testFull(t *testing.T) {
+	t.Parallel()
+	if s.SetFull == nil {
+		t.Skip("the harness can't fill a pool")
+	}
+	// A full pool that refused removals would stay full. One that nothing was
+	// removed from before may refuse, but must not say that it did it.
+	used, fresh := "full-used", "full-fresh"
+	pools := map[string]rbd.Pool{}
+	for _, pool := range []string{used, fresh} {
+		s.AddPool(t, pool)
+		pools[pool] = s.open(t, s.Admin, pool)
+		create(t, pools[pool], "before", rbd.ImageSpec{SizeBytes: 1 << 20})
+		create(t, pools[pool], "before-too", rbd.ImageSpec{SizeBytes: 1 << 20})
+	}
+	create(t, pools[used], "gone", rbd.ImageSpec{SizeBytes: 1 << 20})
+	remove(t, pools[used], "gone")
+	for pool := range pools {
+		s.SetFull(t, pool, true)
+	}
+	for pool, p := range pools {
+		in := ` in pool "` + pool + `": `
+		for range 2 { // The first attempt leaves nothing.
+			wantError(t, p.CreateImage(t.Context(), "after", rbd.ImageSpec{SizeBytes: 1 << 20}), rbd.ErrPoolFull, `create image "after"`+in)
+			_, err := p.Image(t.Context(), "after")
+			wantError(t, err, rbd.ErrImageNotFound, `describe image "after"`+in)
+		}
+		// What takes no room of its own may be let through.
+		if err := p.SetMetadata(t.Context(), "before", map[string]string{"a": "b"}); err != nil {
+			wantError(t, err, rbd.ErrPoolFull, `set metadata of image "before"`+in)
+		}
+		describe(t, p, "before")
+	}
+	remove(t, pools[used], "before")
+	if err := pools[fresh].RemoveImage(t.Context(), "before"); err != nil {
+		wantError(t, err, rbd.ErrPoolFull, `remove image "before" in pool "`+fresh+`": `)
+		describe(t, pools[fresh], "before")
+	}
+	for pool, p := range pools {
+		s.SetFull(t, pool, false)
+		create(t, p, "after", rbd.ImageSpec{SizeBytes: 1 << 20})
+		remove(t, p, "after")
+	}
+}
+
+// testContext checks that a context that has ended ends a call, and that its
+// error says so.
+func (s suite) testContext(t *testing.T) {
+	t.Parallel()
+	c := s.NewConnector(t)
+	cluster := s.connect(t, c, s.Admin)
+	p := openPool(t, cluster, s.Pool)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+
+	_, err := c.Connect(ctx, s.Admin)
+	wantError(t, err, rbd.ErrUnreachable, connectAttempt)
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("the error does not wrap context.Canceled: %v", err)
+	}
+	_, err = cluster.OpenPool(ctx, s.Pool)
+	wantInterrupted(t, err, context.Canceled, "open pool ")
+	for call, err := range everyCall(ctx, p, "cancelled") {
+		wantInterrupted(t, err, context.Canceled, call+" image ")
+	}
+	// A call that was over before it began did nothing.
+	_, err = p.Image(t.Context(), "cancelled")
+	wantError(t, err, rbd.ErrImageNotFound, `describe image "cancelled"`)
+}
+
+// wantInterrupted checks the error of a call that did not end before its
+// context did, because of cause.
+func wantInterrupted(t *testing.T, err, cause error, attempt string) {
+	t.Helper()
+	wantError(t, err, rbd.ErrTimeout, attempt)
+	if !errors.Is(err, cause) {
+		t.Errorf("the error does not wrap %q: %v", cause, err)
+	}
+}
+
+// testDeadline stops the OSDs: calls end at their deadline, their names stay
+// locked, and all is well once the OSDs are back.
+func (s suite) testDeadline(t *testing.T) {
+	if s.Pause == nil {
+		t.Skip("the harness can't stop the OSDs")
+	}
+	c := s.NewConnector(t)
+	cluster := s.connect(t, c, s.Admin)
+	p := openPool(t, cluster, s.Pool)
+	for _, name := range []string{"paused-remove", "paused-metadata", "paused-image", "paused-closed"} {
+		create(t, p, name, rbd.ImageSpec{SizeBytes: 1 << 20})
+	}
+	closing, err := cluster.OpenPool(t.Context(), s.Pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	resume := s.Pause(t)
+	defer resume() // harmless when it was called already
+	// The slack is for a machine that is busy with something else.
+	const deadline, slack = 300 * time.Millisecond, 2 * time.Second
+	timed := func(attempt string, call func(context.Context) error) {
+		t.Helper()
+		begin := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), deadline)
+		defer cancel()
+		wantInterrupted(t, call(ctx), context.DeadlineExceeded, attempt)
+		if took := time.Since(begin); took < deadline || took > deadline+slack {
+			t.Errorf("%s: the call took %s, want %s", attempt, took, deadline)
+		}
+	}
+	calls := map[string]func(context.Context) error{
+		`create image "paused-create"`: func(ctx context.Context) error {
+			return p.CreateImage(ctx, "paused-create", rbd.ImageSpec{SizeBytes: 1 << 20})
+		},
+		`remove image "paused-remove"`: func(ctx context.Context) error { return p.RemoveImage(ctx, "paused-remove") },
+		`set metadata of image "paused-metadata"`: func(ctx context.Context) error {
+			return p.SetMetadata(ctx, "paused-metadata", map[string]string{"a": "b"})
+		},
+		`describe image "paused-image"`:  func(ctx context.Context) error { _, err := p.Image(ctx, "paused-image"); return err },
+		`describe image "paused-closed"`: func(ctx context.Context) error { _, err := closing.Image(ctx, "paused-closed"); return err },
+	}
+	for attempt, call := range calls {
+		timed(attempt, call)
+	}
+	// The calls hold their names, against other connections too.
+	other := openPool(t, s.connect(t, c, s.Restricted), s.Pool)
+	timed(`remove image "paused-create" in pool "`+s.Pool+`": an earlier call on it has not ended`, func(ctx context.Context) error {
+		return other.RemoveImage(ctx, "paused-create")
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(deadline, cancel)
+	_, err = other.Image(ctx, "paused-remove")
+	wantInterrupted(t, err, context.Canceled, `describe image "paused-remove"`)
+	// A pool can be closed while librbd works on it.
+	closing.Close()
+	resume()
+
+	for _, name := range []string{"paused-create", "paused-remove"} {
+		// The call before may have taken effect, or not, or half of it.
+		err := p.CreateImage(t.Context(), name, rbd.ImageSpec{SizeBytes: 1 << 20})
+		if err != nil {
+			wantError(t, err, rbd.ErrImageExists, `create image "`+name)
+		}
+		if err := p.RemoveImage(t.Context(), name); err != nil {
+			wantError(t, err, rbd.ErrImageNotFound, `remove image "`+name)
+		}
+		create(t, p, name, rbd.ImageSpec{SizeBytes: 1 << 20})
+	}
+	for _, name := range []string{"paused-metadata", "paused-image", "paused-closed"} {
+		describe(t, p, name)
+	}
+	if err := p.SetMetadata(t.Context(), "paused-metadata", map[string]string{"c": "d"}); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rbdtest
+
+import "slices"
+
+// Call names a method that a FakeFault hits.
+type Call string
+
+// The calls.
+const (
+	CallConnect     Call = "Connect"
+	CallOpenPool    Call = "OpenPool"
+	CallCreateImage Call = "CreateImage"
+	CallImage       Call = "Image"
+	CallSetMetadata Call = "SetMetadata"
+	CallRemoveImage Call = "RemoveImage"
+)
+
+// FakeFault makes one call go wrong. Its zero fields change nothing.
+type FakeFault struct {
+	Call Call
+	// Image is the name that the call must be about; empty means any.
+	Image string
+	// Before runs in the call, before it takes effect and in its own
+	// goroutine: while it blocks, the caller may give up, and the call takes
+	// effect later, as with librbd. It may use the Cluster.
+	Before func()
+	// Err is what the call returns, once it is over. With TakesEffect it did
+	// what it was asked for nevertheless: its answer was lost.
+	Err         error
+	TakesEffect bool
+	// HalfWay makes a CreateImage that does not take effect leave remains of
+	// the image, and a RemoveImage leave it in the trash, as a client does
+	// that dies.
+	HalfWay bool
+	// Times is how many calls it hits; 0 means one.
+	Times int
+}
+
+// Fake makes the next call that f is about go wrong. Faults of the same call
+// hit in the order in which they were given.
+func (c *Cluster) Fake(f FakeFault) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f.Times = max(f.Times, 1)
+	c.faults = append(c.faults, &f)
+}
+
+// fault takes the fault that hits a call, and returns an empty one when there
+// is none.
+func (c *Cluster) fault(call Call, image string) FakeFault {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	at := slices.IndexFunc(c.faults, func(f *FakeFault) bool {
+		return f.Call == call && (f.Image == "" || f.Image == image)
+	})
+	if at < 0 {
+		return FakeFault{}
+	}
+	f := c.faults[at]
+	if f.Times--; f.Times == 0 {
+		c.faults = slices.Delete(c.faults, at, at+1)
+	}
+	return *f
+}
+
+func (f FakeFault) before() {
+	if f.Before != nil {
+		f.Before()
+	}
+}

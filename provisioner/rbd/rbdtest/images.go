@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rbdtest
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+)
+
+// Images returns the names of a pool's images, sorted, without those of which
+// there are only remains.
+func (c *Cluster) Images(pool string) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Sorted(maps.Keys(c.mustPool(pool).images))
+}
+
+// Image returns what a call of that name would, without being one: it needs no
+// credentials and meets no fault.
+func (c *Cluster) Image(pool, name string) (rbd.Image, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := c.mustPool(pool).images[name]
+	if i == nil {
+		return rbd.Image{}, false
+	}
+	return i.describe(), true
+}
+
+// Remains returns the names of which a pool holds remains, sorted.
+func (c *Cluster) Remains(pool string) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Sorted(maps.Keys(c.mustPool(pool).remains))
+}
+
+// Trash returns the names of the images whose removal was interrupted, sorted:
+// they take up room, but Image does not find them.
+func (c *Cluster) Trash(pool string) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Sorted(maps.Keys(c.mustPool(pool).trash))
+}
+
+// AddRemains leaves remains of an image that is not there.
+func (c *Cluster) AddRemains(pool, name string, remains Remains) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.mustPool(pool)
+	if remains == RemainsUnlisted {
+		p.images[name] = &image{size: 1 << 20, metadata: map[string]string{}}
+		return
+	}
+	p.remains[name] = remains
+}
+
+// Watch makes a client watch an image, as one does that has it mapped, until
+// stop is called.
+func (c *Cluster) Watch(pool, name, address string) (stop func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := c.mustImage(pool, name)
+	i.watchers = append(i.watchers, address)
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if at := slices.Index(i.watchers, address); at >= 0 {
+			i.watchers = slices.Delete(i.watchers, at, at+1)
+		}
+	}
+}
+
+// AddSnapshot makes a snapshot of an image.
+func (c *Cluster) AddSnapshot(pool, name, snapshot string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := c.mustImage(pool, name)
+	i.snapshots = append(i.snapshots, snapshot)
+}
+
+// RemoveSnapshot removes a snapshot of an image.
+func (c *Cluster) RemoveSnapshot(pool, name, snapshot string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := c.mustImage(pool, name)
+	i.snapshots = slices.DeleteFunc(i.snapshots, func(s string) bool { return s == snapshot })
+}
+
+// mustImage returns an image that the test says is there. c.mu is held.
+func (c *Cluster) mustImage(pool, name string) *image {
+	i := c.mustPool(pool).images[name]
+	if i == nil {
+		panic(fmt.Sprintf("rbdtest: the test has no image %q in pool %q", name, pool))
+	}
+	return i
+}
+
+func (i *image) describe() rbd.Image {
+	info := rbd.Image{
+		SizeBytes: i.size,
+		Features:  []string{rbd.FeatureLayering},
+		DataPool:  i.dataPool,
+		Metadata:  maps.Clone(i.metadata),
+		Watchers:  slices.Clone(i.watchers),
+		Snapshots: slices.Clone(i.snapshots),
+	}
+	if i.dataPool != "" {
+		info.Features = []string{rbd.FeatureDataPool, rbd.FeatureLayering}
+	}
+	slices.Sort(info.Watchers)
+	slices.Sort(info.Snapshots)
+	return info
+}
+
+// The calls of rbd.Pool, once they have reached the cluster. c.mu is held.
+
+func (c *Cluster) createImage(p *poolState, name string, spec rbd.ImageSpec, caps Caps) error {
+	_, remains := p.remains[name]
+	if p.deleted {
+		return rbd.ErrPoolNotFound
+	}
+	if spec.DataPool == p.name {
+		spec.DataPool = ""
+	}
+	if spec.DataPool != "" {
+		data := c.pools[spec.DataPool]
+		switch {
+		case data == nil:
+			return fmt.Errorf("data pool %q: %w", spec.DataPool, rbd.ErrPoolNotFound)
+		case !caps.allow(spec.DataPool):
+			return fmt.Errorf("data pool %q: %w", spec.DataPool, rbd.ErrPermissionDenied)
+		case data.noData:
+			return rbd.ErrNotSupported
+		}
+	}
+	switch {
+	case p.noImages:
+		return rbd.ErrNotSupported
+	case p.images[name] != nil || remains:
+		return rbd.ErrImageExists
+	case p.full:
+		return rbd.ErrPoolFull
+	}
+	p.images[name] = &image{size: spec.SizeBytes, dataPool: spec.DataPool, metadata: map[string]string{}}
+	return nil
+}
+
+func (p *poolState) image(name string) (*image, error) {
+	i := p.images[name]
+	if p.deleted || i == nil {
+		return nil, rbd.ErrImageNotFound
+	}
+	return i, nil
+}
+
+func (p *poolState) setMetadata(name string, entries map[string]string) error {
+	i, err := p.image(name)
+	switch {
+	case err != nil:
+		return err
+	case p.full:
+		return rbd.ErrPoolFull
+	}
+	maps.Copy(i.metadata, entries)
+	return nil
+}
+
+// removeImage moves an image to the trash and then removes it from there, as
+// librbd does; interrupted is what comes between.
+func (p *poolState) removeImage(name string, caps Caps, interrupted error) error {
+	if _, found := p.remains[name]; found {
+		delete(p.remains, name)
+		return nil
+	}
+	i := p.images[name]
+	switch {
+	case p.deleted:
+		return rbd.ErrImageNotFound
+	case i == nil && p.trash[name] == nil:
+		return rbd.ErrImageNotFound
+	case i == nil:
+		i = p.trash[name]
+	case len(i.snapshots) > 0:
+		return rbd.ErrImageHasSnapshots
+	case len(i.watchers) > 0:
+		return rbd.ErrImageInUse
+	case p.full && !p.hasTrash:
+		return rbd.ErrPoolFull
+	}
+	delete(p.images, name)
+	p.trash[name], p.hasTrash = i, true
+	switch {
+	case interrupted != nil:
+		return interrupted
+	case i.dataPool != "" && !caps.allow(i.dataPool):
+		return rbd.ErrPermissionDenied
+	}
+	delete(p.trash, name)
+	return nil
+}
