@@ -86,7 +86,7 @@ func (p *Provisioner) openForDelete(ctx context.Context, pv *corev1.PersistentVo
 		case badCredentials(err) && (location.User != class.User || location.Secret != class.Secret):
 			klog.FromContext(ctx).V(2).Info("Trying the user and secret of the StorageClass", "err", err)
 			location.User, location.Secret = class.User, class.Secret
-		case wrongMonitors(err) && !moved && !slices.Equal(location.Monitors, class.Monitors):
+		case wrongMonitors(err, record) && !moved && hasOthers(class.Monitors, location.Monitors):
 			klog.FromContext(ctx).V(2).Info("Trying the monitors of the StorageClass", "err", err)
 			location.Monitors, moved = class.Monitors, true
 		default:
@@ -121,8 +121,28 @@ func badCredentials(err error) bool {
 		errors.Is(err, rbd.ErrInvalidKey) || errors.Is(err, rbd.ErrPermissionDenied)
 }
 
-func wrongMonitors(err error) bool {
-	return errors.Is(err, rbd.ErrUnreachable) || errors.Is(err, errOtherCluster)
+func wrongMonitors(err error, record volume.Record) bool {
+	switch {
+	case errors.Is(err, rbd.ErrUnreachable), errors.Is(err, access.ErrNoAddress), errors.Is(err, errOtherCluster):
+		return true
+	case errors.Is(err, rbd.ErrPermissionDenied):
+		// It may be another cluster that does not know us; which one the
+		// class leads to can be told only where the volume names its own.
+		return record.FSID != ""
+	}
+	return false
+}
+
+// hasOthers reports whether monitors has one that is not among known. What the
+// kernel is given is compared, since people write one address in several ways.
+func hasOthers(monitors, known []volume.Monitor) bool {
+	return slices.ContainsFunc(monitors, func(m volume.Monitor) bool {
+		address, ok := m.KernelAddress()
+		return ok && !slices.ContainsFunc(known, func(k volume.Monitor) bool {
+			other, ok := k.KernelAddress()
+			return ok && other == address
+		})
+	})
 }
 
 // classLocation reads the class that the volume was made by.
@@ -145,19 +165,18 @@ func (p *Provisioner) classLocation(pv *corev1.PersistentVolume) (volume.Locatio
 
 // deleteImage removes the image unless it is somebody else's or in use.
 func (p *Provisioner) deleteImage(ctx context.Context, pool rbd.Pool, pv *corev1.PersistentVolume, record volume.Record) error {
+	what := fmt.Sprintf("image %q in pool %q", record.Image, record.Pool)
 	image, err := pool.Image(ctx, record.Image)
-	if errors.Is(err, rbd.ErrImageNotFound) {
-		// A removal that was cut off leaves remains that can't be opened.
-		if err := removeIfThere(ctx, pool, record.Image); err != nil {
-			return err
-		}
-		klog.FromContext(ctx).Info("Image is gone", "image", record.Image, "pool", record.Pool)
-		return nil
-	}
-	if err != nil {
+	switch {
+	case errors.Is(err, rbd.ErrImageBusy):
+		return stillRemoving(what)
+	case errors.Is(err, rbd.ErrImageNotFound):
+		// A removal that was cut off leaves what can't be opened: the data in
+		// the trash, or remains that hold the name.
+		return p.removeImage(ctx, pool, record, what)
+	case err != nil:
 		return err
 	}
-	what := fmt.Sprintf("image %q in pool %q", record.Image, record.Pool)
 	owner := map[string]string{metaVolume: pv.Name, metaIdentity: p.config.Identity}
 	if whose := foreign(image.Metadata, owner); whose != "" {
 		return fmt.Errorf("%s is not this volume's: %s: it is left alone", what, whose)
@@ -170,15 +189,23 @@ func (p *Provisioner) deleteImage(ctx context.Context, pool rbd.Pool, pv *corev1
 		return fmt.Errorf("%s: %w: %s: it is removed once they are gone",
 			what, rbd.ErrImageHasSnapshots, strings.Join(image.Snapshots, ", "))
 	}
-	err = removeIfThere(ctx, pool, record.Image)
+	return p.removeImage(ctx, pool, record, what)
+}
+
+func (p *Provisioner) removeImage(ctx context.Context, pool rbd.Pool, record volume.Record, what string) error {
+	err := removeIfThere(ctx, pool, record.Image)
 	if errors.Is(err, rbd.ErrTimeout) {
-		// Not the cluster's health: librbd deletes every object that the
-		// image could have.
-		return fmt.Errorf("%s is still being removed, which takes longer the larger it is: it goes on by itself", what)
+		return stillRemoving(what)
 	}
 	if err != nil {
 		return err
 	}
 	klog.FromContext(ctx).Info("Image removed", "image", record.Image, "pool", record.Pool)
 	return nil
+}
+
+// stillRemoving is about a removal that outlives its deadline. Nothing need be
+// wrong with Ceph: librbd deletes every object that the image could have.
+func stillRemoving(what string) error {
+	return fmt.Errorf("%s is still being removed, which takes longer the larger it is: it goes on by itself", what)
 }

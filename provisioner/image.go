@@ -100,7 +100,7 @@ func (p *Provisioner) adoptImage(ctx context.Context, pool rbd.Pool, r request, 
 		return false, err
 	}
 	if reason := conflict(image, r, owner); reason != "" {
-		return false, errNotStarted{fmt.Errorf("image %q in pool %q exists and %w: %s: rename or remove it",
+		return false, errNotStarted{fmt.Errorf("image %q in pool %q exists and %w: %s",
 			r.image, r.params.Pool, errImageConflict, reason)}
 	}
 	if marked(image.Metadata, owner) {
@@ -118,11 +118,12 @@ func removeIfThere(ctx context.Context, pool rbd.Pool, image string) error {
 	return nil
 }
 
-// conflict says why an image is not the one that r asks for, or returns an empty
-// text.
+// conflict says why an image is not the one that r asks for, and what to do about
+// it, or returns an empty text.
 func conflict(image rbd.Image, r request, owner map[string]string) string {
+	const remedy = ": rename or remove it"
 	if whose := foreign(image.Metadata, owner); whose != "" {
-		return whose
+		return whose + remedy
 	}
 	features := []string{rbd.FeatureLayering}
 	if r.params.DataPool != "" {
@@ -130,15 +131,17 @@ func conflict(image rbd.Image, r request, owner map[string]string) string {
 	}
 	switch {
 	case image.SizeBytes != uint64(r.sizeBytes): // #nosec G115 -- imageSize returns no negative size
-		return "its size differs"
+		return "its size differs" + remedy
 	case !slices.Equal(image.Features, features):
-		return "its features differ"
+		return "its features differ" + remedy
 	case image.DataPool != r.params.DataPool:
-		return "its data pool differs"
+		return "its data pool differs" + remedy
 	case image.Metadata[metaVolume] == "" && len(image.Watchers) > 0:
-		return "it does not say whose it is, and somebody uses it"
+		// A provisioner that died while it wrote that is a watcher for half a
+		// minute.
+		return "it does not say whose it is, and somebody uses it: if that does not end, rename or remove it"
 	case image.Metadata[metaVolume] == "" && len(image.Snapshots) > 0:
-		return "it does not say whose it is, and it has snapshots"
+		return "it does not say whose it is, and it has snapshots" + remedy
 	}
 	return ""
 }

@@ -73,6 +73,11 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 	location := r.params.Location()
 	pool, err := p.config.Access.Open(ctx, location)
 	if err != nil {
+		if !wanted {
+			// Somebody may have made the image before: ask until it is
+			// certain.
+			return nil, err
+		}
 		return nil, errNotStarted{err}
 	}
 	defer pool.Close()
@@ -129,7 +134,7 @@ func (p *Provisioner) findImage(ctx context.Context, pool rbd.Pool, r request, o
 	case errors.Is(err, errImageConflict):
 		// Nothing of ours is there.
 	case err != nil:
-		return errNotStarted{err}
+		return err
 	case found:
 		klog.FromContext(ctx).Info("The claim is gone, but its image was made: saving a volume for it to be released",
 			"image", r.image)
@@ -161,19 +166,21 @@ func (p *Provisioner) checkUserSecret(ctx context.Context, claim *corev1.Persist
 }
 
 func (p *Provisioner) newVolume(options controller.ProvisionOptions, r request, pool *access.Pool) *corev1.PersistentVolume {
+	// Claim and class come from caches that others read.
+	claim, class := options.PVC.DeepCopy(), options.StorageClass.DeepCopy()
 	pv := &corev1.PersistentVolume{
 		ObjectMeta: metav1.ObjectMeta{Name: r.pvName},
 		Spec: corev1.PersistentVolumeSpec{
-			AccessModes:  options.PVC.Spec.AccessModes,
-			MountOptions: options.StorageClass.MountOptions,
-			VolumeMode:   options.PVC.Spec.VolumeMode,
+			AccessModes:  claim.Spec.AccessModes,
+			MountOptions: class.MountOptions,
+			VolumeMode:   claim.Spec.VolumeMode,
 			Capacity: corev1.ResourceList{
 				corev1.ResourceStorage: *resource.NewQuantity(r.sizeBytes, resource.BinarySI),
 			},
 		},
 	}
-	if policy := options.StorageClass.ReclaimPolicy; policy != nil {
-		pv.Spec.PersistentVolumeReclaimPolicy = *policy
+	if class.ReclaimPolicy != nil {
+		pv.Spec.PersistentVolumeReclaimPolicy = *class.ReclaimPolicy
 	}
 	volume.Record{
 		Identity: p.config.Identity,

@@ -44,7 +44,8 @@ type controller struct {
 // images whose PersistentVolume could not be saved, and forget claims whose node
 // is gone; each setting here is against one of them.
 func newController(ctx context.Context, o *options, client kubernetes.Interface, factory informers.SharedInformerFactory, open *access.Access, registry prometheus.Registerer) (*controller, error) {
-	events := record.NewBroadcaster(record.WithContext(ctx))
+	// Events of what is under way are still sent when ctx has ended.
+	events := record.NewBroadcaster(record.WithContext(context.WithoutCancel(ctx)))
 	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: client.CoreV1().Events("")})
 	p, err := provisioner.New(provisioner.Config{
 		Name:      o.provisionerName,
@@ -93,8 +94,8 @@ func newBackoff() workqueue.RateLimiter { //nolint:staticcheck // the library ta
 }
 
 // run works on claims and volumes until ctx ends, and then until what is under
-// way is done.
-func (c *controller) run(ctx context.Context) {
+// way is done. It returns an error when that was not to be waited for.
+func (c *controller) run(ctx context.Context) error {
 	logger := klog.FromContext(ctx)
 	logger.Info("Leading")
 	defer c.events.Shutdown()
@@ -102,9 +103,7 @@ func (c *controller) run(ctx context.Context) {
 
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()
-	if err := c.provisioner.Drain(drain); err != nil {
-		logger.Info("Stopping with operations under way; the next leader takes them up", "err", err)
-	}
+	return c.provisioner.Drain(drain)
 }
 
 // anyNode is a NodeLister that knows every node. Images can be reached from any

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"strings"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/uuid"
@@ -20,45 +21,55 @@ import (
 // a process that is gone surely does nothing.
 var errLeaseLost = errors.New("the lease was lost")
 
+// giveBackTimeout bounds giving the lease back; it expires by itself otherwise.
+const giveBackTimeout = 5 * time.Second
+
 // leaseName is derived from the provisioner's name, like the lock of the retired
 // provisioner.
 func (o *options) leaseName() string {
-	return strings.ReplaceAll(o.provisionerName, "/", "-")
+	return strings.ToLower(strings.ReplaceAll(o.provisionerName, "/", "-"))
 }
 
 // lead takes part in the election until ctx ends or the lease is lost, which is
 // errLeaseLost. While it leads, work runs; its context ends when ctx does, or
 // when the lease is lost. After the end of ctx the lease is renewed until work
-// has returned and is given back then: two replicas never work at the same time.
-func lead(ctx context.Context, o *options, client kubernetes.Interface, watchdog *leaderelection.HealthzAdaptor, work func(context.Context)) error {
+// has returned.
+//
+// The lease is given back only when work returned without an error, which says
+// that it has done everything: two replicas never work at the same time. That is
+// why ReleaseOnCancel, which would also give back a lease that was lost, is not
+// used.
+func lead(ctx context.Context, o *options, client kubernetes.Interface, watchdog *leaderelection.HealthzAdaptor, work func(context.Context) error) error {
+	logger := klog.FromContext(ctx)
 	host, err := os.Hostname()
 	if err != nil {
 		return err
 	}
-	election, release := context.WithCancel(context.WithoutCancel(ctx))
-	defer release()
-	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-		Name: o.leaseName(),
-		Lock: &resourcelock.LeaseLock{
-			LeaseMeta: metav1.ObjectMeta{Namespace: o.leaseNamespace, Name: o.leaseName()},
-			Client:    client.CoordinationV1(),
-			LockConfig: resourcelock.ResourceLockConfig{
-				// Two processes on one host must differ.
-				Identity: host + "_" + string(uuid.NewUUID()),
-			},
+	lock := &resourcelock.LeaseLock{
+		LeaseMeta: metav1.ObjectMeta{Namespace: o.leaseNamespace, Name: o.leaseName()},
+		Client:    client.CoordinationV1(),
+		LockConfig: resourcelock.ResourceLockConfig{
+			// Two processes on one host must differ.
+			Identity: host + "_" + string(uuid.NewUUID()),
 		},
-		LeaseDuration:   o.leaseDuration,
-		RenewDeadline:   o.renewDeadline,
-		RetryPeriod:     o.retryPeriod,
-		ReleaseOnCancel: true,
-		WatchDog:        watchdog,
+	}
+	election, leave := context.WithCancel(context.WithoutCancel(ctx))
+	defer leave()
+	worked := make(chan error, 1)
+	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
+		Name:          o.leaseName(),
+		Lock:          lock,
+		LeaseDuration: o.leaseDuration,
+		RenewDeadline: o.renewDeadline,
+		RetryPeriod:   o.retryPeriod,
+		WatchDog:      watchdog,
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(leading context.Context) {
 				working, cancel := context.WithCancel(leading)
 				defer cancel()
 				defer context.AfterFunc(ctx, cancel)()
-				work(working)
-				release()
+				worked <- work(working)
+				leave()
 			},
 			// Run returns next, which says the same.
 			OnStoppedLeading: func() {},
@@ -67,17 +78,50 @@ func lead(ctx context.Context, o *options, client kubernetes.Interface, watchdog
 	if err != nil {
 		return err
 	}
-	// A replica that does not lead has nothing to drain.
+	watchdog.SetLeaderElection(elector)
+	// A replica that does not lead has nothing to wait for.
 	defer context.AfterFunc(ctx, func() {
 		if !elector.IsLeader() {
-			release()
+			leave()
 		}
 	})()
 
-	klog.FromContext(ctx).Info("Waiting for the lease", "lease", klog.KRef(o.leaseNamespace, o.leaseName()))
+	logger.Info("Waiting for the lease", "lease", klog.KRef(o.leaseNamespace, o.leaseName()))
 	elector.Run(election)
 	if ctx.Err() == nil {
 		return errLeaseLost
 	}
+	select {
+	case err := <-worked:
+		if err != nil {
+			logger.Info("Stopping with operations under way; who leads next takes them up", "err", err)
+			return nil
+		}
+		if err := giveBack(ctx, lock); err != nil {
+			logger.Info("The lease was not given back; it expires by itself", "err", err)
+		}
+	default:
+		// It never led, or lost the lease while it stopped.
+	}
 	return nil
+}
+
+// giveBack lets another replica lead at once.
+func giveBack(ctx context.Context, lock resourcelock.Interface) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveBackTimeout)
+	defer cancel()
+	record, _, err := lock.Get(ctx)
+	if err != nil {
+		return err
+	}
+	if record.HolderIdentity != lock.Identity() {
+		return nil
+	}
+	now := metav1.Now()
+	return lock.Update(ctx, resourcelock.LeaderElectionRecord{
+		LeaseDurationSeconds: 1,
+		LeaderTransitions:    record.LeaderTransitions,
+		AcquireTime:          now,
+		RenewTime:            now,
+	})
 }

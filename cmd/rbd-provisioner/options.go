@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/util/validation"
 	logsapi "k8s.io/component-base/logs/api/v1"
 	_ "k8s.io/component-base/logs/json/register" // -logging-format=json
 
@@ -161,8 +162,12 @@ func (o *options) complete(commandTimeout, metricsPort int, getenv func(string) 
 		fault("-leader-election-lease-duration (%v) must be above -leader-election-renew-deadline (%v), "+
 			"and that above 1.2 times -leader-election-retry-period (%v)", o.leaseDuration, o.renewDeadline, o.retryPeriod)
 	}
-	if strings.Count(o.provisionerName, "/") > 1 {
-		fault("%s is %q: it must be a name with at most one slash", envProvisionerName, o.provisionerName)
+	if problems := validation.IsQualifiedName(strings.ToLower(o.provisionerName)); len(problems) > 0 {
+		fault("%s is %q, which no StorageClass can name: %s", envProvisionerName, o.provisionerName, problems[0])
+	}
+	if o.leaderElection && len(validation.IsDNS1123Subdomain(o.leaseName())) > 0 {
+		fault("%s is %q: no lease can be named after it; use a name without underscores, or -leader-election=false",
+			envProvisionerName, o.provisionerName)
 	}
 	switch {
 	case metricsPort < 0 || metricsPort > 65535:

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"flag"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
@@ -85,10 +86,13 @@ func TestWrongOptions(t *testing.T) {
 			}
 		}
 	}
-	_, err := parseOptions(nil, environment(map[string]string{"PROVISIONER_NAME": "a/b/c"}), io.Discard)
-	if err == nil || !strings.Contains(err.Error(), "PROVISIONER_NAME") {
-		t.Errorf("a name with two slashes: got %v", err)
+	for _, name := range []string{"a/b/c", "a b", "example.com/my_rbd"} {
+		_, err := parseOptions(nil, environment(map[string]string{"PROVISIONER_NAME": name}), io.Discard)
+		if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("PROVISIONER_NAME is %q", name)) {
+			t.Errorf("a provisioner named %q: got %v", name, err)
+		}
 	}
+	parse(t, map[string]string{"PROVISIONER_NAME": "example.com/My_rbd"}, "-leader-election=false")
 }
 
 func TestHelp(t *testing.T) {

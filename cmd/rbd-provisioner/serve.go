@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,13 +32,26 @@ const (
 	// resyncPeriod is when everything is looked at again, whatever was
 	// missed. It is that of the library.
 	resyncPeriod = 15 * time.Minute
+	// serverRetry is how often an API server that does not answer at the
+	// start is asked.
+	serverRetry = 2 * time.Second
 	// watchdogTimeout is how far behind a leader may be with renewing its
 	// lease before /healthz says so.
 	watchdogTimeout = 20 * time.Second
 )
 
 // serve works until ctx ends. What it started has stopped when it returns nil.
-func serve(ctx context.Context, o *options) error {
+func serve(ctx context.Context, o *options) (err error) {
+	// Nothing is closed in order when the lease was lost: the process has to end.
+	var closers []func()
+	defer func() {
+		if errors.Is(err, errLeaseLost) {
+			return
+		}
+		for _, closer := range slices.Backward(closers) {
+			closer()
+		}
+	}()
 	logger := klog.FromContext(ctx)
 	logger.Info("Starting", "version", version, "librados", goceph.Version(),
 		"provisioner", o.provisionerName, "identity", o.identity)
@@ -56,7 +70,7 @@ func serve(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
-	defer stopHTTP()
+	closers = append(closers, stopHTTP)
 
 	if err := checkServer(ctx, o, clients.main); err != nil {
 		return nil // ctx has ended
@@ -66,7 +80,7 @@ func serve(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
-	defer closeConnector(ctx, connector)
+	closers = append(closers, func() { closeConnector(ctx, connector) })
 	open, err := access.New(access.Config{Secrets: clients.main.CoreV1(), Connector: connector})
 	if err != nil {
 		return err
@@ -81,8 +95,7 @@ func serve(ctx context.Context, o *options) error {
 	// The caches are filled before this replica leads, so that it can work at
 	// once when it does.
 	cachesCtx, stopCaches := context.WithCancel(context.WithoutCancel(ctx))
-	defer factory.Shutdown()
-	defer stopCaches()
+	closers = append(closers, factory.Shutdown, stopCaches)
 	factory.StartWithContext(cachesCtx)
 	if err := waitForCaches(ctx, factory); err != nil {
 		return nil // ctx has ended
@@ -91,7 +104,9 @@ func serve(ctx context.Context, o *options) error {
 	logger.Info("Ready")
 
 	if !o.leaderElection {
-		c.run(ctx)
+		if err := c.run(ctx); err != nil {
+			logger.Info("Stopping with operations under way; the next start takes them up", "err", err)
+		}
 		return nil
 	}
 	return lead(ctx, o, clients.leases, watchdog, c.run)
@@ -112,7 +127,7 @@ func waitForCaches(ctx context.Context, factory informers.SharedInformerFactory)
 func checkServer(ctx context.Context, o *options, client kubernetes.Interface) error {
 	logger := klog.FromContext(ctx)
 	said := false
-	err := wait.PollUntilContextCancel(ctx, o.retryPeriod, true, func(context.Context) (bool, error) {
+	err := wait.PollUntilContextCancel(ctx, serverRetry, true, func(context.Context) (bool, error) {
 		v, err := client.Discovery().ServerVersion()
 		if err != nil {
 			if !said {

@@ -115,8 +115,12 @@ func Explain(err error, l volume.Location) error {
 	case errors.Is(err, rbd.ErrTimeout), errors.Is(err, rbd.ErrConnectionLost):
 		remedy = "check the health of the Ceph cluster"
 	case errors.Is(err, rbd.ErrPermissionDenied):
+		caps := "profile rbd pool=" + l.Pool
+		if l.DataPool != "" {
+			caps += ", profile rbd pool=" + l.DataPool
+		}
 		remedy = fmt.Sprintf("client.%s, with the key in secret %q, needs at least "+
-			"mon 'profile rbd', osd 'profile rbd pool=%s'", l.User, l.Secret, l.Pool)
+			"mon 'profile rbd', osd '%s'", l.User, l.Secret, caps)
 	case errors.Is(err, rbd.ErrPoolNotFound):
 		remedy = "create the pool, or correct its name"
 	case errors.Is(err, rbd.ErrPoolFull):

@@ -14,6 +14,10 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
+// ErrNoAddress says that no monitor has an address, since no name of them
+// resolves.
+var ErrNoAddress = errors.New("no monitor has an address")
+
 // Monitors are the monitors of a class or a volume, their names resolved.
 type Monitors struct {
 	// Addresses are all of them, as librados takes them.
@@ -30,7 +34,8 @@ type Monitors struct {
 // resolve. The order is that of the list, the addresses of one name sorted, so
 // that the result does not vary between calls. Duplicates are dropped.
 //
-// A name that does not resolve is an error only when no address is left.
+// A name that does not resolve is an error, ErrNoAddress, only when no address
+// is left.
 func (a *Access) Resolve(ctx context.Context, monitors []volume.Monitor) (Monitors, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
@@ -66,7 +71,7 @@ func (a *Access) Resolve(ctx context.Context, monitors []volume.Monitor) (Monito
 			texts[i] = err.Error()
 		}
 		// One line, since it ends in an event.
-		return Monitors{}, fmt.Errorf("no monitor has an address: %s", strings.Join(texts, "; "))
+		return Monitors{}, fmt.Errorf("%w: %s", ErrNoAddress, strings.Join(texts, "; "))
 	}
 	return r, nil
 }

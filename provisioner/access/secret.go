@@ -98,7 +98,7 @@ func (a *Access) readSecret(ctx context.Context, ref volume.SecretRef) (*corev1.
 		return nil, fmt.Errorf("secret %q: %w: the provisioner needs a Role with get on secrets in namespace %q",
 			ref, ErrSecretForbidden, ref.Namespace)
 	case err != nil:
-		return nil, fmt.Errorf("read secret %q: %w", ref, err)
+		return nil, fmt.Errorf("secret %q can't be read: %w", ref, err)
 	}
 	return secret, nil
 }

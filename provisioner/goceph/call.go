@@ -73,7 +73,7 @@ func callImage[T any](ctx context.Context, p *pool, attempt, image string, f fun
 	defer cancel()
 	unlock, err := p.connector.names.lock(ctx, imageName{p.link.fsid(), p.io.id(), image})
 	if err != nil {
-		return none, fmt.Errorf("an earlier call on it has not ended: %w", err)
+		return none, fmt.Errorf("%w: %w", rbd.ErrImageBusy, err)
 	}
 	if err := p.begin(); err != nil {
 		unlock()

@@ -13,6 +13,10 @@ var (
 	// ErrTimeout: the call did not end before its deadline. Its outcome is
 	// unknown: it may have taken effect, or still do so.
 	ErrTimeout = errors.New("no answer in time, the outcome is unknown")
+	// ErrImageBusy: an earlier call on the image, which outlived its deadline,
+	// had not ended by that of this one. It comes beside ErrTimeout; this call
+	// did nothing.
+	ErrImageBusy = errors.New("an earlier call on it has not ended")
 	// ErrConnectionLost: the cluster has shut this client out, or the
 	// connection broke. Its outcome is unknown like that of ErrTimeout; the
 	// next Connect makes a new connection.

@@ -63,8 +63,8 @@ type Cluster interface {
 // Calls that name the same image of the same pool run one after the other,
 // through whatever connections of one Connector they come: a call that outlived
 // its deadline keeps the name until librbd returns, and others wait for it
-// within their own deadline. All calls may return ErrTimeout, ErrConnectionLost or
-// ErrPermissionDenied.
+// within their own deadline. All calls may return ErrTimeout, also with
+// ErrImageBusy, ErrConnectionLost or ErrPermissionDenied.
 type Pool interface {
 	// CreateImage makes an empty image of format 2 with the feature layering
 	// and no other (and data-pool where DataPool is set). It does not set

@@ -69,7 +69,13 @@ type Params struct {
 
 // Location returns where the class's images are and who makes them.
 func (p Params) Location() volume.Location {
-	return volume.Location{Monitors: p.Monitors, Pool: p.Pool, User: p.Admin, Secret: p.AdminSecret}
+	return volume.Location{
+		Monitors: p.Monitors,
+		Pool:     p.Pool,
+		DataPool: p.DataPool,
+		User:     p.Admin,
+		Secret:   p.AdminSecret,
+	}
 }
 
 // Parse validates parameters. The error tells all faults in one line, each with
@@ -81,6 +87,9 @@ func Parse(parameters map[string]string) (Params, error) {
 		Pool:     r.pool(KeyPool, DefaultPool),
 		DataPool: r.pool(KeyDataPool, ""),
 		Admin:    r.user(KeyAdminID, DefaultAdminID),
+	}
+	if p.DataPool == p.Pool {
+		p.DataPool = ""
 	}
 	p.AdminSecret.Name = r.secretName(KeyAdminSecretName)
 	p.AdminSecret.Namespace = r.namespace(KeyAdminSecretNamespace, DefaultAdminSecretNamespace)

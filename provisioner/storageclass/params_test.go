@@ -79,6 +79,7 @@ func TestParse(t *testing.T) {
 		},
 		{"the user is the admin where none is named", with(map[string]string{"adminId": "boss"}),
 			func(p *storageclass.Params) { p.Admin, p.User = "boss", "boss" }},
+		{"a data pool that is the pool is none", with(map[string]string{"dataPool": "rbd"}), func(*storageclass.Params) {}},
 		{"a blank value counts as none given", with(map[string]string{"pool": " ", "userSecretNamespace": "", "imageFormat": ""}),
 			func(*storageclass.Params) {}},
 		{"layering more than once", with(map[string]string{"imageFeatures": "layering, layering,"}),

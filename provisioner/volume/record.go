@@ -53,6 +53,9 @@ type Location struct {
 	User string
 	// Secret holds the user's key.
 	Secret SecretRef
+	// DataPool is the pool for images' data, where it is known and another
+	// one: the user needs caps for it too.
+	DataPool string
 }
 
 // Record is what a PersistentVolume remembers about its image.

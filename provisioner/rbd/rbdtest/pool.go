@@ -80,9 +80,11 @@ func callImage[T any](ctx context.Context, p *pool, kind Call, image string, f f
 		return none, err
 	}
 	c := p.session.cluster
+	ctx, cancel := context.WithTimeout(ctx, DefaultTimeout)
+	defer cancel()
 	unlock, err := c.names.lock(ctx, p.state, image)
 	if err != nil {
-		return none, fmt.Errorf("an earlier call on it has not ended: %w", err)
+		return none, fmt.Errorf("%w: %w", rbd.ErrImageBusy, err)
 	}
 	c.mu.Lock()
 	closed, paused := p.closed, c.paused
@@ -95,9 +97,6 @@ func callImage[T any](ctx context.Context, p *pool, kind Call, image string, f f
 		unlock()
 		return none, interrupted(ctx, rbd.ErrTimeout)
 	}
-	ctx, cancel := context.WithTimeout(ctx, DefaultTimeout)
-	defer cancel()
-
 	type result struct {
 		value T
 		err   error

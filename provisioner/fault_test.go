@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package provisioner
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	clienttesting "k8s.io/client-go/testing"
+	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
+
+	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
+)
+
+// refuse makes the API server answer reading an object with err.
+func (f *fixture) refuse(kind, namespace, name string, err error) {
+	f.client.PrependReactor("get", kind, func(action clienttesting.Action) (bool, runtime.Object, error) {
+		get, ok := action.(clienttesting.GetAction)
+		return ok && get.GetNamespace() == namespace && get.GetName() == name, nil, err
+	})
+}
+
+func forbidden(name string) error {
+	return apierrors.NewForbidden(schema.GroupResource{Resource: "secrets"}, name, errors.New("RBAC"))
+}
+
+// fault is something that is wrong before a call.
+type fault struct {
+	name   string
+	change func(*testing.T, *fixture)
+	// wantErr is what the error wraps, or nil; want is part of its text.
+	wantErr error
+	want    string
+}
+
+// TestProvisionKubernetesFaults is about what goes wrong before Ceph is called.
+func TestProvisionKubernetesFaults(t *testing.T) {
+	down := apierrors.NewInternalError(errors.New("etcd"))
+	badKey := map[string]string{"key": "hunter2-hunter2-hunter2"}
+	for _, test := range []fault{
+		{"a class that is wrong", func(t *testing.T, f *fixture) { f.putParameter(t, "monitors", "") }, nil, `parameter "monitors" is missing`},
+		{"a claim that is wrong", func(_ *testing.T, f *fixture) { f.options.PVC.Spec.Resources.Requests = nil }, nil, "requests no storage"},
+		{"a claim that can't be read", func(_ *testing.T, f *fixture) { f.refuse("persistentvolumeclaims", "apps", "data", down) }, nil,
+			"read the claim once more: Internal error"},
+		{"no admin secret", func(t *testing.T, f *fixture) { f.dropSecret(t, "kube-system", "admin") }, access.ErrSecretNotFound,
+			`secret "kube-system/admin": secret does not exist: create it, or correct its name`},
+		{"an admin secret that may not be read", func(_ *testing.T, f *fixture) { f.refuse("secrets", "kube-system", "admin", forbidden("admin")) },
+			access.ErrSecretForbidden, `the provisioner needs a Role with get on secrets in namespace "kube-system"`},
+		{"an admin secret that can't be read", func(_ *testing.T, f *fixture) { f.refuse("secrets", "kube-system", "admin", down) }, nil,
+			`secret "kube-system/admin" can't be read: Internal error`},
+		{"an admin secret without the entry", func(t *testing.T, f *fixture) {
+			f.putSecret(t, "kube-system", "admin", access.TypeRBD, map[string]string{"password": rbdtest.NewKey().Reveal()})
+		}, rbd.ErrInvalidKey, `it has no entry "key"`},
+		{"an admin secret with a password in it", func(t *testing.T, f *fixture) {
+			f.putSecret(t, "kube-system", "admin", access.TypeRBD, badKey)
+		}, rbd.ErrInvalidKey, `secret "kube-system/admin", entry "key": malformed key`},
+		{"no user's secret", func(t *testing.T, f *fixture) { f.dropSecret(t, "apps", "user") }, access.ErrSecretNotFound,
+			`user's secret "apps/user": secret does not exist`},
+		{"a user's secret with two entries", func(t *testing.T, f *fixture) {
+			f.putSecret(t, "apps", "user", access.TypeRBD, map[string]string{
+				"key": rbdtest.NewKey().Reveal(), "old": rbdtest.NewKey().Reveal(),
+			})
+		}, nil, `user's secret "apps/user" must hold exactly one entry`},
+		{"an empty user's secret", func(t *testing.T, f *fixture) { f.putSecret(t, "apps", "user", access.TypeRBD, nil) }, nil,
+			`user's secret "apps/user" must hold exactly one entry`},
+		{"a user's secret with a password in it", func(t *testing.T, f *fixture) { f.putSecret(t, "apps", "user", access.TypeRBD, badKey) },
+			rbd.ErrInvalidKey, `user's secret "apps/user", entry "key": malformed key`},
+		{"a user's secret that can't be read", func(_ *testing.T, f *fixture) { f.refuse("secrets", "apps", "user", down) }, nil,
+			`user's secret "apps/user" can't be read: Internal error`},
+		{"no monitor with an address", func(t *testing.T, f *fixture) { f.putParameter(t, "monitors", "mon-a.ceph, mon-b.ceph") }, nil,
+			`no monitor has an address: monitor "mon-a.ceph": the name does not resolve; monitor "mon-b.ceph": the name does not resolve`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := newFixture(t)
+			test.change(t, f)
+			f.checkRefused(t, test, controller.ProvisioningNoChange)
+			checkSame(t, "the number of connections", 0, f.connector.connects.Load())
+		})
+	}
+}
+
+// checkRefused calls Provision twice, which must change nothing and say the same.
+func (f *fixture) checkRefused(t *testing.T, test fault, want controller.ProvisioningState) {
+	t.Helper()
+	var texts []string
+	for range 2 {
+		_, state, err := f.provision(t.Context(), t)
+		if err == nil || test.wantErr != nil && !errors.Is(err, test.wantErr) || !strings.Contains(err.Error(), test.want) {
+			t.Fatalf("got the error %v, want %v with %q", err, test.wantErr, test.want)
+		}
+		checkSame(t, "the state", want, state)
+		texts = append(texts, err.Error())
+	}
+	checkSame(t, "the second text", texts[0], texts[1])
+	f.checkNothing(t)
+}
+
+func TestProvisionCephFaults(t *testing.T) {
+	const noChange, background = controller.ProvisioningNoChange, controller.ProvisioningInBackground
+	for _, test := range []struct {
+		fault
+		state controller.ProvisioningState
+	}{
+		{fault{"no monitor answers", func(_ *testing.T, f *fixture) { f.ceph.SetUnreachable(true) }, rbd.ErrUnreachable,
+			"check the monitors' addresses"}, noChange},
+		{fault{"nobody is at the address", func(t *testing.T, f *fixture) { f.putParameter(t, "monitors", deadMonitor) }, rbd.ErrUnreachable,
+			`connect to monitors "10.0.0.9:6789" as user "admin": no monitor answered`}, noChange},
+		{fault{"a wrong key", func(_ *testing.T, f *fixture) { f.ceph.AddUser("admin", rbdtest.Caps{AllPools: true}) }, rbd.ErrPermissionDenied,
+			`check that the user exists and that secret "kube-system/admin" holds its key`}, noChange},
+		{fault{"an unknown user", func(_ *testing.T, f *fixture) { f.ceph.RemoveUser("admin") }, rbd.ErrPermissionDenied,
+			`as user "admin": permission denied: check that the user exists`}, noChange},
+		{fault{"no pool", func(t *testing.T, f *fixture) { f.putParameter(t, "pool", "missing") }, rbd.ErrPoolNotFound,
+			`open pool "missing": pool does not exist: create the pool, or correct its name`}, noChange},
+		{fault{"a pool that can't be opened in time", func(_ *testing.T, f *fixture) {
+			f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallOpenPool, Err: rbd.ErrTimeout, Times: 2})
+		}, rbd.ErrTimeout, "check the health of the Ceph cluster"}, noChange},
+		{fault{"no right to make images", func(t *testing.T, f *fixture) {
+			f.putKey(t, "kube-system", "admin", f.ceph.AddUser("admin", rbdtest.Caps{}).Key)
+		}, rbd.ErrPermissionDenied,
+			`client.admin, with the key in secret "kube-system/admin", needs at least mon 'profile rbd', osd 'profile rbd pool=rbd'`}, noChange},
+		{fault{"no right to the data pool, which the remedy must name", func(t *testing.T, f *fixture) {
+			f.ceph.AddErasurePool("data", true)
+			f.putParameter(t, "dataPool", "data")
+			f.putKey(t, "kube-system", "admin", f.ceph.AddUser("admin", rbdtest.Caps{Pools: []string{testPool}}).Key)
+		}, rbd.ErrPermissionDenied, `profile rbd pool=data`}, noChange},
+		{fault{"no data pool", func(t *testing.T, f *fixture) { f.putParameter(t, "dataPool", "missing") }, rbd.ErrPoolNotFound,
+			`data pool "missing": pool does not exist: create the pool, or correct its name`}, noChange},
+		{fault{"a data pool that can hold no data", func(t *testing.T, f *fixture) {
+			f.ceph.AddErasurePool("fixed", false)
+			f.putParameter(t, "dataPool", "fixed")
+		}, rbd.ErrNotSupported, "not supported by the cluster"}, noChange},
+		{fault{"a full pool", func(_ *testing.T, f *fixture) { f.ceph.SetFull(testPool, true) }, rbd.ErrPoolFull,
+			"free space, add storage, or raise the quota"}, background},
+		{fault{"only monitors of protocol 2 are left", func(t *testing.T, f *fixture) {
+			f.putParameter(t, "monitors", "v2:10.0.0.1:3300, mon.ceph")
+		}, nil, "no monitor that is left speaks message protocol 1 (port 6789)"}, noChange},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := newFixture(t)
+			test.change(t, f)
+			f.checkRefused(t, test.fault, test.state)
+		})
+	}
+}
+
+func TestProvisionMended(t *testing.T) {
+	f := newFixture(t)
+	admin := f.ceph.AddUser("admin", rbdtest.Caps{AllPools: true}).Key
+	f.ceph.SetFull(testPool, true)
+	for _, step := range []struct {
+		want error
+		mend func()
+	}{
+		{rbd.ErrPermissionDenied, func() { f.putKey(t, "kube-system", "admin", admin) }},
+		{rbd.ErrPoolFull, func() { f.ceph.SetFull(testPool, false) }},
+	} {
+		if _, _, err := f.provision(t.Context(), t); !errors.Is(err, step.want) {
+			t.Fatalf("got the error %v, want %v", err, step.want)
+		}
+		step.mend()
+	}
+	checkSame(t, "the volume", f.wantVolume(), f.mustProvision(t))
+	f.checkMade(t)
+}
+
+// TestProvisionWarnings is about what keeps no volume from being made.
+func TestProvisionWarnings(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		change func(*testing.T, *fixture)
+		want   []string
+	}{
+		{"a user's secret of another type", func(t *testing.T, f *fixture) {
+			f.putSecret(t, "apps", "user", "Opaque", map[string]string{"any": rbdtest.NewKey().Reveal()})
+		}, []string{`Warning UserSecretType secret "apps/user" is of type "Opaque": Kubernetes documents "kubernetes.io/rbd" for the user's secret`}},
+		{"a user's secret with a new line behind the key", func(t *testing.T, f *fixture) {
+			f.putSecret(t, "apps", "user", access.TypeRBD, map[string]string{"key": rbdtest.NewKey().Reveal() + "\n"})
+		}, nil},
+		{"a monitor that does not resolve beside one that does", func(t *testing.T, f *fixture) {
+			f.putParameter(t, "monitors", "mon.ceph,10.0.0.1")
+		}, []string{`Warning MonitorUnresolved monitor "mon.ceph": the name does not resolve`}},
+		{"a monitor that does not answer beside one that does", func(t *testing.T, f *fixture) {
+			f.names["mon.ceph"] = addresses("10.0.0.1")
+			f.putParameter(t, "monitors", "mon.ceph")
+		}, nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := newFixture(t)
+			test.change(t, f)
+			checkSame(t, "the volume", f.wantVolume(), f.mustProvision(t))
+			f.checkMade(t)
+			checkSame(t, "the events", test.want, f.sent(t))
+		})
+	}
+}
+
+func TestProvisionForbiddenUserSecret(t *testing.T) {
+	f := newFixture(t)
+	f.refuse("secrets", "apps", "user", forbidden("user"))
+	f.refuse("secrets", "apps", "another", forbidden("another"))
+	f.refuse("secrets", "elsewhere", "user", forbidden("user"))
+	said := func() (n int) {
+		for _, line := range f.logged() {
+			if strings.Contains(line, "The user's secret is not checked before its use") {
+				n++
+			}
+		}
+		return n
+	}
+	for _, step := range []struct {
+		name, namespace, secret string
+		want                    int
+	}{
+		{"the first time", "", "user", 1},
+		{"the second time", "", "user", 1},
+		{"another secret of the namespace", "", "another", 1},
+		{"another namespace", "elsewhere", "user", 2},
+		{"another namespace, the second time", "elsewhere", "user", 2},
+	} {
+		f.putClass(t, func(c *storagev1.StorageClass) {
+			c.Parameters["userSecretName"], c.Parameters["userSecretNamespace"] = step.secret, step.namespace
+		})
+		f.mustProvision(t)
+		f.checkMade(t)
+		checkSame(t, step.name+", the log lines", step.want, said())
+	}
+	checkSame(t, "the events", nil, f.sent(t))
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package provisioner
+
+import (
+	"errors"
+	"maps"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+)
+
+// marksWith returns testMarks with entries replaced; an empty value takes one
+// out.
+func marksWith(entries map[string]string) map[string]string {
+	marks := testMarks()
+	maps.Copy(marks, entries)
+	maps.DeleteFunc(marks, func(_, value string) bool { return value == "" })
+	return marks
+}
+
+// TestConflict is about images that have the name of the claim's and are not:
+// whatever is done to them, their owner would lose data.
+func TestConflict(t *testing.T) {
+	const watcher = "10.0.2.1:0/77"
+	watch := func(_ *testing.T, f *fixture) { f.ceph.Watch(testPool, testImage, watcher) }
+	snapshot := func(_ *testing.T, f *fixture) { f.ceph.AddSnapshot(testPool, testImage, "backup") }
+	nothing := func(*testing.T, *fixture) {}
+	wantData := func(t *testing.T, f *fixture) { f.putParameter(t, "dataPool", "data") }
+	marked := func(key, value string) map[string]string { return marksWith(map[string]string{key: value}) }
+	plain := rbd.ImageSpec{SizeBytes: 1 << 30}
+	for _, test := range []struct {
+		name     string
+		spec     rbd.ImageSpec
+		metadata map[string]string
+		change   func(*testing.T, *fixture)
+		want     string
+	}{
+		{"that of another volume", plain, marked(metaVolume, "pvc-other"), nothing, `its metadata kubernetes.io/created-for/pv/name is "pvc-other"`},
+		{"that of another volume, and nothing else is known", plain, map[string]string{metaVolume: "pvc-other"}, nothing,
+			`its metadata kubernetes.io/created-for/pv/name is "pvc-other"`},
+		{"that of a volume whose name begins like ours", plain, marked(metaVolume, "pvc-12345"), nothing, `"pvc-12345"`},
+		{"another provisioner's", plain, marked(metaIdentity, "elsewhere"), nothing, `its metadata rbdProvisionerIdentity is "elsewhere"`},
+		{"another provisioner's, and nothing else is known", plain, map[string]string{metaIdentity: "elsewhere"}, nothing,
+			`its metadata rbdProvisionerIdentity is "elsewhere"`},
+		{"another provisioner's that is in use", plain, map[string]string{metaIdentity: "elsewhere"}, watch, "its metadata"},
+		{"a smaller one", rbd.ImageSpec{SizeBytes: 1<<30 - 1}, testMarks(), nothing, "its size differs"},
+		{"a larger one", rbd.ImageSpec{SizeBytes: 2 << 30}, testMarks(), nothing, "its size differs"},
+		{"a larger one without marks", rbd.ImageSpec{SizeBytes: 2 << 30}, nil, nothing, "its size differs"},
+		{"one with more features", plain, testMarks(), func(_ *testing.T, f *fixture) {
+			f.connector.show = func(i *rbd.Image) { i.Features = []string{"exclusive-lock", rbd.FeatureLayering} }
+		}, "its features differ"},
+		{"one without features", plain, testMarks(), func(_ *testing.T, f *fixture) {
+			f.connector.show = func(i *rbd.Image) { i.Features = nil }
+		}, "its features differ"},
+		{"one with a data pool that the class does not name", rbd.ImageSpec{SizeBytes: 1 << 30, DataPool: "data"}, testMarks(), nothing,
+			"its features differ"},
+		{"one without the data pool that the class names", plain, testMarks(), wantData, "its features differ"},
+		{"one with another data pool", rbd.ImageSpec{SizeBytes: 1 << 30, DataPool: "other"}, testMarks(), wantData, "its data pool differs"},
+		{"one without marks that is in use", plain, nil, watch, "it does not say whose it is, and somebody uses it: if that does not end, rename or remove it"},
+		{"one without marks that has a snapshot", plain, nil, snapshot, "it does not say whose it is, and it has snapshots"},
+		{"one that names our provisioner alone and is in use", plain, map[string]string{metaIdentity: testIdentity}, watch,
+			"it does not say whose it is, and somebody uses it: if that does not end, rename or remove it"},
+		{"one that names the claim alone and has a snapshot", plain, map[string]string{metaClaim: "data"}, snapshot,
+			"it does not say whose it is, and it has snapshots"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := newFixture(t)
+			f.ceph.AddErasurePool("data", true)
+			f.ceph.AddErasurePool("other", true)
+			f.seed(t, f.ceph, testImage, test.spec, test.metadata)
+			test.change(t, f)
+			before, _ := f.ceph.Image(testPool, testImage)
+
+			var texts []string
+			for range 2 {
+				_, state, err := f.provision(t.Context(), t)
+				if !errors.Is(err, errImageConflict) || !strings.Contains(err.Error(), test.want) {
+					t.Fatalf("got the error %v, want %v with %q", err, errImageConflict, test.want)
+				}
+				checkSame(t, "the state", controller.ProvisioningNoChange, state)
+				texts = append(texts, err.Error())
+			}
+			checkSame(t, "the second text", texts[0], texts[1])
+			after, _ := f.ceph.Image(testPool, testImage)
+			checkSame(t, "the image", before, after)
+			checkSame(t, "the images", []string{testImage}, f.ceph.Images(testPool))
+		})
+	}
+}
+
+// TestAdopt is about images that an earlier attempt, or the retired provisioner,
+// made for the claim.
+func TestAdopt(t *testing.T) {
+	nothing := func(*fixture) {}
+	for _, test := range []struct {
+		name           string
+		metadata, want map[string]string
+		change         func(*fixture)
+	}{
+		{"without marks", nil, testMarks(), nothing},
+		{"with one mark, the volume's", map[string]string{metaVolume: "pvc-1234"}, testMarks(), nothing},
+		{"with one mark, the provisioner's", map[string]string{metaIdentity: testIdentity}, testMarks(), nothing},
+		{"with one mark, the claim's", map[string]string{metaClaim: "data"}, testMarks(), nothing},
+		{"with all but one", marksWith(map[string]string{metaIdentity: ""}), testMarks(), nothing},
+		{"with an empty one", map[string]string{metaVolume: "", metaIdentity: ""}, testMarks(), nothing},
+		{"with all", testMarks(), testMarks(), nothing},
+		{"with a claim's name that is not right, which is for people only", marksWith(map[string]string{metaClaim: "old"}), testMarks(), nothing},
+		{"with metadata of others, which stays", marksWith(map[string]string{"backup": "nightly"}),
+			marksWith(map[string]string{"backup": "nightly"}), nothing},
+		{"with all marks, in use", testMarks(), testMarks(), func(f *fixture) { f.ceph.Watch(testPool, testImage, "10.0.2.1:0/77") }},
+		{"with all marks and a snapshot", testMarks(), testMarks(), func(f *fixture) { f.ceph.AddSnapshot(testPool, testImage, "backup") }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := newFixture(t)
+			f.seed(t, f.ceph, testImage, rbd.ImageSpec{SizeBytes: 1 << 30}, test.metadata)
+			test.change(f)
+			want, _ := f.ceph.Image(testPool, testImage)
+			want.Metadata = test.want
+
+			checkSame(t, "the volume", f.wantVolume(), f.mustProvision(t))
+			got, _ := f.ceph.Image(testPool, testImage)
+			checkSame(t, "the image", want, got)
+			checkSame(t, "the images", []string{testImage}, f.ceph.Images(testPool))
+		})
+	}
+}
