@@ -35,10 +35,8 @@ func (p *Provisioner) Delete(ctx context.Context, pv *corev1.PersistentVolume) e
 	defer end()
 	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("PV", pv.Name))
 
-	// Without the annotation the library's own check decides, which is by
-	// pv.kubernetes.io/provisioned-by.
-	if identity, given := pv.Annotations[volume.AnnIdentity]; given && identity != p.config.Identity {
-		return &controller.IgnoredError{Reason: fmt.Sprintf("it was made by the provisioner with identity %q", identity)}
+	if !p.Owns(pv) {
+		return &controller.IgnoredError{Reason: "it was made by a provisioner with another identity"}
 	}
 	record, err := volume.Read(pv)
 	if err != nil {
@@ -53,6 +51,14 @@ func (p *Provisioner) Delete(ctx context.Context, pv *corev1.PersistentVolume) e
 		return access.Explain(err, location)
 	}
 	return nil
+}
+
+// Owns reports whether a volume that names our provisioner is one of ours.
+// Without the annotation of its identity it is, by
+// pv.kubernetes.io/provisioned-by, which the library looks at.
+func (p *Provisioner) Owns(pv *corev1.PersistentVolume) bool {
+	identity, given := pv.Annotations[volume.AnnIdentity]
+	return !given || identity == p.config.Identity
 }
 
 // openForDelete opens the volume's pool by what the volume itself says. What it
@@ -173,7 +179,12 @@ func (p *Provisioner) deleteImage(ctx context.Context, pool rbd.Pool, pv *corev1
 	case errors.Is(err, rbd.ErrImageNotFound):
 		// A removal that was cut off leaves what can't be opened: the data in
 		// the trash, or remains that hold the name.
-		return p.removeImage(ctx, pool, record, what)
+		err := p.removeImage(ctx, pool, record, what)
+		if errors.Is(err, rbd.ErrImageInUse) {
+			return fmt.Errorf("%s: %w by a removal that was interrupted: that ends within half a minute, "+
+				"and it goes on by itself", what, rbd.ErrImageInUse)
+		}
+		return err
 	case err != nil:
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
@@ -33,11 +34,16 @@ const (
 	backoffCap   = 5 * time.Minute
 )
 
+// drainGrace is what operations under way get on a stop beyond the deadline of a
+// Ceph call. They take milliseconds, unless Ceph does not answer.
+const drainGrace = 2 * time.Second
+
 // controller is the library's control loop with our provisioner in it.
 type controller struct {
-	loop        *libcontroller.ProvisionController
-	provisioner *provisioner.Provisioner
-	events      record.EventBroadcaster
+	drainTimeout time.Duration
+	loop         *libcontroller.ProvisionController
+	provisioner  *provisioner.Provisioner
+	events       record.EventBroadcaster
 }
 
 // newController sets the library up. Its defaults give up on claims, delete
@@ -73,7 +79,7 @@ func newController(ctx context.Context, o *options, client kubernetes.Interface,
 		// We hold the lease, to give it back on a stop.
 		libcontroller.LeaderElection(false),
 		libcontroller.ClaimsInformer(factory.Core().V1().PersistentVolumeClaims().Informer()),
-		libcontroller.VolumesInformer(factory.Core().V1().PersistentVolumes().Informer()),
+		libcontroller.VolumesInformer(ownVolumes{factory.Core().V1().PersistentVolumes().Informer(), p.Owns}),
 		libcontroller.ClassesInformer(factory.Storage().V1().StorageClasses().Informer()),
 		libcontroller.NodesLister(anyNode{}),
 		libcontroller.Threadiness(o.workers),
@@ -86,7 +92,13 @@ func newController(ctx context.Context, o *options, client kubernetes.Interface,
 		libcontroller.AddFinalizer(true),
 		libcontroller.MetricsInstance(metrics),
 	)
-	return &controller{loop: loop, provisioner: p, events: events}, nil
+	return &controller{
+		// An operation makes several calls, but each begun one ends by then.
+		drainTimeout: o.commandTimeout + drainGrace,
+		loop:         loop,
+		provisioner:  p,
+		events:       events,
+	}, nil
 }
 
 func newBackoff() workqueue.RateLimiter { //nolint:staticcheck // the library takes no typed one
@@ -101,9 +113,30 @@ func (c *controller) run(ctx context.Context) error {
 	defer c.events.Shutdown()
 	c.loop.Run(ctx)
 
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.drainTimeout)
 	defer cancel()
 	return c.provisioner.Drain(drain)
+}
+
+// ownVolumes keeps the library from volumes of a provisioner with our name and
+// another identity: it would put its finalizer on them, which nobody took off
+// again.
+type ownVolumes struct {
+	cache.SharedIndexInformer
+	owns func(*corev1.PersistentVolume) bool
+}
+
+// AddEventHandlerWithResyncPeriod is how the library subscribes.
+func (v ownVolumes) AddEventHandlerWithResyncPeriod(handler cache.ResourceEventHandler, period time.Duration) (cache.ResourceEventHandlerRegistration, error) {
+	return v.SharedIndexInformer.AddEventHandlerWithResyncPeriod(cache.FilteringResourceEventHandler{
+		FilterFunc: func(obj any) bool {
+			pv, ok := obj.(*corev1.PersistentVolume)
+			// What stands for a deleted volume that was missed is only
+			// forgotten.
+			return !ok || v.owns(pv)
+		},
+		Handler: handler,
+	}, period)
 }
 
 // anyNode is a NodeLister that knows every node. Images can be reached from any

@@ -36,9 +36,10 @@ func (o *options) leaseName() string {
 // has returned.
 //
 // The lease is given back only when work returned without an error, which says
-// that it has done everything: two replicas never work at the same time. That is
-// why ReleaseOnCancel, which would also give back a lease that was lost, is not
-// used.
+// that no operation is under way: two replicas never work at the same time. What
+// librbd may go on with then is to remove an image, which is safe to repeat.
+// ReleaseOnCancel would also give back a lease that was lost, and hold up the end
+// of work for that; so it is not used.
 func lead(ctx context.Context, o *options, client kubernetes.Interface, watchdog *leaderelection.HealthzAdaptor, work func(context.Context) error) error {
 	logger := klog.FromContext(ctx)
 	host, err := os.Hostname()
@@ -91,17 +92,16 @@ func lead(ctx context.Context, o *options, client kubernetes.Interface, watchdog
 	if ctx.Err() == nil {
 		return errLeaseLost
 	}
-	select {
-	case err := <-worked:
-		if err != nil {
-			logger.Info("Stopping with operations under way; who leads next takes them up", "err", err)
-			return nil
-		}
-		if err := giveBack(ctx, lock); err != nil {
-			logger.Info("The lease was not given back; it expires by itself", "err", err)
-		}
-	default:
-		// It never led, or lost the lease while it stopped.
+	if !elector.IsLeader() {
+		return nil
+	}
+	// It led, if only for the instant in which ctx ended.
+	if err := <-worked; err != nil {
+		logger.Info("Stopping with operations under way; who leads next takes them up", "err", err)
+		return nil
+	}
+	if err := giveBack(ctx, lock); err != nil {
+		logger.Info("The lease was not given back; it expires by itself", "err", err)
 	}
 	return nil
 }

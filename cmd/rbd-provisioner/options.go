@@ -189,18 +189,7 @@ func (o *options) complete(commandTimeout, metricsPort int, getenv func(string) 
 	if o.leaseNamespace == "" {
 		o.leaseNamespace = o.podNamespace
 	}
-	return joinFaults(faults)
-}
-
-func joinFaults(faults []error) error {
-	if len(faults) == 0 {
-		return nil
-	}
-	texts := make([]string, len(faults))
-	for i, err := range faults {
-		texts[i] = err.Error()
-	}
-	return errors.New(strings.Join(texts, "\n"))
+	return errors.Join(faults...)
 }
 
 func podNamespace(getenv func(string) string) string {

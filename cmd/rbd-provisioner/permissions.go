@@ -6,12 +6,16 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	authorizationv1 "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	authorizationclient "k8s.io/client-go/kubernetes/typed/authorization/v1"
 	"k8s.io/klog/v2"
 )
+
+// permissionsTimeout bounds all questions about permissions together.
+const permissionsTimeout = 30 * time.Second
 
 // permission is what the process must be allowed to do with a resource.
 type permission struct {
@@ -46,6 +50,8 @@ func (o *options) permissions(podNamespace string) []permission {
 // failures.
 func logMissingPermissions(ctx context.Context, client authorizationclient.SelfSubjectAccessReviewInterface, list []permission) {
 	logger := klog.FromContext(ctx)
+	ctx, cancel := context.WithTimeout(ctx, permissionsTimeout)
+	defer cancel()
 	for _, p := range list {
 		for _, verb := range p.verbs {
 			review, err := client.Create(ctx, &authorizationv1.SelfSubjectAccessReview{

@@ -25,10 +25,10 @@ import (
 )
 
 const (
-	// drainTimeout bounds how long operations under way hold up an orderly
-	// stop. They take milliseconds, unless Ceph does not answer; the next
-	// leader then takes them up.
-	drainTimeout = 5 * time.Second
+	// closeTimeout bounds the wait for connections to Ceph on an orderly stop.
+	// The removal of a large image may still use one; the next leader takes it
+	// up.
+	closeTimeout = 5 * time.Second
 	// resyncPeriod is when everything is looked at again, whatever was
 	// missed. It is that of the library.
 	resyncPeriod = 15 * time.Minute
@@ -186,7 +186,7 @@ func serveHTTP(ctx context.Context, address string, registry prometheus.Gatherer
 // closeConnector closes connections to Ceph; one that does not answer is left
 // to the end of the process.
 func closeConnector(ctx context.Context, connector *goceph.Connector) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
 	if err := connector.Close(ctx); err != nil {
 		klog.FromContext(ctx).Info("Left connections to Ceph open", "err", err)

@@ -87,7 +87,7 @@ func (a *Access) Open(ctx context.Context, l volume.Location) (*Pool, error) {
 		User:     l.User,
 		Key:      key,
 	})
-	if errors.Is(err, rbd.ErrPermissionDenied) {
+	if errors.Is(err, rbd.ErrPermissionDenied) || errors.Is(err, rbd.ErrInvalidKey) {
 		// Caps are not looked at yet: it is the user or the key.
 		return nil, fmt.Errorf("%w: check that the user exists and that secret %q holds its key", err, l.Secret)
 	}
@@ -125,6 +125,8 @@ func Explain(err error, l volume.Location) error {
 		remedy = "create the pool, or correct its name"
 	case errors.Is(err, rbd.ErrPoolFull):
 		remedy = "free space, add storage, or raise the quota"
+	case errors.Is(err, rbd.ErrNotSupported) && l.DataPool != "":
+		remedy = fmt.Sprintf("an erasure-coded data pool needs ceph osd pool set %s allow_ec_overwrites true", l.DataPool)
 	default:
 		return err
 	}

@@ -240,6 +240,7 @@ func TestOpenSaysWhatToLookAt(t *testing.T) {
 		want string
 	}{
 		{rbd.ErrPermissionDenied, `permission denied: check that the user exists and that secret "ns/s" holds its key`},
+		{rbd.ErrInvalidKey, `malformed key: check that the user exists and that secret "ns/s" holds its key`},
 		{rbd.ErrUnreachable, "no monitor answered: check the monitors' addresses, that Ceph is up and, if it is up in part, the key"},
 	} {
 		_, err := newAccess(t, client, FakeResolver{}, test.err).Open(t.Context(), location)
@@ -250,13 +251,14 @@ func TestOpenSaysWhatToLookAt(t *testing.T) {
 }
 
 func TestExplain(t *testing.T) {
-	location := volume.Location{Pool: "kube", User: "boss", Secret: volume.SecretRef{Namespace: "ns", Name: "s"}}
+	location := volume.Location{Pool: "kube", DataPool: "kube-data", User: "boss", Secret: volume.SecretRef{Namespace: "ns", Name: "s"}}
 	for _, test := range []struct {
 		err  error
 		want string
 	}{
 		{rbd.ErrTimeout, "check the health of the Ceph cluster"},
-		{rbd.ErrPermissionDenied, "client.boss, with the key in secret \"ns/s\", needs at least mon 'profile rbd', osd 'profile rbd pool=kube'"},
+		{rbd.ErrPermissionDenied, "client.boss, with the key in secret \"ns/s\", needs at least mon 'profile rbd', osd 'profile rbd pool=kube, profile rbd pool=kube-data'"},
+		{rbd.ErrNotSupported, "an erasure-coded data pool needs ceph osd pool set kube-data allow_ec_overwrites true"},
 		{rbd.ErrPoolNotFound, "create the pool, or correct its name"},
 		{rbd.ErrPoolFull, "free space, add storage, or raise the quota"},
 	} {

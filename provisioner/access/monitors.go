@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
@@ -50,18 +51,26 @@ func (a *Access) Resolve(ctx context.Context, monitors []volume.Monitor) (Monito
 			r.Kernel = append(r.Kernel, text)
 		}
 	}
-	for _, m := range monitors {
+	found := make([][]netip.Addr, len(monitors))
+	faults := make([]error, len(monitors))
+	// All names at once: one whose server is silent must not use up the time of
+	// the others.
+	var lookups sync.WaitGroup
+	for i, m := range monitors {
 		if addr, ok := m.Addr(); ok {
-			add(m, addr)
+			found[i] = []netip.Addr{addr}
 			continue
 		}
-		addrs, err := a.resolver.LookupNetIP(ctx, "ip", m.Host)
-		if err != nil {
-			r.Unresolved = append(r.Unresolved, fmt.Errorf("monitor %q: %s", m.Host, lookupFault(err)))
+		lookups.Go(func() { found[i], faults[i] = a.resolver.LookupNetIP(ctx, "ip", m.Host) })
+	}
+	lookups.Wait()
+	for i, m := range monitors {
+		if faults[i] != nil {
+			r.Unresolved = append(r.Unresolved, fmt.Errorf("monitor %q: %s", m.Host, lookupFault(faults[i])))
 			continue
 		}
-		slices.SortFunc(addrs, netip.Addr.Compare)
-		for _, addr := range addrs {
+		slices.SortFunc(found[i], netip.Addr.Compare)
+		for _, addr := range found[i] {
 			add(m, addr)
 		}
 	}

@@ -78,7 +78,7 @@ func (p *radosPool) lookAtPool(name string) error {
 	return err
 }
 
-func (p *radosPool) image(name string) (info rbd.Image, err error) {
+func (p *radosPool) image(name string) (rbd.Image, error) {
 	// Read-only, so that this client does not become a watcher itself.
 	image, err := librbd.OpenImageReadOnly(p.io, name, librbd.NoSnapshot)
 	if err != nil {
@@ -88,6 +88,16 @@ func (p *radosPool) image(name string) (info rbd.Image, err error) {
 	// goes wrong.
 	defer func() { _ = image.Close() }()
 
+	info, err := p.describe(image)
+	if errors.Is(err, librbd.ErrNotFound) {
+		// Only opening tells whether there is an image. This is a part of
+		// one, or its data pool, that somebody removed just now.
+		return rbd.Image{}, errors.New("it changed while it was looked at")
+	}
+	return info, err
+}
+
+func (p *radosPool) describe(image *librbd.Image) (info rbd.Image, err error) {
 	if info.SizeBytes, err = image.GetSize(); err != nil {
 		return rbd.Image{}, err
 	}

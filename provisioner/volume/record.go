@@ -34,7 +34,7 @@ const (
 )
 
 // ErrNoRBDSource says that a PersistentVolume has no in-tree rbd source.
-var ErrNoRBDSource = errors.New("the volume has no rbd source")
+var ErrNoRBDSource = errors.New("the volume has no rbd source, so its image is not known: remove that by hand, then the volume and its finalizers")
 
 // SecretRef names a Secret.
 type SecretRef struct {

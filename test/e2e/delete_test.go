@@ -237,6 +237,7 @@ func TestOthersAreLeftAlone(t *testing.T) {
 			func(c *corev1.PersistentVolumeClaim) { c.Spec.VolumeName = pv.Name })
 		f.bound(claim)
 		f.delete(claim)
+		f.released(pv)
 		volumes = append(volumes, pv)
 	}
 	// Claims of a class of somebody else's.
@@ -263,6 +264,9 @@ func TestOthersAreLeftAlone(t *testing.T) {
 		if live.DeletionTimestamp != nil {
 			t.Errorf("volume %s is being deleted", pv.Name)
 		}
+		if rest := withoutProtection(live.Finalizers); len(rest) > 0 {
+			t.Errorf("volume %s has finalizers %v, which nobody takes off again", pv.Name, rest)
+		}
 		if events := f.events(t.Context(), pv.UID); strings.Contains(events, "(ceph.com/rbd") {
 			t.Errorf("volume %s: %s", pv.Name, events)
 		}
@@ -274,6 +278,19 @@ func TestOthersAreLeftAlone(t *testing.T) {
 	for _, image := range images {
 		f.rbd("rm", image)
 	}
+}
+
+// released waits until a volume was given up by its claim. The controller manager
+// has no way to delete these and says so with the phase Failed, or leaves it.
+func (f *fixture) released(pv *corev1.PersistentVolume) {
+	f.Helper()
+	f.eventually(func(ctx context.Context) error {
+		live, err := rig.Kube.Client.CoreV1().PersistentVolumes().Get(ctx, pv.Name, metav1.GetOptions{})
+		if err == nil && live.Status.Phase != corev1.VolumeReleased && live.Status.Phase != corev1.VolumeFailed {
+			err = fmt.Errorf("volume %s is %s", pv.Name, live.Status.Phase)
+		}
+		return err
+	})
 }
 
 // phase waits until a volume is in a phase.

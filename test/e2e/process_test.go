@@ -82,6 +82,10 @@ func TestHandover(t *testing.T) {
 	}
 	f.must(rig.main.Stop()) // status 0
 	stopped := time.Now()
+	// It gave the lease back, and not only let it expire.
+	if now, err := leader(t.Context()); err != nil || now == first {
+		t.Errorf("the lease is still that of %s, %v", now, err)
+	}
 	f.eventually(func(ctx context.Context) error {
 		now, err := leader(ctx)
 		if err == nil && (now == "" || now == first) {

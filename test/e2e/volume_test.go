@@ -202,9 +202,10 @@ func TestBurst(t *testing.T) {
 		f.delete(claim)
 	}
 	f.eventually(func(ctx context.Context) error {
-		if volumes, err = f.volumes(ctx, f.name); err != nil || len(volumes) > 0 {
-			return fmt.Errorf("%d volumes are left, %w", len(volumes), err)
+		volumes, err := f.volumes(ctx, f.name)
+		if err == nil && len(volumes) > 0 {
+			err = fmt.Errorf("%d volumes are left", len(volumes))
 		}
-		return nil
+		return err
 	})
 }

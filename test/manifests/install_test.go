@@ -5,7 +5,6 @@ package manifests
 import (
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -19,14 +18,6 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/yaml"
 )
-
-// flags are those of the program.
-var flags = []string{
-	"master", "kubeconfig", "id", "metrics-port", "command-timeout", "use-pv-name", "worker-threads",
-	"kube-api-qps", "kube-api-burst", "leader-election", "leader-election-namespace",
-	"leader-election-lease-duration", "leader-election-renew-deadline", "leader-election-retry-period",
-	"http-endpoint", "version", "v", "logging-format",
-}
 
 func TestRBACHasOneObjectAFile(t *testing.T) {
 	seen := map[string]bool{}
@@ -200,24 +191,6 @@ func TestSelectorsAndPortsFit(t *testing.T) {
 		if !slices.Contains(ports, port) {
 			t.Errorf("%s uses port %q, the container has %q", who, port, ports)
 		}
-	}
-}
-
-func TestArgumentsAreFlags(t *testing.T) {
-	container := one[*appsv1.Deployment](t, load(t, "deploy")).Spec.Template.Spec.Containers[0]
-	form := regexp.MustCompile(`^-([a-z-]+)=.+$`)
-	for _, arg := range container.Args {
-		m := form.FindStringSubmatch(arg)
-		if m == nil || !slices.Contains(flags, m[1]) {
-			t.Errorf("argument %q is not of the form -FLAG=VALUE with a flag of the program", arg)
-		}
-	}
-	var env []string
-	for _, e := range container.Env {
-		env = append(env, e.Name)
-	}
-	if diff := cmp.Diff([]string{"PROVISIONER_NAME", "POD_NAMESPACE"}, env); diff != "" {
-		t.Errorf("environment (-want +got):\n%s", diff)
 	}
 }
 

@@ -54,6 +54,7 @@ func TestConformance(t *testing.T) {
 			c.Pause()
 			return c.Resume
 		},
+		Disconnect: func(*testing.T, rbd.Connector) { c.Disconnect() },
 	})
 	t.Cleanup(func() {
 		if n := c.Open(); n != 0 {

@@ -33,7 +33,7 @@ type Harness struct {
 	AddPool, RemovePool func(t *testing.T, pool string)
 	// AddUser makes a user that may do everything, or gives it a new key.
 	AddUser func(t *testing.T, user string) rbd.Credentials
-	// SetFull returns when a pool is full, or is so no more. It may be nil.
+	// SetFull returns when a pool is full, or is so no more.
 	SetFull func(t *testing.T, pool string, full bool)
 	// Watch makes a client watch an image until stop is called, and returns
 	// its address.
@@ -45,10 +45,10 @@ type Harness struct {
 	// AddRemains leaves remains of an image that is not there.
 	AddRemains func(t *testing.T, pool, image string, remains Remains)
 	// Pause stops the OSDs until resume is called. No other test runs
-	// meanwhile. It may be nil.
+	// meanwhile.
 	Pause func(t *testing.T) (resume func())
 	// Disconnect shuts out the connections of a Connector that NewConnector
-	// made. It may be nil.
+	// made, or of everybody: no other test runs meanwhile.
 	Disconnect func(t *testing.T, c rbd.Connector)
 }
 
@@ -56,9 +56,10 @@ type Harness struct {
 // images behind.
 func Conformance(t *testing.T, h Harness) {
 	s := suite{h}
-	// Alone, for it stops the OSDs under everybody: the others are parallel and
-	// wait until this function has returned.
+	// Alone, for they stop the OSDs under everybody, and shut clients out: the
+	// others are parallel and wait until this function has returned.
 	t.Run("Deadline", s.testDeadline)
+	t.Run("ConnectionLost", s.testConnectionLost)
 	for _, test := range []struct {
 		name string
 		run  func(*testing.T)
@@ -76,7 +77,6 @@ func Conformance(t *testing.T, h Harness) {
 		{"Full", s.testFull},
 		{"Concurrency", s.testConcurrency},
 		{"Context", s.testContext},
-		{"ConnectionLost", s.testConnectionLost},
 	} {
 		t.Run(test.name, test.run)
 	}

@@ -208,10 +208,6 @@ func (s suite) lifetime(ctx context.Context, c rbd.Connector, name string) error
 // testConnectionLost checks that a connection that the cluster shut out is
 // replaced.
 func (s suite) testConnectionLost(t *testing.T) {
-	t.Parallel()
-	if s.Disconnect == nil {
-		t.Skip("the harness can't shut clients out")
-	}
 	c := s.NewConnector(t)
 	p := openPool(t, s.connect(t, c, s.Admin), s.Pool)
 	create(t, p, "lost", rbd.ImageSpec{SizeBytes: 1 << 20})

@@ -50,9 +50,6 @@ func (s suite) testPermissions(t *testing.T) {
 
 func (s suite) testFull(t *testing.T) {
 	t.Parallel()
-	if s.SetFull == nil {
-		t.Skip("the harness can't fill a pool")
-	}
 	// A full pool that refused removals would stay full. One that nothing was
 	// removed from before may refuse, but must not say that it did it.
 	used, fresh := "full-used", "full-fresh"
@@ -131,9 +128,6 @@ func wantInterrupted(t *testing.T, err, cause error, attempt string) {
 // testDeadline stops the OSDs: calls end at their deadline, their names stay
 // locked, and all is well once the OSDs are back.
 func (s suite) testDeadline(t *testing.T) {
-	if s.Pause == nil {
-		t.Skip("the harness can't stop the OSDs")
-	}
 	c := s.NewConnector(t)
 	cluster := s.connect(t, c, s.Admin)
 	p := openPool(t, cluster, s.Pool)
