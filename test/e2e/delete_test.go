@@ -217,6 +217,7 @@ func TestOthersAreLeftAlone(t *testing.T) {
 		}}
 	}
 	var volumes []*corev1.PersistentVolume
+	var claims []*corev1.PersistentVolumeClaim
 	for name, v := range map[string]struct {
 		source      corev1.PersistentVolumeSource
 		annotations map[string]string
@@ -233,12 +234,17 @@ func TestOthersAreLeftAlone(t *testing.T) {
 	} {
 		class := f.name + "-static"
 		pv := f.static(f.name+"-"+name, class, v.source, v.annotations, name)
-		claim := f.claim(name, &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: class}},
-			func(c *corev1.PersistentVolumeClaim) { c.Spec.VolumeName = pv.Name })
-		f.bound(claim)
-		f.delete(claim)
-		f.released(pv)
+		claims = append(claims, f.claim(name, &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: class}},
+			func(c *corev1.PersistentVolumeClaim) { c.Spec.VolumeName = pv.Name }))
 		volumes = append(volumes, pv)
+	}
+	// One after the other would wait for a turn of the controller manager each.
+	for _, claim := range claims {
+		f.bound(claim)
+	}
+	for i, claim := range claims {
+		f.delete(claim)
+		f.released(volumes[i])
 	}
 	// Claims of a class of somebody else's.
 	other := f.class("other", func(c *storagev1.StorageClass) { c.Provisioner = "example.com/other" })
