@@ -117,7 +117,8 @@ func (p *Provisioner) openSame(ctx context.Context, location volume.Location, fs
 			volume.AnnClusterFSID)
 	case fsid != "" && pool.FSID != fsid:
 		pool.Close()
-		return nil, fmt.Errorf("%w: the volume is in %q", errOtherCluster, fsid)
+		return nil, fmt.Errorf("%w: they are of %q, the volume is in %q: correct the monitors of its StorageClass, "+
+			"or the volume's annotation %s", errOtherCluster, pool.FSID, fsid, volume.AnnClusterFSID)
 	}
 	return pool, nil
 }
@@ -179,7 +180,7 @@ func (p *Provisioner) deleteImage(ctx context.Context, pool rbd.Pool, pv *corev1
 	case errors.Is(err, rbd.ErrImageNotFound):
 		// A removal that was cut off leaves what can't be opened: the data in
 		// the trash, or remains that hold the name.
-		err := p.removeImage(ctx, pool, record, what)
+		err := p.removeImage(ctx, pool, record, what, "Image was gone already")
 		if errors.Is(err, rbd.ErrImageInUse) {
 			return fmt.Errorf("%s: %w by a removal that was interrupted: that ends within half a minute, "+
 				"and it goes on by itself", what, rbd.ErrImageInUse)
@@ -200,10 +201,10 @@ func (p *Provisioner) deleteImage(ctx context.Context, pool rbd.Pool, pv *corev1
 		return fmt.Errorf("%s: %w: %s: it is removed once they are gone",
 			what, rbd.ErrImageHasSnapshots, strings.Join(image.Snapshots, ", "))
 	}
-	return p.removeImage(ctx, pool, record, what)
+	return p.removeImage(ctx, pool, record, what, "Image removed")
 }
 
-func (p *Provisioner) removeImage(ctx context.Context, pool rbd.Pool, record volume.Record, what string) error {
+func (p *Provisioner) removeImage(ctx context.Context, pool rbd.Pool, record volume.Record, what, done string) error {
 	err := removeIfThere(ctx, pool, record.Image)
 	if errors.Is(err, rbd.ErrTimeout) {
 		return stillRemoving(what)
@@ -211,7 +212,7 @@ func (p *Provisioner) removeImage(ctx context.Context, pool rbd.Pool, record vol
 	if err != nil {
 		return err
 	}
-	klog.FromContext(ctx).Info("Image removed", "image", record.Image, "pool", record.Pool)
+	klog.FromContext(ctx).Info(done, "image", record.Image, "pool", record.Pool)
 	return nil
 }
 

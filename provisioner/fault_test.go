@@ -52,12 +52,12 @@ func TestProvisionKubernetesFaults(t *testing.T) {
 		{"no admin secret", func(t *testing.T, f *fixture) { f.dropSecret(t, "kube-system", "admin") }, access.ErrSecretNotFound,
 			`secret "kube-system/admin": secret does not exist: create it, or correct its name`},
 		{"an admin secret that may not be read", func(_ *testing.T, f *fixture) { f.refuse("secrets", "kube-system", "admin", forbidden("admin")) },
-			access.ErrSecretForbidden, `the provisioner needs a Role with get on secrets in namespace "kube-system"`},
+			access.ErrSecretForbidden, `the provisioner needs a Role with get on it in namespace "kube-system"`},
 		{"an admin secret that can't be read", func(_ *testing.T, f *fixture) { f.refuse("secrets", "kube-system", "admin", down) }, nil,
 			`secret "kube-system/admin" can't be read: Internal error`},
 		{"an admin secret without the entry", func(t *testing.T, f *fixture) {
 			f.putSecret(t, "kube-system", "admin", access.TypeRBD, map[string]string{"password": rbdtest.NewKey().Reveal()})
-		}, rbd.ErrInvalidKey, `it has no entry "key"`},
+		}, rbd.ErrInvalidKey, `has no entry "key"`},
 		{"an admin secret with a password in it", func(t *testing.T, f *fixture) {
 			f.putSecret(t, "kube-system", "admin", access.TypeRBD, badKey)
 		}, rbd.ErrInvalidKey, `secret "kube-system/admin", entry "key": malformed key`},
@@ -111,7 +111,7 @@ func TestProvisionCephFaults(t *testing.T) {
 		{fault{"no monitor answers", func(_ *testing.T, f *fixture) { f.ceph.SetUnreachable(true) }, rbd.ErrUnreachable,
 			"check the monitors' addresses"}, noChange},
 		{fault{"nobody is at the address", func(t *testing.T, f *fixture) { f.putParameter(t, "monitors", deadMonitor) }, rbd.ErrUnreachable,
-			`connect to monitors "10.0.0.9:6789" as user "admin": no monitor answered`}, noChange},
+			`connect to monitors "v1:10.0.0.9:6789" as user "admin": no monitor answered`}, noChange},
 		{fault{"a wrong key", func(_ *testing.T, f *fixture) { f.ceph.AddUser("admin", rbdtest.Caps{AllPools: true}) }, rbd.ErrPermissionDenied,
 			`check that the user exists and that secret "kube-system/admin" holds its key`}, noChange},
 		{fault{"an unknown user", func(_ *testing.T, f *fixture) { f.ceph.RemoveUser("admin") }, rbd.ErrPermissionDenied,

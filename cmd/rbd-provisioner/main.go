@@ -33,7 +33,7 @@ func main() {
 // run is the program: 0 after an orderly stop, 1 after a failure, 2 for wrong
 // arguments.
 func run(args []string, getenv func(string) string, stdout, stderr io.Writer) int {
-	options, err := parseOptions(args, getenv, stderr)
+	options, err := parseOptions(args, getenv, stdout)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		return 0

@@ -64,8 +64,8 @@ const (
 const namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
 // parseOptions reads flags and environment. The error tells all that is wrong
-// at once; it is flag.ErrHelp when help was asked for and given.
-func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (*options, error) {
+// at once; it is flag.ErrHelp when help was asked for and given on stdout.
+func parseOptions(args []string, getenv func(string) string, stdout io.Writer) (*options, error) {
 	o := &options{
 		provisionerName: getenv(envProvisionerName),
 		logging:         logsapi.NewLoggingConfiguration(),
@@ -99,7 +99,7 @@ func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (
 
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
-			printHelp(fs, stderr)
+			printHelp(fs, stdout)
 		}
 		return nil, err
 	}
@@ -164,8 +164,7 @@ func (o *options) complete(commandTimeout, metricsPort int, getenv func(string) 
 	}
 	if problems := validation.IsQualifiedName(strings.ToLower(o.provisionerName)); len(problems) > 0 {
 		fault("%s is %q, which no StorageClass can name: %s", envProvisionerName, o.provisionerName, problems[0])
-	}
-	if o.leaderElection && len(validation.IsDNS1123Subdomain(o.leaseName())) > 0 {
+	} else if o.leaderElection && len(validation.IsDNS1123Subdomain(o.leaseName())) > 0 {
 		fault("%s is %q: no lease can be named after it; use a name without underscores, or -leader-election=false",
 			envProvisionerName, o.provisionerName)
 	}

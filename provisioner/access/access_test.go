@@ -88,7 +88,7 @@ func TestReadKey(t *testing.T) {
 		{"made with echo: a new line at the end", secret("Opaque", map[string]string{"key": " " + goodKey() + "\r\n"}), nil, ""},
 		{"other entries do not matter", secret("Opaque", map[string]string{"key": goodKey(), "more": "x"}), nil, ""},
 		{"no secret", nil, access.ErrSecretNotFound, `secret "ns/s": secret does not exist: create it`},
-		{"no entry", secret("Opaque", map[string]string{"Key": goodKey()}), rbd.ErrInvalidKey, `it has no entry "key"`},
+		{"no entry", secret("Opaque", map[string]string{"Key": goodKey()}), rbd.ErrInvalidKey, `has no entry "key": store the key under that name`},
 		{"empty", secret("Opaque", map[string]string{"key": "\n"}), rbd.ErrInvalidKey, `secret "ns/s", entry "key": malformed key: it is empty`},
 		{"encoded twice", secret("Opaque", map[string]string{"key": base64.StdEncoding.EncodeToString([]byte(goodKey()))}), rbd.ErrInvalidKey, "malformed key"},
 		{"a password", secret("Opaque", map[string]string{"key": "hunter2-hunter2"}), rbd.ErrInvalidKey, "it is not base64"},
@@ -125,7 +125,7 @@ func TestReadKeyForbidden(t *testing.T) {
 		return true, nil, apierrors.NewForbidden(corev1.Resource("secrets"), "s", errors.New("RBAC"))
 	})
 	_, err := newAccess(t, client, FakeResolver{}, nil).ReadKey(t.Context(), volume.SecretRef{Namespace: "ns", Name: "s"})
-	const want = `the provisioner needs a Role with get on secrets in namespace "ns"`
+	const want = `the provisioner needs a Role with get on it in namespace "ns", as in examples/rbac-extra-namespace.yaml`
 	if !errors.Is(err, access.ErrSecretForbidden) || !strings.Contains(err.Error(), want) {
 		t.Errorf("got %v, want %v with %q", err, access.ErrSecretForbidden, want)
 	}
@@ -174,7 +174,7 @@ func TestResolve(t *testing.T) {
 			"addresses need no resolver",
 			"10.0.0.1:6789,v2:10.0.0.1:3300,[2001:db8::9]",
 			access.Monitors{
-				Addresses: []string{"10.0.0.1:6789", "v2:10.0.0.1:3300", "[2001:db8::9]"},
+				Addresses: []string{"v1:10.0.0.1:6789", "v2:10.0.0.1:3300", "[2001:db8::9]"},
 				Kernel:    []string{"10.0.0.1:6789", "[2001:db8::9]:6789"},
 			}, "",
 		},
@@ -182,7 +182,7 @@ func TestResolve(t *testing.T) {
 			"a name stands for all its addresses, in a fixed order and once",
 			"mons:6789 another:6789",
 			access.Monitors{
-				Addresses: []string{"10.0.0.2:6789", "10.0.0.3:6789", "[2001:db8::1]:6789"},
+				Addresses: []string{"v1:10.0.0.2:6789", "v1:10.0.0.3:6789", "v1:[2001:db8::1]:6789"},
 				Kernel:    []string{"10.0.0.2:6789", "10.0.0.3:6789", "[2001:db8::1]:6789"},
 			}, "",
 		},
@@ -190,6 +190,11 @@ func TestResolve(t *testing.T) {
 			"two ways to write one address are one for the kernel",
 			"10.0.0.1,v1:10.0.0.1",
 			access.Monitors{Addresses: []string{"10.0.0.1", "v1:10.0.0.1:6789"}, Kernel: []string{"10.0.0.1:6789"}}, "",
+		},
+		{
+			"an unusual port speaks version 1, as the kernel does",
+			"10.0.0.1:40000 10.0.0.1:3300",
+			access.Monitors{Addresses: []string{"v1:10.0.0.1:40000", "10.0.0.1:3300"}, Kernel: []string{"10.0.0.1:40000"}}, "",
 		},
 		{"only version 2", "v2:10.0.0.1", access.Monitors{Addresses: []string{"v2:10.0.0.1:3300"}}, ""},
 		{"no name resolves", "nowhere silent", access.Monitors{},

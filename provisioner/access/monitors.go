@@ -44,6 +44,12 @@ func (a *Access) Resolve(ctx context.Context, monitors []volume.Monitor) (Monito
 	var r Monitors
 	add := func(m volume.Monitor, addr netip.Addr) {
 		m.Host = addr.Unmap().String()
+		if _, ok := m.KernelAddress(); ok && m.Port != 0 {
+			// Of an unusual port librados would try both protocols, and take
+			// the silence of one for that of the monitor, even where the
+			// other says that the key is wrong. The kernel speaks version 1.
+			m.Protocol = volume.ProtocolV1
+		}
 		if text := m.String(); !slices.Contains(r.Addresses, text) {
 			r.Addresses = append(r.Addresses, text)
 		}

@@ -43,7 +43,8 @@ func (a *Access) ReadKey(ctx context.Context, ref volume.SecretRef) (rbd.Key, er
 	}
 	data, found := secret.Data[KeyEntry]
 	if !found {
-		return rbd.Key{}, fmt.Errorf("secret %q: %w: it has no entry %q", ref, rbd.ErrInvalidKey, KeyEntry)
+		return rbd.Key{}, fmt.Errorf("%w: secret %q has no entry %q: store the key under that name",
+			rbd.ErrInvalidKey, ref, KeyEntry)
 	}
 	return parseKey(ref, KeyEntry, data)
 }
@@ -95,8 +96,8 @@ func (a *Access) readSecret(ctx context.Context, ref volume.SecretRef) (*corev1.
 	case apierrors.IsNotFound(err):
 		return nil, fmt.Errorf("secret %q: %w: create it, or correct its name", ref, ErrSecretNotFound)
 	case apierrors.IsForbidden(err):
-		return nil, fmt.Errorf("secret %q: %w: the provisioner needs a Role with get on secrets in namespace %q",
-			ref, ErrSecretForbidden, ref.Namespace)
+		return nil, fmt.Errorf("secret %q: %w: the provisioner needs a Role with get on it in namespace %q, "+
+			"as in examples/rbac-extra-namespace.yaml", ref, ErrSecretForbidden, ref.Namespace)
 	case err != nil:
 		return nil, fmt.Errorf("secret %q can't be read: %w", ref, err)
 	}

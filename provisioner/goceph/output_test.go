@@ -128,7 +128,7 @@ func outputChild(ctx context.Context) error {
 		})
 	}
 	wg.Wait()
-	if err := errors.Join(append(errs, c.Close(ctx))...); err != nil {
+	if err := errors.Join(errors.Join(errs...), c.Close(ctx)); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(os.Stdout, "CONNECTED %d TIMES\n", connected.Load())

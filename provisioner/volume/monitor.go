@@ -75,8 +75,8 @@ func (m Monitor) String() string {
 
 // KernelAddress returns the address that the kernel's rbd driver is given,
 // "IP:port", and false for one that does not speak protocol version 1. Of an
-// address without a protocol, librados reads port 3300 as version 2, port 6789
-// and none as version 1, and tries both on any other; so do we.
+// address without a protocol, port 3300 is read as version 2, as librados does,
+// and any other, or none, as version 1.
 func (m Monitor) KernelAddress() (string, bool) {
 	port := m.Port
 	switch {

@@ -150,19 +150,10 @@ func (r Record) Complete() bool {
 
 // Location returns where the image is and who deletes it, from r alone. The
 // error names monitors that can't be read.
-//
-// A volume's monitors speak protocol 1, so librados is told: of a port that
-// says nothing about the protocol it would try both, and then take the silence
-// of one for that of the monitor.
 func (r Record) Location() (Location, error) {
 	monitors, err := ParseMonitors(strings.Join(r.Monitors, ","))
 	if err != nil {
 		return Location{}, fmt.Errorf("the volume's rbd source: %w", err)
-	}
-	for i := range monitors {
-		if _, ok := monitors[i].KernelAddress(); ok {
-			monitors[i].Protocol = ProtocolV1
-		}
 	}
 	return Location{Monitors: monitors, Pool: r.Pool, User: r.Admin, Secret: r.AdminSecret}, nil
 }

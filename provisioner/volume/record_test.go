@@ -120,11 +120,8 @@ func TestLocation(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := volume.Location{
-		Monitors: []volume.Monitor{
-			{Protocol: volume.ProtocolV1, Host: "10.0.0.1", Port: 6789},
-			{Protocol: volume.ProtocolV1, Host: "2001:db8::1", Port: 6789},
-		},
-		Pool: "kube", User: "admin", Secret: volume.SecretRef{Namespace: "kube-system", Name: "ceph-admin"},
+		Monitors: []volume.Monitor{{Host: "10.0.0.1", Port: 6789}, {Host: "2001:db8::1", Port: 6789}},
+		Pool:     "kube", User: "admin", Secret: volume.SecretRef{Namespace: "kube-system", Name: "ceph-admin"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("location (-want +got):\n%s", diff)

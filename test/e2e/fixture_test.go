@@ -94,7 +94,7 @@ func (f *fixture) secret(ns, name string, kind corev1.SecretType, key string) {
 // parameters are those of a class for the fixture's pool.
 func (f *fixture) parameters(changes ...map[string]string) map[string]string {
 	p := map[string]string{
-		"monitors":             "v1:" + rig.Ceph.MonitorV1,
+		"monitors":             rig.Ceph.MonitorV1,
 		"pool":                 f.name,
 		"adminId":              f.name + "-admin",
 		"adminSecretName":      f.name + "-admin",
