@@ -98,6 +98,10 @@ func TestLeadWaitsBehindAnother(t *testing.T) {
 // nothing waits for the work. Until then /healthz has seen it.
 func TestLeadLosesTheLease(t *testing.T) {
 	client := fake.NewClientset()
+	var broken atomic.Bool
+	client.PrependReactor("update", "leases", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return broken.Load(), nil, errors.New("no answer")
+	})
 	watchdog := leaderelection.NewLeaderHealthzAdaptor(0)
 	if err := watchdog.Check(nil); err != nil {
 		t.Errorf("before it leads: %v", err)
@@ -105,9 +109,7 @@ func TestLeadLosesTheLease(t *testing.T) {
 	told, release := make(chan struct{}), make(chan struct{})
 	defer close(release)
 	err := lead(t.Context(), quick(), client, watchdog, func(working context.Context) error {
-		client.PrependReactor("update", "leases", func(clienttesting.Action) (bool, runtime.Object, error) {
-			return true, nil, errors.New("no answer")
-		})
+		broken.Store(true)
 		<-working.Done()
 		close(told)
 		<-release
