@@ -30,6 +30,10 @@ help: ## List the targets
 deps: ## Install the Debian packages that building and testing need
 	hack/deps.sh
 
+.PHONY: deps-node
+deps-node: ## Install also what the tests with a node need
+	hack/deps.sh node
+
 .PHONY: ceph-tag
 ceph-tag:
 	@hack/ceph-tag.sh >/dev/null

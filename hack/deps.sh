@@ -3,6 +3,8 @@
 #
 # Installs the Debian packages that building, linting and testing need. Does
 # nothing when all of them are there.
+#
+#   hack/deps.sh [node]       node: also what the tests with a node need
 set -euo pipefail
 
 packages=(
@@ -14,6 +16,18 @@ packages=(
 	# "make kubernetes"
 	ceph-mon ceph-mgr ceph-osd ceph-common etcd-server
 )
+# To build the guest that is the node (hack/node/build.sh), to run it and to
+# connect it. Its own packages come from Debian's archive and are not installed
+# here.
+node=(mmdebstrap debian-archive-keyring e2fsprogs cpio qemu-system-x86 seabios iproute2)
+case ${1:-} in
+'') ;;
+node) packages+=("${node[@]}") ;;
+*)
+	echo "deps.sh: no packages are known for \"$1\", want \"node\" or nothing" >&2
+	exit 2
+	;;
+esac
 # Services that these packages would start now and at each boot. The tests start
 # servers of their own, and a forgotten etcd is an open door.
 services=(etcd.service ceph-crash.service ceph-mon.target ceph-mgr.target ceph-osd.target ceph.target rbdmap.service)

@@ -4,7 +4,11 @@
 # Builds the Kubernetes programs that the tests and the demo run, once per
 # version, and prints the folder that holds them as its last line.
 #
-#   hack/kubernetes/build.sh [VERSION]        VERSION without "v", as 1.30.14
+#   hack/kubernetes/build.sh [VERSION [PROGRAM...]]
+#
+# VERSION is without "v", as 1.30.14. Without a PROGRAM it builds what a control
+# plane needs. Others, as kubelet and kube-scheduler for a node, are built beside
+# them when they are named.
 #
 # They come from the Go module k8s.io/kubernetes. Its own go.mod replaces the
 # staging modules by folders, which only works inside its own checkout, so a
@@ -23,6 +27,16 @@ fi
 minor=${BASH_REMATCH[1]}
 staging=v0.$minor.${BASH_REMATCH[2]}
 commands=(kube-apiserver kube-controller-manager kubectl)
+if (($# > 1)); then commands=("${@:2}"); fi
+for c in "${commands[@]}"; do
+	case $c in
+	kube-apiserver | kube-controller-manager | kubectl | kubelet | kube-scheduler) ;;
+	*)
+		echo "build.sh: \"$c\" is no program that this builds" >&2
+		exit 2
+		;;
+	esac
+done
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/rbd-provisioner/kubernetes
 out=$cache/v$version
@@ -80,6 +94,8 @@ fi
 tmp=$(mktemp -d "$cache/.v$version.XXXXXX")
 trap 'rm -rf "$tmp"' EXIT
 for c in "${commands[@]}"; do
+	# One that is there may be running.
+	[[ ! -x $out/$c ]] || continue
 	echo "  $c" >&2
 	(cd "$mod" && go build "$modflag" -trimpath -ldflags "$ldflags" -o "$tmp/$c" "k8s.io/kubernetes/cmd/$c") 9>&-
 done
