@@ -50,6 +50,10 @@ image: ## Build the container image IMAGE with docker
 kubernetes: ## Build the Kubernetes servers that tests run, once per K8S_VERSION
 	@hack/kubernetes/build.sh $(K8S_VERSION) >/dev/null
 
+.PHONY: node
+node: kubernetes ## Build the node of the tests with a node, once per K8S_VERSION
+	@hack/node/build.sh $(K8S_VERSION) >/dev/null
+
 .PHONY: test
 test: build kubernetes ## Run all tests
 	$(GOTESTSUM) -- $(TESTFLAGS) ./...
