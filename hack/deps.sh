@@ -15,11 +15,13 @@ packages=(
 	# The servers of the test rig; kube-apiserver and the like are built by
 	# "make kubernetes"
 	ceph-mon ceph-mgr ceph-osd ceph-common etcd-server
+	# Unpacks in a test what the rig hands to its node
+	cpio
 )
 # To build the guest that is the node (hack/node/build.sh), to run it and to
 # connect it. Its own packages come from Debian's archive and are not installed
 # here.
-node=(mmdebstrap debian-archive-keyring e2fsprogs cpio qemu-system-x86 seabios iproute2)
+node=(mmdebstrap debian-archive-keyring e2fsprogs qemu-system-x86 seabios iproute2)
 case ${1:-} in
 '') ;;
 node) packages+=("${node[@]}") ;;

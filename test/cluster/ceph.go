@@ -78,8 +78,8 @@ func (c *Cluster) startCeph(ctx context.Context) (*Ceph, error) {
 		Conf:      filepath.Join(dir, "ceph.conf"),
 		Keyring:   filepath.Join(dir, "keyring"),
 		FSID:      string(uuid.NewUUID()),
-		MonitorV1: fmt.Sprintf("127.0.0.1:%d", v1),
-		MonitorV2: fmt.Sprintf("127.0.0.1:%d", v2),
+		MonitorV1: c.endpoint(v1),
+		MonitorV2: c.endpoint(v2),
 		cluster:   c,
 	}
 	ceph.env = []string{"CEPH_CONF=" + ceph.Conf}
@@ -142,8 +142,8 @@ func (ceph *Ceph) conf(dir string) string {
 	return fmt.Sprintf(`[global]
 fsid = %[1]s
 mon host = [v2:%[2]s,v1:%[3]s]
-public addr = 127.0.0.1
-cluster addr = 127.0.0.1
+public addr = %[6]s
+cluster addr = %[6]s
 keyring = %[5]s
 
 run dir = %[4]s
@@ -201,7 +201,7 @@ mgr initial modules =
 # Programs that are run by hand print what they have to say; their log would
 # stand between.
 log to stderr = false
-`, ceph.FSID, ceph.MonitorV2, ceph.MonitorV1, dir, ceph.Keyring)
+`, ceph.FSID, ceph.MonitorV2, ceph.MonitorV1, dir, ceph.Keyring, ceph.cluster.Address)
 }
 
 func (ceph *Ceph) startMon(ctx context.Context, dir string) error {

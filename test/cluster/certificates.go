@@ -53,7 +53,7 @@ func newAuthority() (*authority, error) {
 }
 
 // issue makes a certificate for a client (a user and its groups) that also
-// serves 127.0.0.1, and its key, both as PEM.
+// serves where rigs listen, and its key, both as PEM.
 func (a *authority) issue(user string, groups ...string) (certificate, key []byte, err error) {
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -70,7 +70,7 @@ func (a *authority) issue(user string, groups ...string) (certificate, key []byt
 		NotAfter:     time.Now().Add(validFor),
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
-		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
+		IPAddresses:  []net.IP{net.ParseIP(loopback), net.ParseIP(hostAddress)},
 		DNSNames:     []string{"localhost"},
 	}, a.certificate, private.Public(), a.key)
 	if err != nil {

@@ -2,7 +2,7 @@
 
 // Package cluster is the test rig: a real Ceph cluster, a real Kubernetes
 // control plane and the provisioner as a process beside them, all in one folder
-// and on free ports of 127.0.0.1.
+// and on free ports of 127.0.0.1. On demand it has a node that runs Pods, too.
 //
 // A rig leaves nothing behind. When the process that started it ends, in
 // whatever way (a failing test, a panic, ctrl-C, kill -9), a small shell that
@@ -41,6 +41,10 @@ type Config struct {
 	// SkipCeph and SkipKubernetes leave that half out; the field of Cluster is
 	// nil then.
 	SkipCeph, SkipKubernetes bool
+	// Node adds a machine that runs Pods, and a scheduler. It needs root, both
+	// halves, what hack/node/build.sh builds, and that EnterNamespace was called.
+	// A process can start one such rig.
+	Node bool
 	// Progress receives a line on each step, one at a time; nil is silent.
 	Progress func(string)
 }
@@ -49,10 +53,14 @@ type Config struct {
 type Cluster struct {
 	// Dir is the rig's folder. Files put into it go when the rig goes.
 	Dir string
+	// Address is where all servers listen.
+	Address string
 	// Ceph is nil when the rig has none.
 	Ceph *Ceph
 	// Kube is nil when the rig has none.
 	Kube *Kubernetes
+	// Node is nil when the rig has none.
+	Node *Node
 
 	folder *folder
 	ports  *ports
@@ -66,7 +74,7 @@ type Cluster struct {
 }
 
 // Start starts a rig and waits until it is ready, which takes under ten seconds
-// on an idle machine. ctx bounds the start alone. When Start fails nothing is
+// on an idle machine, and with a node most of a minute. ctx bounds the start alone. When Start fails nothing is
 // left behind. Whoever gets a Cluster calls Stop or Detach.
 func Start(ctx context.Context, cfg Config) (*Cluster, error) {
 	if cfg.Dir == "" {
@@ -83,20 +91,33 @@ func Start(ctx context.Context, cfg Config) (*Cluster, error) {
 			return nil, fmt.Errorf("start rig: %w", err)
 		}
 	}
+	address := loopback
+	var nodePrograms *nodePrograms
+	if cfg.Node {
+		if nodePrograms, err = prepareNode(cfg, programs); err != nil {
+			return nil, fmt.Errorf("start rig: %w", err)
+		}
+		address = hostAddress
+	}
 	f, err := newFolder(dir)
 	if err != nil {
 		return nil, fmt.Errorf("start rig: %w", err)
 	}
-	c := &Cluster{Dir: dir, folder: f, ports: &ports{}, report: cfg.Progress}
-	if err := c.start(ctx, cfg, programs); err != nil {
+	c := &Cluster{Dir: dir, Address: address, folder: f, ports: &ports{address: address}, report: cfg.Progress}
+	if err := c.start(ctx, cfg, programs, nodePrograms); err != nil {
 		return nil, errors.Join(fmt.Errorf("start rig: %w", err), c.Stop())
 	}
 	return c, nil
 }
 
-func (c *Cluster) start(ctx context.Context, cfg Config, programs *programs) error {
+func (c *Cluster) start(ctx context.Context, cfg Config, programs *programs, nodePrograms *nodePrograms) error {
 	if err := os.Mkdir(filepath.Join(c.Dir, "log"), 0o700); err != nil {
 		return err
+	}
+	if cfg.Node {
+		if err := c.makeNetwork(ctx); err != nil {
+			return err
+		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -111,7 +132,10 @@ func (c *Cluster) start(ctx context.Context, cfg Config, programs *programs) err
 	}
 	if !cfg.SkipKubernetes {
 		wg.Go(func() {
-			if c.Kube, kubeErr = c.startKubernetes(ctx, cfg, programs); kubeErr != nil {
+			if c.Kube, kubeErr = c.startKubernetes(ctx, cfg, programs); kubeErr == nil && cfg.Node {
+				c.Node, kubeErr = c.startNode(ctx, nodePrograms)
+			}
+			if kubeErr != nil {
 				cancel()
 			}
 		})
@@ -167,13 +191,16 @@ func (c *Cluster) DumpLogs(w io.Writer) {
 			state = "ended: " + ended(r).Error()
 		}
 		// A log that cannot be shown must not hide the failure it belongs to.
-		_, _ = fmt.Fprintf(w, "=== %s (%s)\n%s", d.Name, state, tail(d.Log, 40))
+		_, _ = fmt.Fprintf(w, "=== %s (%s)\n%s", d.Name, state, d.tails(40))
 	}
 }
 
-// Port reserves a TCP port of 127.0.0.1 for the life of the rig. No other rig
+// Port reserves a TCP port of Address for the life of the rig. No other rig
 // gets it, and no outgoing connection.
 func (c *Cluster) Port() (int, error) { return c.ports.reserve() }
+
+// endpoint is a port of the rig's address.
+func (c *Cluster) endpoint(port int) string { return fmt.Sprintf("%s:%d", c.Address, port) }
 
 // progress tells the caller what has been done.
 func (c *Cluster) progress(line string) {

@@ -43,6 +43,10 @@ type Daemon struct {
 	env    []string
 	// ready is asked until it returns nil; nil means that the start alone counts.
 	ready func(context.Context) error
+	// limit bounds the wait for it; zero is startLimit.
+	limit time.Duration
+	// logs are further files that it writes to, shown with its log.
+	logs []string
 	// end is the signal with which Stop ends it; zero is SIGTERM.
 	end syscall.Signal
 	// gentle daemons get a SIGTERM before the rig goes.
@@ -129,8 +133,8 @@ func (d *Daemon) waitReady(ctx context.Context, r *run) error {
 		case <-finished:
 		}
 	}()
-	if err := Eventually(ctx, startLimit, d.ready); err != nil {
-		return fmt.Errorf("wait for %s to be ready: %w\n%s", d.Name, err, tail(d.Log, 20))
+	if err := Eventually(ctx, cmp.Or(d.limit, startLimit), d.ready); err != nil {
+		return fmt.Errorf("wait for %s to be ready: %w\n%s", d.Name, err, d.tails(20))
 	}
 	return nil
 }
@@ -255,6 +259,15 @@ func halted(pid int) error {
 
 // Tail returns the last lines of the log that are not empty.
 func (d *Daemon) Tail(lines int) string { return tail(d.Log, lines) }
+
+// tails returns the last lines of each log.
+func (d *Daemon) tails(lines int) string {
+	text := tail(d.Log, lines)
+	for _, log := range d.logs {
+		text += "--- " + filepath.Base(log) + "\n" + tail(log, lines)
+	}
+	return text
+}
 
 // tail returns the last lines of a file that are not empty, or why it cannot.
 func tail(path string, lines int) string {

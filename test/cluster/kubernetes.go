@@ -28,7 +28,7 @@ import (
 
 // Kubernetes is a control plane without nodes: etcd, kube-apiserver with RBAC,
 // kube-controller-manager with its default controllers, each of which has the
-// rights of its own service account. There is no scheduler and no kubelet.
+// rights of its own service account. A scheduler and a kubelet come with a Node.
 type Kubernetes struct {
 	// Kubeconfig is the path of a kubeconfig that is cluster admin.
 	Kubeconfig string
@@ -71,7 +71,7 @@ func (c *Cluster) startKubernetes(ctx context.Context, cfg Config, programs *pro
 	k := &Kubernetes{
 		Kubeconfig:  filepath.Join(c.Dir, "kubeconfig"),
 		KubectlPath: programs.kubectl,
-		URL:         fmt.Sprintf("https://127.0.0.1:%d", securePort),
+		URL:         "https://" + c.endpoint(securePort),
 		cluster:     c,
 		authority:   authority,
 	}
@@ -148,7 +148,7 @@ func (k *Kubernetes) writeKubeconfig(path string, user *clientcmdapi.AuthInfo, n
 }
 
 func (k *Kubernetes) startEtcd(ctx context.Context, path, dir string, port, peerPort int) error {
-	url, peer := fmt.Sprintf("http://127.0.0.1:%d", port), fmt.Sprintf("http://127.0.0.1:%d", peerPort)
+	url, peer := "http://"+k.cluster.endpoint(port), "http://"+k.cluster.endpoint(peerPort)
 	var err error
 	k.Etcd, err = k.cluster.startDaemon(ctx, "etcd",
 		func(ctx context.Context) error { return k.healthy(ctx, url+"/health") },
@@ -178,13 +178,17 @@ func (k *Kubernetes) startAPIServer(ctx context.Context, path, dir string, etcdP
 			return err
 		},
 		nil, path,
-		fmt.Sprintf("--etcd-servers=http://127.0.0.1:%d", etcdPort),
-		"--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", port),
+		"--etcd-servers=http://"+k.cluster.endpoint(etcdPort),
+		"--bind-address="+k.cluster.Address, fmt.Sprintf("--secure-port=%d", port),
 		// The service "kubernetes" would refuse a loopback address.
-		"--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none",
+		"--advertise-address="+k.cluster.Address, "--endpoint-reconciler-type=none",
 		"--tls-cert-file="+in("tls.crt"), "--tls-private-key-file="+in("tls.key"),
 		"--client-ca-file="+in("ca.crt"),
-		"--authorization-mode=RBAC",
+		// What a kubelet may do depends on the Pods of its node.
+		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
+		// For the logs of Pods, and for running commands in them.
+		"--kubelet-client-certificate="+in("tls.crt"), "--kubelet-client-key="+in("tls.key"),
+		"--kubelet-preferred-address-types=InternalIP",
 		"--service-account-issuer=https://kubernetes.default.svc",
 		"--service-account-key-file="+in("service-account.key"),
 		"--service-account-signing-key-file="+in("service-account.key"),
@@ -204,7 +208,7 @@ func (k *Kubernetes) startControllerManager(ctx context.Context, path, dir strin
 	var err error
 	k.ControllerManager, err = k.cluster.startDaemon(ctx, "kube-controller-manager",
 		func(ctx context.Context) error {
-			if err := k.healthy(ctx, fmt.Sprintf("https://127.0.0.1:%d/healthz", port)); err != nil {
+			if err := k.healthy(ctx, "https://"+k.cluster.endpoint(port)+"/healthz"); err != nil {
 				return err
 			}
 			// Written by one of the controllers: they run.
@@ -221,7 +225,7 @@ func (k *Kubernetes) startControllerManager(ctx context.Context, path, dir strin
 		"--service-account-private-key-file="+in("service-account.key"),
 		"--root-ca-file="+in("ca.crt"),
 		"--leader-elect=false",
-		"--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", port),
+		"--bind-address="+k.cluster.Address, fmt.Sprintf("--secure-port=%d", port),
 		"--tls-cert-file="+in("tls.crt"), "--tls-private-key-file="+in("tls.key"),
 		fmt.Sprintf("--kube-api-qps=%d", qps), fmt.Sprintf("--kube-api-burst=%d", 2*qps),
 	)

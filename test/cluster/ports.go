@@ -21,13 +21,15 @@ const (
 	highestPort = 32000
 )
 
-// ports hands out TCP ports of 127.0.0.1 that no other rig of this machine gets
+// ports hands out TCP ports of one address that no other rig of this machine gets
 // until it is closed. The reservation is an abstract unix socket named after
 // the port: the kernel makes it exclusive, scopes it to the network namespace
 // like the port itself, and drops it when the process ends, so nothing can be
 // left behind as a lock file can. It does not hold the port itself, which
 // stays free for the server and for its restarts.
 type ports struct {
+	address string
+
 	mu   sync.Mutex  // guards held
 	held []io.Closer // one socket per port
 }
@@ -45,7 +47,7 @@ func (p *ports) reserve() (int, error) {
 			continue // another rig has it
 		}
 		// Something that is no rig may use it.
-		probe, err := net.Listen("tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		probe, err := net.Listen("tcp4", net.JoinHostPort(p.address, strconv.Itoa(port)))
 		if err != nil {
 			_ = lock.Close()
 			continue

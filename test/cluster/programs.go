@@ -19,6 +19,7 @@ const DefaultKubernetesVersion = "1.30.14"
 // programs are the paths of the control plane's programs.
 type programs struct {
 	etcd, apiserver, controllerManager, kubectl string
+	version, cache                              string
 }
 
 // findPrograms looks the programs up: first in KUBEBUILDER_ASSETS, then in the
@@ -30,11 +31,11 @@ func findPrograms(version string) (*programs, error) {
 	if err != nil {
 		return nil, err
 	}
+	p := &programs{version: version, cache: cache}
 	folders := []string{filepath.Join(cache, "kubernetes", "v"+version)}
 	if assets := os.Getenv("KUBEBUILDER_ASSETS"); assets != "" {
 		folders = append([]string{assets}, folders...)
 	}
-	p := &programs{}
 	var missing []string
 	for _, program := range []struct {
 		path *string
@@ -72,8 +73,38 @@ func findPrograms(version string) (*programs, error) {
 	return p, errors.Join(errs...)
 }
 
+// nodePrograms are what a node needs beside them.
+type nodePrograms struct {
+	scheduler, qemu string
+	// guest is the folder that hack/node/build.sh has filled.
+	guest string
+}
+
+// findNodePrograms looks for what hack/node/build.sh builds, of the control
+// plane's version, and for qemu.
+func findNodePrograms(p *programs) (*nodePrograms, error) {
+	build := "make node"
+	if p.version != DefaultKubernetesVersion {
+		build = "K8S_VERSION=" + p.version + " " + build
+	}
+	n := &nodePrograms{scheduler: filepath.Join(p.cache, "kubernetes", "v"+p.version, "kube-scheduler")}
+	var errs []error
+	if _, err := exec.LookPath(n.scheduler); err != nil {
+		errs = append(errs, fmt.Errorf("kube-scheduler is not built: run %q: %w", build, err))
+	}
+	// The link names the guest that was built last; this run stays with it.
+	var err error
+	if n.guest, err = filepath.EvalSymlinks(filepath.Join(p.cache, "node", "v"+p.version)); err != nil {
+		errs = append(errs, fmt.Errorf("the node is not built: run %q: %w", build, err))
+	}
+	if n.qemu, err = exec.LookPath("qemu-system-x86_64"); err != nil {
+		errs = append(errs, fmt.Errorf("qemu is not installed: run \"make deps-node\": %w", err))
+	}
+	return n, errors.Join(errs...)
+}
+
 // CacheDir is the folder outside the checkout that holds what is built once (by
-// hack/kubernetes/build.sh) and the demo.
+// hack/kubernetes/build.sh and hack/node/build.sh) and the demo.
 func CacheDir() (string, error) {
 	if dir := os.Getenv("XDG_CACHE_HOME"); dir != "" {
 		return filepath.Join(dir, "rbd-provisioner"), nil
