@@ -56,11 +56,11 @@ node: kubernetes ## Build the node of the tests with a node, once per K8S_VERSIO
 
 .PHONY: test
 test: build kubernetes ## Run all tests
-	$(GOTESTSUM) -- $(TESTFLAGS) ./...
+	$(GOTESTSUM) -- $(TESTFLAGS) $$(go list -tags '$(TAGS)' ./... | grep -v '/test/node$$')
 
 .PHONY: test-unit
 test-unit: ## Run the tests that need neither cgo nor servers
-	CGO_ENABLED=0 go test $$(CGO_ENABLED=0 go list ./... | grep -v -E '/test/(cluster|demo|e2e)')
+	CGO_ENABLED=0 go test $$(CGO_ENABLED=0 go list ./... | grep -v -E '/test/(cluster|demo|e2e|node)')
 
 .PHONY: test-ceph
 test-ceph: ceph-tag ## Run the conformance suite on the real Ceph
@@ -69,6 +69,10 @@ test-ceph: ceph-tag ## Run the conformance suite on the real Ceph
 .PHONY: test-e2e
 test-e2e: build kubernetes ## Run the end-to-end tests on Kubernetes K8S_VERSION
 	$(GOTESTSUM) -- $(TESTFLAGS) ./test/e2e/...
+
+.PHONY: test-node
+test-node: build node ## Run the tests in which Pods use volumes; as root, after deps-node
+	$(GOTESTSUM) -- $(TESTFLAGS) ./test/node/...
 
 .PHONY: deploy-check
 deploy-check: build kubernetes ## Apply rbac/, deploy/ and examples/ to a real API server, as a dry run
