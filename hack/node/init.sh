@@ -21,11 +21,12 @@ mount --make-rshared /
 hostname node
 busybox head -c 16 /dev/urandom | busybox od -An -tx1 | busybox tr -d ' \n' >/etc/machine-id
 
-# "rbd map" waits for udev to make the device.
+# "rbd map" waits for udev to make the device; kubelet puts a loop device in
+# front of a block volume.
 /lib/systemd/systemd-udevd --daemon
 udevadm trigger --action=add
 udevadm settle --timeout=60
-for module in virtio_net virtio_console overlay br_netfilter veth rbd; do
+for module in virtio_net virtio_console overlay br_netfilter veth rbd loop; do
 	modprobe "$module"
 done
 udevadm settle --timeout=60

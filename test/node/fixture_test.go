@@ -131,6 +131,8 @@ func (f *fixture) pod(name, claim, script string, mode corev1.PersistentVolumeMo
 	_, err := f.pods().Create(f.Context(), &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Spec: corev1.PodSpec{
+			// Without a name server there is none to put before the node's own.
+			DNSPolicy:                     corev1.DNSDefault,
 			RestartPolicy:                 corev1.RestartPolicyNever,
 			AutomountServiceAccountToken:  ptr.To(false),
 			TerminationGracePeriodSeconds: ptr.To[int64](1),
@@ -195,6 +197,11 @@ func (f *fixture) events(ctx context.Context, name string) string {
 	}
 	texts := []string{"events:"}
 	for _, e := range list.Items {
+		// Tests give the same name to their Pods and claims; volumes have no
+		// namespace.
+		if ns := e.InvolvedObject.Namespace; ns != "" && ns != f.name {
+			continue
+		}
 		texts = append(texts, fmt.Sprintf("  %s %s (%d times): %s", e.Type, e.Reason, e.Count, e.Message))
 	}
 	return strings.Join(texts, "\n")
