@@ -154,16 +154,19 @@ func TestFlags(t *testing.T) {
 	f.delete(claim)
 	f.gone(pv)
 
-	metrics, err := get(t.Context(), url+"/metrics")
-	f.must(err)
 	for _, want := range []string{
 		`controller_persistentvolumeclaim_provision_total{class="` + f.name + `-a",source=""} 1`,
+		// Counted after the volume is gone.
 		`controller_persistentvolume_delete_total{class="` + f.name + `-a"} 1`,
 		"rbd_provisioner_build_info{", "process_resident_memory_bytes",
 	} {
-		if !strings.Contains(metrics, want) {
-			t.Errorf("metrics do not have %q", want)
-		}
+		f.eventually(func(ctx context.Context) error {
+			metrics, err := get(ctx, url+"/metrics")
+			if err == nil && !strings.Contains(metrics, want) {
+				err = fmt.Errorf("metrics do not have %q", want)
+			}
+			return err
+		})
 	}
 	for _, line := range strings.Split(strings.TrimSpace(log(t, p)), "\n") {
 		if !strings.HasPrefix(line, "{") {
