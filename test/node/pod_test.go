@@ -7,9 +7,7 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -53,36 +51,6 @@ func TestBlockVolumeHoldsWhatAPodHasWritten(t *testing.T) {
 	if want := text + "\x00"; !bytes.Equal(got, []byte(want)) {
 		t.Errorf("the image holds %q, want %q", got, want)
 	}
-}
-
-// TestKubeletRefusesAWatchedImage shows what keeps two nodes from writing to one
-// file system: the Pod waits until the other client is gone.
-func TestKubeletRefusesAWatchedImage(t *testing.T) {
-	t.Parallel()
-	f := newFixture(t, nil)
-	image := f.name + "/" + f.claim("data", nil).Spec.RBD.RBDImage
-
-	other := exec.CommandContext(context.WithoutCancel(t.Context()), "rbd", "--conf", rig.Ceph.Conf, "watch", image)
-	// It ends, and takes its watch back, when its input does.
-	input, err := other.StdinPipe()
-	f.must(err)
-	f.must(other.Start())
-	t.Cleanup(func() {
-		_ = input.Close() // a second time when all went well
-		_ = other.Wait()
-	})
-	f.eventually(func(ctx context.Context) error { return watchers(ctx, image, 1) })
-
-	f.pod("waiting", "data", "echo done >/data/file", filesystem)
-	f.eventually(func(ctx context.Context) error {
-		if events := f.events(ctx, "waiting"); !strings.Contains(events, "is still being used") {
-			return fmt.Errorf("no event says that the image is in use; %s", events)
-		}
-		return nil
-	})
-	f.must(input.Close())
-	f.eventually(func(ctx context.Context) error { return f.phase(ctx, "waiting", corev1.PodSucceeded) })
-	f.deletePod("waiting")
 }
 
 // TestVolumeOfARunningPodStays deletes the claim of a Pod that runs: the Pod
