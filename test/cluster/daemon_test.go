@@ -214,6 +214,8 @@ func TestAssetsWin(t *testing.T) {
 		apiserver:         filepath.Join(assets, "kube-apiserver"),
 		kubectl:           filepath.Join(assets, "kubectl"),
 		controllerManager: filepath.Join(built, "kube-controller-manager"),
+		version:           "1.30.14",
+		cache:             filepath.Join(cache, "rbd-provisioner"),
 	}
 	if *got != want {
 		t.Errorf("got %+v, want %+v", *got, want)
