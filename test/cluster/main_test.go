@@ -5,7 +5,10 @@ package cluster
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -97,19 +100,23 @@ func startSmall(cfg Config) (*Cluster, error) {
 }
 
 // playProvisioner asks the API server what it may do as whom it was logged in,
-// writes that into its log, and waits for SIGTERM.
+// writes that into its log, says that it is ready, and waits for SIGTERM.
 func playProvisioner() error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	if len(os.Args) != 3 || os.Args[2] != "-v=4" {
-		return fmt.Errorf("arguments are %q", os.Args[1:])
+	flags := flag.NewFlagSet("provisioner", flag.ContinueOnError)
+	kubeconfig := flags.String("kubeconfig", "", "")
+	endpoint := flags.String("http-endpoint", "", "")
+	verbosity := flags.Int("v", 0, "")
+	if err := flags.Parse(os.Args[1:]); err != nil || *verbosity != 4 {
+		return fmt.Errorf("arguments are %q: %w", os.Args[1:], err)
 	}
 	for _, name := range []string{"KUBECONFIG", "CEPH_CONF", "CEPH_ARGS"} {
 		if value, set := os.LookupEnv(name); set {
 			return fmt.Errorf("%s=%s came in from the caller", name, value)
 		}
 	}
-	config, err := clientcmd.BuildConfigFromFlags("", os.Args[1][len("-kubeconfig="):])
+	config, err := clientcmd.BuildConfigFromFlags("", *kubeconfig)
 	if err != nil {
 		return err
 	}
@@ -129,7 +136,19 @@ func playProvisioner() error {
 		fmt.Printf("get %s: %t\n", resource, review.Status.Allowed)
 	}
 	fmt.Println("extra:", os.Getenv("EXTRA"))
+	listener, err := net.Listen("tcp", *endpoint)
+	if err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /readyz", func(http.ResponseWriter, *http.Request) {}) // answers with 200
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: time.Second}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
 	<-ctx.Done()
+	if err := errors.Join(server.Close(), <-served); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
 	return nil
 }
 

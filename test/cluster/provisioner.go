@@ -14,7 +14,7 @@ import (
 type ProvisionerConfig struct {
 	// Binary is the path of the program.
 	Binary string
-	// Args follow -kubeconfig.
+	// Args follow -kubeconfig and -http-endpoint.
 	Args []string
 	// Env are variables as KEY=VALUE. Beside them the process gets PATH, HOME,
 	// LC_ALL and POD_NAMESPACE, and nothing of the caller's environment.
@@ -22,9 +22,9 @@ type ProvisionerConfig struct {
 	// Namespace and ServiceAccount say whom it logs in as; the account must
 	// exist. Its rights are those that RBAC grants the account.
 	Namespace, ServiceAccount string
-	// Ready is asked until it returns nil before the start counts as done; nil
-	// does not wait.
-	Ready func(context.Context) error
+	// NoWait takes it for started as soon as its process runs, for one that will
+	// not become ready.
+	NoWait bool
 }
 
 // Provisioner is one running provisioner.
@@ -32,10 +32,12 @@ type Provisioner struct {
 	*Daemon
 	// Kubeconfig is the path of its kubeconfig.
 	Kubeconfig string
+	// URL is that of its HTTP endpoint, as "http://127.0.0.1:8080".
+	URL string
 }
 
-// StartProvisioner runs the provisioner as a process of its own. Several may
-// run at once.
+// StartProvisioner runs the provisioner as a process of its own and waits until
+// its /readyz answers with 200. Several may run at once.
 func (c *Cluster) StartProvisioner(ctx context.Context, cfg ProvisionerConfig) (*Provisioner, error) {
 	if c.Kube == nil {
 		return nil, errors.New("start provisioner: the rig has no Kubernetes")
@@ -52,16 +54,24 @@ func (c *Cluster) StartProvisioner(ctx context.Context, cfg ProvisionerConfig) (
 	if err != nil {
 		return nil, fmt.Errorf("start provisioner: %w", err)
 	}
+	port, err := c.Port()
+	if err != nil {
+		return nil, fmt.Errorf("start provisioner: %w", err)
+	}
+	endpoint := c.endpoint(port)
 	c.mu.Lock()
 	c.provisioners++
 	name := fmt.Sprintf("provisioner-%d", c.provisioners)
 	c.mu.Unlock()
 	d := c.newDaemon(name, append([]string{"POD_NAMESPACE=" + cfg.Namespace}, cfg.Env...),
-		binary, append([]string{"-kubeconfig=" + kubeconfig}, cfg.Args...)...)
-	d.ready = cfg.Ready
+		binary, append([]string{"-kubeconfig=" + kubeconfig, "-http-endpoint=" + endpoint}, cfg.Args...)...)
+	url := "http://" + endpoint
+	if !cfg.NoWait {
+		d.ready = func(ctx context.Context) error { return c.Kube.healthy(ctx, url+"/readyz") }
+	}
 	d.gentle = true
 	if err := d.Start(ctx); err != nil {
 		return nil, fmt.Errorf("start provisioner: %w", err)
 	}
-	return &Provisioner{Daemon: d, Kubeconfig: kubeconfig}, nil
+	return &Provisioner{Daemon: d, Kubeconfig: kubeconfig, URL: url}, nil
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -123,7 +122,9 @@ func fill(ctx context.Context, c *cluster.Cluster, steps *steps) error {
 	}
 
 	steps.say("Starting the provisioner, with the rights that rbac/ grants")
-	provisioner, endpoint, err := startProvisioner(ctx, c)
+	provisioner, err := c.StartProvisioner(ctx, cluster.ProvisionerConfig{
+		Binary: binary, Namespace: metav1.NamespaceSystem, ServiceAccount: "rbd-provisioner",
+	})
 	if err != nil {
 		return err
 	}
@@ -138,7 +139,7 @@ func fill(ctx context.Context, c *cluster.Cluster, steps *steps) error {
 	if err := show(ctx, c, steps.out, claim); err != nil {
 		return err
 	}
-	text := instructions(c, endpoint)
+	text := instructions(c, provisioner.URL)
 	if err := os.WriteFile(filepath.Join(c.Dir, instructionsFile), []byte(text), 0o600); err != nil {
 		return err
 	}
@@ -181,40 +182,6 @@ func createSecrets(ctx context.Context, c *cluster.Cluster, parameters map[strin
 		if _, err := c.Kube.Client.CoreV1().Secrets(secret.Namespace).Create(ctx, secret, metav1.CreateOptions{}); err != nil {
 			return fmt.Errorf("create secret %s/%s: %w", secret.Namespace, secret.Name, err)
 		}
-	}
-	return nil
-}
-
-// startProvisioner returns the provisioner and the address of its checks and
-// metrics.
-func startProvisioner(ctx context.Context, c *cluster.Cluster) (*cluster.Provisioner, string, error) {
-	port, err := c.Port()
-	if err != nil {
-		return nil, "", err
-	}
-	endpoint := fmt.Sprintf("127.0.0.1:%d", port)
-	p, err := c.StartProvisioner(ctx, cluster.ProvisionerConfig{
-		Binary:    binary,
-		Args:      []string{"-http-endpoint=" + endpoint},
-		Namespace: metav1.NamespaceSystem, ServiceAccount: "rbd-provisioner",
-		Ready: func(ctx context.Context) error { return get(ctx, "http://"+endpoint+"/readyz") },
-	})
-	return p, endpoint, err
-}
-
-// get returns nil when url answers with 200.
-func get(ctx context.Context, url string) error {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return err
-	}
-	_ = response.Body.Close() // only the status counts
-	if response.StatusCode != http.StatusOK {
-		return fmt.Errorf("GET %s: %s", url, response.Status)
 	}
 	return nil
 }
@@ -266,7 +233,7 @@ func show(ctx context.Context, c *cluster.Cluster, out io.Writer, claim *corev1.
 }
 
 // instructions say how to use a demo and how to end it.
-func instructions(c *cluster.Cluster, endpoint string) string {
+func instructions(c *cluster.Cluster, url string) string {
 	return fmt.Sprintf(`Kubernetes %s, Ceph and the provisioner keep running. To use them:
 
   export KUBECONFIG=%s
@@ -274,8 +241,8 @@ func instructions(c *cluster.Cluster, endpoint string) string {
   export PATH=%s:$PATH   # kubectl of the same version
 
 Logs of all servers:  %s
-Metrics:              http://%s/metrics
+Metrics:              %s/metrics
 There are no nodes, so no Pod will run. To end it all: make demo-down
 `, c.Kube.Version, c.Kube.Kubeconfig, c.Ceph.Conf, filepath.Dir(c.Kube.KubectlPath),
-		filepath.Join(c.Dir, "log"), endpoint)
+		filepath.Join(c.Dir, "log"), url)
 }

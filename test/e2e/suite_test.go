@@ -45,8 +45,6 @@ var rig struct {
 	*cluster.Cluster
 	// main is the provisioner of ceph.com/rbd.
 	main *cluster.Provisioner
-	// mainURL is its HTTP endpoint.
-	mainURL string
 
 	mu sync.Mutex // guards keys
 	// keys are all Ceph keys that were used: none may show anywhere.
@@ -81,8 +79,7 @@ func runTests(m *testing.M) (code int, err error) {
 	if _, err := rig.Kube.Kubectl(ctx, "", "apply", "-f", checkout("rbac")); err != nil {
 		return 1, err
 	}
-	rig.main, rig.mainURL, err = startProvisioner(ctx, nil)
-	if err != nil {
+	if rig.main, err = startProvisioner(ctx, nil); err != nil {
 		return 1, err
 	}
 	code = m.Run()
@@ -100,18 +97,11 @@ func checkout(elem ...string) string {
 }
 
 // startProvisioner runs a provisioner as the account of rbac/ and waits until it
-// is ready. It returns the address of its HTTP endpoint.
-func startProvisioner(ctx context.Context, env []string, args ...string) (*cluster.Provisioner, string, error) {
-	port, err := rig.Port()
-	if err != nil {
-		return nil, "", err
-	}
-	address := fmt.Sprintf("127.0.0.1:%d", port)
-	url := "http://" + address
-	p, err := rig.StartProvisioner(ctx, cluster.ProvisionerConfig{
+// is ready.
+func startProvisioner(ctx context.Context, env []string, args ...string) (*cluster.Provisioner, error) {
+	return rig.StartProvisioner(ctx, cluster.ProvisionerConfig{
 		Binary: binary,
 		Args: append([]string{
-			"-http-endpoint=" + address,
 			// At the highest verbosity, so that the search for keys in the logs
 			// finds what may hold one.
 			"-v=10",
@@ -120,9 +110,7 @@ func startProvisioner(ctx context.Context, env []string, args ...string) (*clust
 		Env:            env,
 		Namespace:      namespace,
 		ServiceAccount: account,
-		Ready:          func(ctx context.Context) error { _, err := get(ctx, url+"/readyz"); return err },
 	})
-	return p, url, err
 }
 
 // get returns the body of a page whose status is 200.

@@ -12,7 +12,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
@@ -75,33 +74,11 @@ func startProvisioner(ctx context.Context) error {
 	if _, err := rig.Kube.Kubectl(ctx, "", "apply", "-f", rbac); err != nil {
 		return err
 	}
-	port, err := rig.Port()
-	if err != nil {
-		return err
-	}
-	address := fmt.Sprintf("%s:%d", rig.Address, port)
 	_, err = rig.StartProvisioner(ctx, cluster.ProvisionerConfig{
 		Binary:         filepath.Join(root, "bin", "rbd-provisioner"),
-		Args:           []string{"-http-endpoint=" + address, "-v=4"},
+		Args:           []string{"-v=4"},
 		Namespace:      namespace,
 		ServiceAccount: account,
-		Ready:          func(ctx context.Context) error { return ready(ctx, "http://"+address+"/readyz") },
 	})
 	return err
-}
-
-// ready returns nil when a page answers with 200.
-func ready(ctx context.Context, url string) error {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	answer, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return err
-	}
-	if answer.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s", url, answer.Status)
-	}
-	return errors.Join(err, answer.Body.Close())
 }
