@@ -61,7 +61,7 @@ func TestWaitForFirstConsumer(t *testing.T) {
 	claim := f.claim("data", class, nil)
 	f.event(claim, "waiting for first consumer to be created before binding")
 	f.pending(claim)
-	f.must(f.imagesMatchVolumes(t.Context(), f.name))
+	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
 	f.selectNode(claim, node.Name)
 	f.bound(claim)
 
@@ -104,7 +104,7 @@ func TestBadClasses(t *testing.T) {
 		f.event(claim, want)
 		f.pending(claim)
 	}
-	f.must(f.imagesMatchVolumes(t.Context(), f.name))
+	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
 }
 
 // A class that is mended, which means deleted and made again, heals its claims.

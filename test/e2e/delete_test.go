@@ -49,7 +49,7 @@ func TestClassDeletedBeforeItsVolumes(t *testing.T) {
 	f.must(rig.Kube.Client.StorageV1().StorageClasses().Delete(t.Context(), class.Name, metav1.DeleteOptions{}))
 	f.delete(claim)
 	f.gone(pv)
-	f.must(f.imagesMatchVolumes(t.Context(), f.name))
+	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
 }
 
 // The finalizer keeps a volume that is deleted by hand until its image is gone.
@@ -59,10 +59,10 @@ func TestVolumeDeletedBeforeItsClaim(t *testing.T) {
 	claim := f.claim("data", f.class("a", nil), nil)
 	pv := f.bound(claim)
 	f.must(rig.Kube.Client.CoreV1().PersistentVolumes().Delete(t.Context(), pv.Name, metav1.DeleteOptions{}))
-	f.must(f.imagesMatchVolumes(t.Context(), f.name))
+	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
 	f.delete(claim)
 	f.gone(pv)
-	f.must(f.imagesMatchVolumes(t.Context(), f.name))
+	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
 }
 
 func TestImageDeletedByHand(t *testing.T) {
@@ -85,7 +85,7 @@ func TestWatchedImage(t *testing.T) {
 	f.delete(claim)
 	f.event(pv, fmt.Sprintf("image %q in pool %q: image is in use by %s: it is removed once no client has it open or mapped",
 		pv.Spec.RBD.RBDImage, f.name, address))
-	f.must(f.imagesMatchVolumes(t.Context(), f.name))
+	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
 	unwatch()
 	f.gone(pv)
 }
@@ -136,7 +136,7 @@ func TestVolumesOfTheRetiredProvisioner(t *testing.T) {
 		"volume.kubernetes.io/provisioner-deletion-secret-namespace": namespace,
 	})
 	f.gone(second)
-	f.must(f.imagesMatchVolumes(t.Context(), f.name))
+	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
 }
 
 // retiredVolume makes an image, a claim and a volume bound to each other, as the
@@ -199,7 +199,7 @@ func TestMovedMonitors(t *testing.T) {
 	f.annotate(pv, map[string]string{"rbd.ceph.com/cluster-fsid": "00000000-0000-4000-8000-000000000000"})
 	f.event(pv, fmt.Sprintf("the monitors belong to another Ceph cluster: they are of %q, "+
 		`the volume is in "00000000-0000-4000-8000-000000000000": correct the monitors`, rig.Ceph.FSID))
-	f.must(f.imagesMatchVolumes(t.Context(), f.name))
+	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
 	f.annotate(pv, map[string]string{"rbd.ceph.com/cluster-fsid": rig.Ceph.FSID})
 	f.gone(pv)
 }

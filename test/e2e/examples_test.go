@@ -59,7 +59,7 @@ func TestExamples(t *testing.T) {
 			}
 			return err
 		}))
-		f.must(f.imagesMatchVolumes(ctx, "rbd"))
+		f.must(rig.ImagesMatchVolumes(ctx, "rbd"))
 		kubectl(ctx, "delete", "storageclass", "rbac", "secrets")
 	})
 	// What others need comes first: a claim is given the default class when it is
@@ -86,7 +86,7 @@ func TestExamples(t *testing.T) {
 		pv := f.bound(&claim)
 		t.Logf("%s: %s, %s, %s", claim.Name, pv.Spec.StorageClassName, *pv.Spec.VolumeMode, pv.Spec.RBD.RBDImage)
 	}
-	f.must(f.imagesMatchVolumes(ctx, "rbd"))
+	f.must(rig.ImagesMatchVolumes(ctx, "rbd"))
 }
 
 // readyPods says of each Pod of a namespace that it runs and is ready, as

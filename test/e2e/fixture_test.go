@@ -17,8 +17,6 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -237,36 +235,6 @@ func (f *fixture) volumes(ctx context.Context, pool string) ([]corev1.Persistent
 	}), nil
 }
 
-// imagesMatchVolumes checks that a pool holds exactly the images that volumes
-// name, and nothing in its trash.
-func (f *fixture) imagesMatchVolumes(ctx context.Context, pool string) error {
-	volumes, err := f.volumes(ctx, pool)
-	if err != nil {
-		return err
-	}
-	var want []string
-	for _, v := range volumes {
-		want = append(want, v.Spec.RBD.RBDImage)
-	}
-	slices.Sort(want)
-	got, err := rig.Ceph.Images(ctx, pool)
-	if err != nil {
-		return err
-	}
-	slices.Sort(got)
-	if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
-		return fmt.Errorf("images of pool %s (-of volumes +in the pool):\n%s", pool, diff)
-	}
-	trash, err := rig.Ceph.Trash(ctx, pool)
-	if err != nil {
-		return err
-	}
-	if len(trash) > 0 {
-		return fmt.Errorf("pool %s has images in its trash: %v", pool, trash)
-	}
-	return nil
-}
-
 // image describes an image as the rbd command does.
 type image struct {
 	Size     int64    `json:"size"`
@@ -312,7 +280,7 @@ func (f *fixture) end() {
 					return fmt.Errorf("volume %s is %s; %s", v.Name, v.Status.Phase, f.events(ctx, v.UID))
 				}
 			}
-			return f.imagesMatchVolumes(ctx, f.name)
+			return rig.ImagesMatchVolumes(ctx, f.name)
 		})
 	}
 	if err != nil {

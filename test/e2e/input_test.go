@@ -44,7 +44,7 @@ func TestBadClaims(t *testing.T) {
 		f.pending(claim)
 	}
 	f.bound(source)
-	f.must(f.imagesMatchVolumes(t.Context(), f.name))
+	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
 }
 
 // Each mistake with secrets, pools and monitors is told, and once it is mended

@@ -94,7 +94,7 @@ func TestHandover(t *testing.T) {
 	for _, claim := range claims {
 		f.bound(claim)
 	}
-	f.must(f.imagesMatchVolumes(t.Context(), f.name))
+	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
 
 	f.must(rig.main.Start(t.Context()))
 }

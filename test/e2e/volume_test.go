@@ -86,7 +86,7 @@ func TestVolume(t *testing.T) {
 
 	f.delete(claim)
 	f.gone(pv)
-	f.must(f.imagesMatchVolumes(t.Context(), f.name))
+	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
 }
 
 func withoutProtection(finalizers []string) []string {
@@ -192,7 +192,7 @@ func TestBurst(t *testing.T) {
 	for _, claim := range claims {
 		f.bound(claim)
 	}
-	f.must(f.imagesMatchVolumes(t.Context(), f.name))
+	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
 	volumes, err := f.volumes(t.Context(), f.name)
 	f.must(err)
 	if len(volumes) != len(claims) {
