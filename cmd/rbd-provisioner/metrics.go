@@ -7,6 +7,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"k8s.io/client-go/tools/leaderelection"
 
 	"ceph.com/rbd-provisioner/provisioner/goceph"
 )
@@ -25,10 +26,28 @@ func newRegistry() *prometheus.Registry {
 		},
 	})
 	build.Set(1)
+	leader := leaderGauge{prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "leader_election_master_status",
+		Help: "1 while this replica holds the lease of the name, otherwise 0.",
+	}, []string{"name"})}
+	leaderelection.SetProvider(leader)
 	registry.MustRegister(
+		leader,
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		build,
 	)
 	return registry
 }
+
+// leaderGauge tells who leads, under the name that the components of Kubernetes
+// give it. client-go sets it.
+type leaderGauge struct{ *prometheus.GaugeVec }
+
+func (g leaderGauge) NewLeaderMetric() leaderelection.LeaderMetric { return g }
+func (g leaderGauge) On(name string)                               { g.WithLabelValues(name).Set(1) }
+func (g leaderGauge) Off(name string)                              { g.WithLabelValues(name).Set(0) }
+
+// SlowpathExercised counts renewals that had to read the lease first, which says
+// nothing to an administrator.
+func (g leaderGauge) SlowpathExercised(string) {}
