@@ -47,10 +47,14 @@ for program in mmdebstrap mke2fs cpio; do
 	}
 done
 
+# By the name in our example, too, so that it runs here as it is: there is no
+# registry to get another busybox from.
+example=$(sed -n 's/^ *image: *//p' "$here/../../examples/pod.yaml")
+
 kubernetes=$("$here/../kubernetes/build.sh" "$version" kubelet kube-scheduler | tail -n 1)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/rbd-provisioner/node
 key=$({
-	echo "$version"
+	echo "$version" "$example"
 	cat "$here"/*
 } | sha256sum | cut -c1-16)
 out=$cache/$key
@@ -127,7 +131,7 @@ cat >"$image/archive/config.json" <<END
 "config":{"Env":["PATH=/bin"],"Entrypoint":["/bin/sleep","2147483647"]},
 "rootfs":{"type":"layers","diff_ids":["sha256:$layer"]}}
 END
-echo '[{"Config":"config.json","RepoTags":["localhost/busybox:rig"],"Layers":["layer.tar"]}]' \
+echo '[{"Config":"config.json","RepoTags":["localhost/busybox:rig","'"$example"'"],"Layers":["layer.tar"]}]' \
 	>"$image/archive/manifest.json"
 mkdir -p "$root/var/lib/rig"
 tar -C "$image/archive" -cf "$root/var/lib/rig/busybox.tar" manifest.json config.json layer.tar
