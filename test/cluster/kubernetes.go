@@ -123,6 +123,8 @@ func (k *Kubernetes) prepare(dir string) error {
 		return fmt.Errorf("read %s: %w", k.Kubeconfig, err)
 	}
 	k.config.QPS = -1 // no limit
+	// Nor a proxy, which the environment may name: none leads here.
+	k.config.Proxy = http.ProxyURL(nil)
 	if k.Client, err = kubernetes.NewForConfig(k.config); err != nil {
 		return fmt.Errorf("make client: %w", err)
 	}
