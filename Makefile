@@ -5,6 +5,8 @@
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 K8S_VERSION ?= 1.30.14
 IMAGE       ?= rbd-provisioner:$(VERSION)
+# NODE=1 gives the demo a node.
+WITH_NODE    = $(filter-out 0,$(NODE))
 
 # go-ceph is built against the librbd that is installed; which one that is, a
 # build tag has to say. Asked when a target that needs it runs.
@@ -81,8 +83,8 @@ deploy-check: build kubernetes ## Apply rbac/, deploy/ and examples/ to a real A
 	go test $(TESTFLAGS) -run TestDeployCheck -v ./test/e2e/
 
 .PHONY: demo
-demo: deps build kubernetes ## Start Ceph, Kubernetes and the provisioner here, and make a volume
-	@go run ./test/demo up
+demo: $(if $(WITH_NODE),deps-node build node,deps build kubernetes) ## Start Ceph, Kubernetes and the provisioner here, and make a volume (NODE=1: and a Pod)
+	@go run ./test/demo up $(if $(WITH_NODE),-node)
 
 .PHONY: demo-down
 demo-down: ## End what demo started

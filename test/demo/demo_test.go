@@ -15,7 +15,7 @@ func TestUpAndDown(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "demo")
 	var out strings.Builder
 	// Not detached: should this test be killed, the demo goes with it.
-	c, err := start(t.Context(), &out, dir)
+	c, err := start(t.Context(), &out, dir, false)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out.String())
 	}
@@ -27,7 +27,7 @@ func TestUpAndDown(t *testing.T) {
 	})
 	for _, want := range []string{
 		"rbd-claim   Bound", "features: layering\n", "export KUBECONFIG=" + c.Kube.Kubeconfig,
-		"export CEPH_CONF=" + c.Ceph.Conf, "make demo-down",
+		"export CEPH_CONF=" + c.Ceph.Conf, "make demo NODE=1", "make demo-down",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("it does not say %q:\n%s", want, out.String())
@@ -35,7 +35,7 @@ func TestUpAndDown(t *testing.T) {
 	}
 
 	out.Reset()
-	if err := up(t.Context(), &out, dir); err != nil {
+	if err := up(t.Context(), &out, dir, false); err != nil {
 		t.Error(err)
 	}
 	for _, want := range []string{"running already", "export KUBECONFIG=" + c.Kube.Kubeconfig} {
@@ -77,7 +77,7 @@ func TestWhileAnotherStarts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = up(t.Context(), &strings.Builder{}, filepath.Join(cache, "demo"))
+	err = up(t.Context(), &strings.Builder{}, filepath.Join(cache, "demo"), false)
 	if err == nil || !strings.Contains(err.Error(), "is starting") {
 		t.Errorf("while another starts: %v", err)
 	}
@@ -87,4 +87,12 @@ func TestWhileAnotherStarts(t *testing.T) {
 		t.Fatal(err)
 	}
 	unlock()
+}
+
+func TestUsage(t *testing.T) {
+	for _, args := range [][]string{nil, {"-node"}, {"up", "down"}, {"up", "-node", "more"}, {"down", "-node"}} {
+		if err := run(t.Context(), &strings.Builder{}, args); err == nil || !strings.Contains(err.Error(), "usage") {
+			t.Errorf("%q: got %v, want the usage", args, err)
+		}
+	}
 }

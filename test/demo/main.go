@@ -2,8 +2,9 @@
 
 // Command demo shows the provisioner at work: "up" starts Ceph, Kubernetes and
 // the provisioner on this machine, makes a volume from the files that a user
-// would apply, and leaves everything running; "down" ends it. It is what "make
-// demo" and "make demo-down" run, from the root of the checkout.
+// would apply, and leaves everything running; with "-node" there is a node, too,
+// and a Pod that uses the volume; "down" ends it. It is what "make demo" and
+// "make demo-down" run, from the root of the checkout.
 package main
 
 import (
@@ -14,13 +15,14 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
 	"ceph.com/rbd-provisioner/test/cluster"
 )
 
-const usage = "usage: demo up|down"
+const usage = "usage: demo up [-node] | demo down"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
@@ -33,25 +35,29 @@ func main() {
 }
 
 func run(ctx context.Context, out io.Writer, args []string) error {
-	if len(args) != 1 {
+	command := strings.Join(args, " ")
+	node := command == "up -node"
+	if command != "up" && !node && command != "down" {
 		return errors.New(usage)
+	}
+	if node {
+		// Starts this program anew, and so comes first.
+		if err := cluster.EnterNamespace(); err != nil {
+			return err
+		}
 	}
 	cache, err := cluster.CacheDir()
 	if err != nil {
 		return err
 	}
 	dir := filepath.Join(cache, "demo")
-	switch args[0] {
-	case "up":
-		if err := os.MkdirAll(cache, 0o700); err != nil {
-			return err
-		}
-		return up(ctx, out, dir)
-	case "down":
+	if command == "down" {
 		return down(out, dir)
-	default:
-		return errors.New(usage)
 	}
+	if err := os.MkdirAll(cache, 0o700); err != nil {
+		return err
+	}
+	return up(ctx, out, dir, node)
 }
 
 func down(out io.Writer, dir string) error {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -21,16 +22,11 @@ import (
 	"ceph.com/rbd-provisioner/test/cluster"
 )
 
-const (
-	binary = "bin/rbd-provisioner"
-	// instructionsFile is the last that start writes: a demo whose folder has it
-	// is complete.
-	instructionsFile = "instructions"
-)
+const binary = "bin/rbd-provisioner"
 
 // up starts the demo, or says how to use the one that runs. When it fails or is
 // interrupted nothing is left behind.
-func up(ctx context.Context, out io.Writer, dir string) error {
+func up(ctx context.Context, out io.Writer, dir string, node bool) error {
 	unlock, err := lock(filepath.Dir(dir))
 	if err != nil {
 		return err
@@ -39,7 +35,7 @@ func up(ctx context.Context, out io.Writer, dir string) error {
 	if running, err := alreadyUp(out, dir); err != nil || running {
 		return err
 	}
-	c, err := start(ctx, out, dir)
+	c, err := start(ctx, out, dir, node)
 	if err == nil {
 		return c.Detach()
 	}
@@ -68,13 +64,17 @@ func lock(folder string) (unlock func(), err error) {
 }
 
 // start starts the demo as a rig that ends with this process.
-func start(ctx context.Context, out io.Writer, dir string) (*cluster.Cluster, error) {
+func start(ctx context.Context, out io.Writer, dir string, node bool) (*cluster.Cluster, error) {
 	if _, err := os.Stat(binary); err != nil {
 		return nil, fmt.Errorf("find the provisioner: %w: run \"make demo\", in the root of the checkout", err)
 	}
 	steps := &steps{out: out, begin: time.Now()}
-	steps.say("Starting Ceph (mon, mgr, osd) and Kubernetes (etcd, apiserver, controller manager)")
-	c, err := cluster.Start(ctx, cluster.Config{Dir: dir, Progress: steps.say})
+	kubernetes := "etcd, apiserver, controller manager"
+	if node {
+		kubernetes += ", scheduler, an emulated node"
+	}
+	steps.say("Starting Ceph (mon, mgr, osd) and Kubernetes (" + kubernetes + ")")
+	c, err := cluster.Start(ctx, cluster.Config{Dir: dir, Node: node, Progress: steps.say})
 	if err != nil {
 		return nil, err
 	}
@@ -102,8 +102,8 @@ func alreadyUp(out io.Writer, dir string) (bool, error) {
 	return true, err
 }
 
-// fill makes a volume on the fresh cluster, the way a user would, shows it and
-// tells how to go on.
+// fill makes a volume on the fresh cluster, the way a user would, and a Pod that
+// uses it where there is a node. It shows them and tells how to go on.
 func fill(ctx context.Context, c *cluster.Cluster, steps *steps) error {
 	steps.say("Applying rbac/")
 	if _, err := c.Kube.Kubectl(ctx, "", "apply", "-f", "rbac/", "-f", "examples/rbac-extra-namespace.yaml"); err != nil {
@@ -136,11 +136,19 @@ func fill(ctx context.Context, c *cluster.Cluster, steps *steps) error {
 		return fmt.Errorf("%w\nThe provisioner says:\n%s", err, provisioner.Tail(20))
 	}
 	steps.say(fmt.Sprintf("Claim %s is bound after %.1f s", claim.Name, time.Since(begin).Seconds()))
+	if c.Node != nil {
+		steps.say("Applying examples/pod.yaml, changed to stay when it has written to its volume")
+		begin := time.Now()
+		if err := runPod(ctx, c); err != nil {
+			return err
+		}
+		steps.say(fmt.Sprintf("Pod %s runs after %.1f s", podName, time.Since(begin).Seconds()))
+	}
 	if err := show(ctx, c, steps.out, claim); err != nil {
 		return err
 	}
-	text := instructions(c, provisioner.URL)
-	if err := os.WriteFile(filepath.Join(c.Dir, instructionsFile), []byte(text), 0o600); err != nil {
+	text, err := writeInstructions(c, provisioner.URL)
+	if err != nil {
 		return err
 	}
 	_, err = io.WriteString(steps.out, text)
@@ -148,17 +156,17 @@ func fill(ctx context.Context, c *cluster.Cluster, steps *steps) error {
 }
 
 // storageClass reads the example and puts in the monitor of the demo.
-func storageClass(path, monitors string) (*storagev1.StorageClass, error) {
-	text, err := os.ReadFile(path)
+func storageClass(file, monitors string) (*storagev1.StorageClass, error) {
+	text, err := os.ReadFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("read the example class: %w", err)
 	}
 	class := &storagev1.StorageClass{}
 	if err := yaml.UnmarshalStrict(text, class); err != nil {
-		return nil, fmt.Errorf("read the example class %s: %w", path, err)
+		return nil, fmt.Errorf("read the example class %s: %w", file, err)
 	}
 	if class.Parameters["monitors"] == "" {
-		return nil, fmt.Errorf("read the example class %s: it has no parameter monitors", path)
+		return nil, fmt.Errorf("read the example class %s: it has no parameter monitors", file)
 	}
 	class.Parameters["monitors"] = monitors
 	return class, nil
@@ -212,10 +220,6 @@ func bind(ctx context.Context, c *cluster.Cluster) (*corev1.PersistentVolumeClai
 
 // show prints what was made.
 func show(ctx context.Context, c *cluster.Cluster, out io.Writer, claim *corev1.PersistentVolumeClaim) error {
-	objects, err := c.Kube.Kubectl(ctx, "", "get", "pvc,pv")
-	if err != nil {
-		return err
-	}
 	volume, err := c.Kube.Client.CoreV1().PersistentVolumes().Get(ctx, claim.Spec.VolumeName, metav1.GetOptions{})
 	if err != nil {
 		return fmt.Errorf("get volume %s: %w", claim.Spec.VolumeName, err)
@@ -224,25 +228,33 @@ func show(ctx context.Context, c *cluster.Cluster, out io.Writer, claim *corev1.
 		return fmt.Errorf("volume %s has no rbd source", volume.Name)
 	}
 	image := volume.Spec.RBD.RBDPool + "/" + volume.Spec.RBD.RBDImage
-	info, err := c.Ceph.Run(ctx, "rbd", "info", image)
-	if err != nil {
-		return err
+	commands := []string{"kubectl get pvc,pv", "rbd info " + image}
+	if c.Node != nil {
+		commands = []string{
+			"kubectl get pvc,pv,pod",
+			"kubectl exec " + podName + " -- cat " + podFile,
+			"kubectl exec " + podName + " -- df -h " + path.Dir(podFile),
+			"rbd info " + image,
+			// Its watcher is the node's kernel.
+			"rbd status " + image,
+		}
 	}
-	_, err = fmt.Fprintf(out, "\n$ kubectl get pvc,pv\n%s\n$ rbd info %s\n%s\n", objects, image, info)
+	for _, command := range commands {
+		run := c.Ceph.Run
+		words := strings.Fields(command)
+		if words[0] == "kubectl" {
+			run = func(ctx context.Context, _ string, args ...string) (string, error) {
+				return c.Kube.Kubectl(ctx, "", args...)
+			}
+		}
+		text, err := run(ctx, words[0], words[1:]...)
+		if err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintf(out, "\n$ %s\n%s", command, text); err != nil {
+			return err
+		}
+	}
+	_, err = fmt.Fprintln(out)
 	return err
-}
-
-// instructions say how to use a demo and how to end it.
-func instructions(c *cluster.Cluster, url string) string {
-	return fmt.Sprintf(`Kubernetes %s, Ceph and the provisioner keep running. To use them:
-
-  export KUBECONFIG=%s
-  export CEPH_CONF=%s
-  export PATH=%s:$PATH   # kubectl of the same version
-
-Logs of all servers:  %s
-Metrics:              %s/metrics
-There are no nodes, so no Pod will run. To end it all: make demo-down
-`, c.Kube.Version, c.Kube.Kubeconfig, c.Ceph.Conf, filepath.Dir(c.Kube.KubectlPath),
-		filepath.Join(c.Dir, "log"), url)
 }

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"ceph.com/rbd-provisioner/test/cluster"
+)
+
+const (
+	// instructionsFile is the last that start writes: a demo whose folder has it
+	// is complete.
+	instructionsFile = "instructions"
+	// shellFile is, with a node, the script that leads to where the demo can be
+	// reached.
+	shellFile = "shell"
+)
+
+// writeInstructions leaves in the demo's folder how to use it, and returns the
+// same text.
+func writeInstructions(c *cluster.Cluster, url string) (string, error) {
+	if c.Node != nil {
+		script := shellScript(c, c.Kube.Etcd.PID())
+		if err := os.WriteFile(filepath.Join(c.Dir, shellFile), []byte(script), 0o700); err != nil {
+			return "", err
+		}
+	}
+	text := instructions(c, url)
+	return text, os.WriteFile(filepath.Join(c.Dir, instructionsFile), []byte(text), 0o600)
+}
+
+// instructions say how to use a demo and how to end it. The provisioner answers
+// at url.
+func instructions(c *cluster.Cluster, url string) string {
+	if c.Node != nil {
+		return fmt.Sprintf(`Kubernetes %[1]s with a node, Ceph and the provisioner keep running, in a
+network namespace that nothing outside can reach. This enters it, with a shell
+or for one command:
+
+  %[2]s
+  %[2]s kubectl describe pod %[3]s
+
+Logs of all servers:  %[4]s (the node's: kubelet, containerd, node)
+Metrics:              %[2]s curl -s %[5]s/metrics
+To end it all: make demo-down
+`, c.Kube.Version, filepath.Join(c.Dir, shellFile), podName, filepath.Join(c.Dir, "log"), url)
+	}
+	return fmt.Sprintf(`Kubernetes %s, Ceph and the provisioner keep running. To use them:
+
+  export KUBECONFIG=%s
+  export CEPH_CONF=%s
+  export PATH=%s:$PATH   # kubectl of the same version
+
+Logs of all servers:  %s
+Metrics:              %s/metrics
+There are no nodes, so no Pod will run; make demo NODE=1 has one. To end it all: make demo-down
+`, c.Kube.Version, c.Kube.Kubeconfig, c.Ceph.Conf, filepath.Dir(c.Kube.KubectlPath),
+		filepath.Join(c.Dir, "log"), url)
+}
+
+// shellScript runs a command or a shell where kubectl, rbd and ceph are those of
+// a demo with a node. The way into its network namespace is a process of the
+// demo, whose id a stranger may have when the demo has ended without make
+// demo-down: hence the look at its arguments. No proxy can be reached from there.
+func shellScript(c *cluster.Cluster, pid int) string {
+	return fmt.Sprintf(`#!/bin/sh
+# Runs a command, or without one a shell, in the network namespace of the demo.
+if ! grep -qsF -e %[1]s/ /proc/%[2]d/cmdline; then
+	echo "The demo does not run any more; to start it: make demo NODE=1" >&2
+	exit 1
+fi
+export KUBECONFIG=%[3]s CEPH_CONF=%[4]s PATH=%[5]s:"$PATH"
+unset http_proxy https_proxy all_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY
+if [ $# -eq 0 ]; then
+	echo "In this shell kubectl, rbd and ceph are those of the demo; exit leaves it"
+	set -- "${SHELL:-sh}"
+fi
+exec nsenter --net=/proc/%[2]d/ns/net -- "$@"
+`, quote(c.Dir), pid, quote(c.Kube.Kubeconfig), quote(c.Ceph.Conf), quote(filepath.Dir(c.Kube.KubectlPath)))
+}
+
+// quote makes one word of a shell's out of text.
+func quote(text string) string { return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'" }
