@@ -20,8 +20,9 @@ packages=(
 )
 # To build the guest that is the node (hack/node/build.sh), to run it and to
 # connect it. Its own packages come from Debian's archive and are not installed
-# here.
-node=(mmdebstrap debian-archive-keyring e2fsprogs qemu-system-x86 seabios iproute2)
+# here. buildah is for the image that runs there (hack/image/build.sh); it runs
+# no containers beyond a build and does without what it recommends.
+node=(mmdebstrap debian-archive-keyring e2fsprogs qemu-system-x86 seabios iproute2 buildah)
 case ${1:-} in
 '') ;;
 node) packages+=("${node[@]}") ;;
