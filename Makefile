@@ -48,6 +48,10 @@ build: ceph-tag ## Build bin/rbd-provisioner
 image: ## Build the container image IMAGE with docker
 	docker build --build-arg VERSION=$(VERSION) -t $(IMAGE) .
 
+.PHONY: image-archive
+image-archive: ## Build the container image without docker, into the cache folder
+	@hack/image/build.sh
+
 .PHONY: kubernetes
 kubernetes: ## Build the Kubernetes servers that tests run, once per K8S_VERSION
 	@hack/kubernetes/build.sh $(K8S_VERSION) >/dev/null
