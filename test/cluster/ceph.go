@@ -66,13 +66,18 @@ func secret() string {
 func (c *Cluster) startCeph(ctx context.Context) (*Ceph, error) {
 	begin := time.Now()
 	dir := filepath.Join(c.Dir, "ceph")
-	v2, err := c.Port()
-	if err != nil {
-		return nil, err
-	}
-	v1, err := c.Port()
-	if err != nil {
-		return nil, err
+	// Those that Ceph is known by. Whoever is given an address with another port,
+	// as kubelet gives it to "rbd", tries both protocols there, and waits five
+	// minutes before it tells of a wrong key.
+	v1, v2 := 6789, 3300
+	var err error
+	if c.Address == loopback {
+		if v1, err = c.Port(); err != nil {
+			return nil, err
+		}
+		if v2, err = c.Port(); err != nil {
+			return nil, err
+		}
 	}
 	ceph := &Ceph{
 		Conf:      filepath.Join(dir, "ceph.conf"),

@@ -24,6 +24,9 @@ const (
 	// podRange is where the node's Pods have theirs; hack/node/cni.conflist
 	// says so.
 	podRange = "10.88.0.0/24"
+	// serviceAddress is that of the service kubernetes.default, by which Pods know
+	// the API server; hack/node/init.sh leads it there.
+	serviceAddress = "10.0.0.1"
 	// tapDevice is the host's end of the wire.
 	tapDevice = "rig0"
 	// namespaceVariable holds the network namespace that EnterNamespace made.
@@ -57,7 +60,11 @@ func EnterNamespace() error {
 	if err != nil {
 		return fmt.Errorf("enter a network namespace: %w", err)
 	}
-	err = syscall.Exec(program, os.Args, append(os.Environ(), namespaceVariable+"="+own))
+	// In the place of one that a caller has left, who was in another.
+	if err := os.Setenv(namespaceVariable, own); err != nil {
+		return fmt.Errorf("enter a network namespace: %w", err)
+	}
+	err = syscall.Exec(program, os.Args, os.Environ())
 	return fmt.Errorf("enter a network namespace: %w", err)
 }
 

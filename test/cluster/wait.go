@@ -10,9 +10,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 )
 
-// pollEvery is short beside what is waited for and long beside what asking
-// costs.
-const pollEvery = 50 * time.Millisecond
+// polling asks often at first, and once a second after some ten seconds: asking
+// takes from the servers what the answer waits for.
+var polling = wait.Backoff{Duration: 50 * time.Millisecond, Factor: 1.1, Cap: time.Second, Steps: 100}
 
 // Eventually calls condition until it returns nil, and returns its last error
 // when the timeout or ctx ends first. condition gets a context that ends by
@@ -20,7 +20,9 @@ const pollEvery = 50 * time.Millisecond
 func Eventually(ctx context.Context, timeout time.Duration, condition func(context.Context) error) error {
 	var last error
 	start := time.Now()
-	err := wait.PollUntilContextTimeout(ctx, pollEvery, timeout, true, func(ctx context.Context) (bool, error) {
+	limited, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	err := polling.DelayFunc().Until(limited, true, false, func(ctx context.Context) (bool, error) {
 		err := condition(ctx)
 		// An attempt that the end of the wait cut short says less than the one
 		// before it.
