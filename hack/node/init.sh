@@ -36,6 +36,13 @@ ip link set eth0 up
 ip address add 10.77.0.2/24 dev eth0
 ip route add default via 10.77.0.1
 echo 1 >/proc/sys/net/ipv4/ip_forward
+# In the place of kube-proxy, for the one service that Pods need: API_SERVER is
+# where it is, and kubernetes.default has the first address of the services.
+# shellcheck disable=SC1091 # written by the rig
+. /rig/environment
+for chain in PREROUTING OUTPUT; do
+	iptables -t nat -A "$chain" -d 10.0.0.1 -p tcp --dport 443 -j DNAT --to-destination "$API_SERVER"
+done
 
 # port NAME is where the rig reads a log.
 port() { echo "/dev/virtio-ports/$1"; }
@@ -45,8 +52,9 @@ until ctr version >/dev/null 2>&1 || [ "$tries" -ge 240 ]; do
 	tries=$((tries + 1))
 	sleep 0.5
 done
-for image in /var/lib/rig/*.tar; do
-	ctr -n k8s.io images import "$image"
+# The rig brings further images as disks behind the first.
+for image in /var/lib/rig/*.tar /dev/vd[b-z]; do
+	[ ! -e "$image" ] || ctr -n k8s.io images import "$image"
 done
 kubelet --config=/rig/kubelet.yaml --kubeconfig=/rig/kubeconfig --hostname-override=node \
 	--node-ip=10.77.0.2 -v=2 >"$(port kubelet)" 2>&1

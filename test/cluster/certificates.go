@@ -70,7 +70,7 @@ func (a *authority) issue(user string, groups ...string) (certificate, key []byt
 		NotAfter:     time.Now().Add(validFor),
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
-		IPAddresses:  []net.IP{net.ParseIP(loopback), net.ParseIP(hostAddress)},
+		IPAddresses:  []net.IP{net.ParseIP(loopback), net.ParseIP(hostAddress), net.ParseIP(serviceAddress)},
 		DNSNames:     []string{"localhost"},
 	}, a.certificate, private.Public(), a.key)
 	if err != nil {

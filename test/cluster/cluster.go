@@ -45,6 +45,9 @@ type Config struct {
 	// halves, what hack/node/build.sh builds, and that EnterNamespace was called.
 	// A process can start one such rig.
 	Node bool
+	// NodeImages are the paths of container images that the node gets, as docker
+	// archives. It has Node.Image anyway, and no registry.
+	NodeImages []string
 	// Progress receives a line on each step, one at a time; nil is silent.
 	Progress func(string)
 }
@@ -74,8 +77,9 @@ type Cluster struct {
 }
 
 // Start starts a rig and waits until it is ready, which takes under ten seconds
-// on an idle machine, and with a node most of a minute. ctx bounds the start alone. When Start fails nothing is
-// left behind. Whoever gets a Cluster calls Stop or Detach.
+// on an idle machine, and with a node most of a minute. ctx bounds the start
+// alone. When Start fails nothing is left behind. Whoever gets a Cluster calls
+// Stop or Detach.
 func Start(ctx context.Context, cfg Config) (*Cluster, error) {
 	if cfg.Dir == "" {
 		cfg.Dir = filepath.Join(os.TempDir(), "rbd-rig-"+rand.Text()[:10])
@@ -133,7 +137,7 @@ func (c *Cluster) start(ctx context.Context, cfg Config, programs *programs, nod
 	if !cfg.SkipKubernetes {
 		wg.Go(func() {
 			if c.Kube, kubeErr = c.startKubernetes(ctx, cfg, programs); kubeErr == nil && cfg.Node {
-				c.Node, kubeErr = c.startNode(ctx, nodePrograms)
+				c.Node, kubeErr = c.startNode(ctx, nodePrograms, cfg.NodeImages)
 			}
 			if kubeErr != nil {
 				cancel()

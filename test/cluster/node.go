@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -59,7 +60,7 @@ nodeStatusUpdateFrequency: 2s
 syncFrequency: 5s
 `
 
-func (c *Cluster) startNode(ctx context.Context, programs *nodePrograms) (*Node, error) {
+func (c *Cluster) startNode(ctx context.Context, programs *nodePrograms, images []string) (*Node, error) {
 	n := &Node{Name: "node", Image: "localhost/busybox:rig"}
 	dir := filepath.Join(c.Dir, "node")
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -70,7 +71,7 @@ func (c *Cluster) startNode(ctx context.Context, programs *nodePrograms) (*Node,
 		return nil, err
 	}
 	n.Guest = c.newDaemon("node", []string{"TMPDIR=" + dir}, programs.qemu, guestArgs(
-		programs.guest, initrd, filepath.Join(c.Dir, "log"))...)
+		programs.guest, initrd, filepath.Join(c.Dir, "log"), images)...)
 	n.Guest.logs = []string{filepath.Join(c.Dir, "log", "containerd.log"), filepath.Join(c.Dir, "log", "kubelet.log")}
 	n.Guest.limit = nodeLimit
 	n.Guest.ready = func(ctx context.Context) error { return c.Kube.nodeReady(ctx, n.Name) }
@@ -113,6 +114,7 @@ func (c *Cluster) nodeInitrd(node, dir, guest string) (string, error) {
 	}
 	initrd = append(initrd, cpio(map[string][]byte{
 		"rig/ca.crt":       c.Kube.authority.pem,
+		"rig/environment":  []byte("API_SERVER=" + strings.TrimPrefix(c.Kube.URL, "https://") + "\n"),
 		"rig/kubeconfig":   kubeconfig,
 		"rig/kubelet.yaml": []byte(kubeletConfig),
 	})...)
@@ -123,10 +125,11 @@ func (c *Cluster) nodeInitrd(node, dir, guest string) (string, error) {
 	return path, nil
 }
 
-// guestArgs are the arguments of qemu.
-func guestArgs(guest, initrd, logs string) []string {
+// guestArgs are the arguments of qemu. Each image is a disk of its own, which
+// hack/node/init.sh reads as the archive that it is.
+func guestArgs(guest, initrd, logs string, images []string) []string {
 	args := []string{
-		"-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max", "-smp", "2", "-m", "768",
+		"-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max", "-smp", "2", "-m", "1024",
 		"-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-kernel", filepath.Join(guest, "vmlinuz"), "-initrd", initrd,
 		"-append", "console=ttyS0 net.ifnames=0 panic=-1 quiet mitigations=off random.trust_cpu=on",
@@ -137,6 +140,9 @@ func guestArgs(guest, initrd, logs string) []string {
 		// Without what boots from the network, which is another package.
 		"-device", "virtio-net-pci,netdev=wire,romfile=",
 		"-device", "virtio-serial-pci",
+	}
+	for _, image := range images {
+		args = append(args, "-drive", "if=virtio,format=raw,readonly=on,file="+image)
 	}
 	for _, name := range []string{"containerd", "kubelet"} {
 		args = append(args,
