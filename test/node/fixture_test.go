@@ -3,6 +3,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -26,11 +27,13 @@ import (
 type fixture struct {
 	*testing.T
 	name string
+	// userSecretNamespace has the secret of the user that maps images.
+	userSecretNamespace string
 }
 
 // newFixture makes a namespace, a pool, two Ceph users with minimal caps with
-// their secrets, and a class. When the test ends they are deleted, and the pool
-// must then be empty.
+// their secrets, and a class: the user's secret is in the namespace of the claims.
+// When the test ends they are deleted, and the pool must then be empty.
 func newFixture(t *testing.T, change func(*storagev1.StorageClass)) *fixture {
 	t.Helper()
 	f := &fixture{T: t, name: "node-" + strings.ToLower(rand.Text()[:8])}
@@ -40,8 +43,6 @@ func newFixture(t *testing.T, change func(*storagev1.StorageClass)) *fixture {
 		ObjectMeta: metav1.ObjectMeta{Name: f.name},
 	}, metav1.CreateOptions{})
 	f.must(err)
-	f.user("admin", namespace)
-	f.user("user", f.name)
 	class := &storagev1.StorageClass{
 		ObjectMeta:  metav1.ObjectMeta{Name: f.name},
 		Provisioner: "ceph.com/rbd",
@@ -58,6 +59,9 @@ func newFixture(t *testing.T, change func(*storagev1.StorageClass)) *fixture {
 	if change != nil {
 		change(class)
 	}
+	f.user("admin", namespace)
+	f.userSecretNamespace = cmp.Or(class.Parameters["userSecretNamespace"], f.name)
+	f.user("user", f.userSecretNamespace)
 	_, err = rig.Kube.Client.StorageV1().StorageClasses().Create(ctx, class, metav1.CreateOptions{})
 	f.must(err)
 	t.Cleanup(f.end)
@@ -72,15 +76,15 @@ func (f *fixture) user(role, namespace string) {
 	key, err := rig.Ceph.CreateUser(f.Context(), id, "mon", "profile rbd", "osd", "profile rbd pool="+f.name)
 	f.must(err)
 	_, err = rig.Kube.Client.CoreV1().Secrets(namespace).Create(f.Context(), &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Name: id},
+		ObjectMeta: metav1.ObjectMeta{Name: id, Labels: map[string]string{"test": f.name}},
 		Type:       "kubernetes.io/rbd",
 		Data:       map[string][]byte{"key": []byte(key)},
 	}, metav1.CreateOptions{})
 	f.must(err)
 }
 
-// claim makes a claim of 1Gi and waits until it is bound. It returns its volume.
-func (f *fixture) claim(name string, change func(*corev1.PersistentVolumeClaim)) *corev1.PersistentVolume {
+// create makes a claim of 1Gi.
+func (f *fixture) create(name string, change func(*corev1.PersistentVolumeClaim)) {
 	f.Helper()
 	claim := &corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
@@ -95,12 +99,16 @@ func (f *fixture) claim(name string, change func(*corev1.PersistentVolumeClaim))
 	if change != nil {
 		change(claim)
 	}
-	client := rig.Kube.Client.CoreV1().PersistentVolumeClaims(f.name)
-	_, err := client.Create(f.Context(), claim, metav1.CreateOptions{})
+	_, err := f.claims().Create(f.Context(), claim, metav1.CreateOptions{})
 	f.must(err)
+}
+
+// bound waits until a claim is bound. It returns its volume.
+func (f *fixture) bound(name string) *corev1.PersistentVolume {
+	f.Helper()
 	var volume *corev1.PersistentVolume
 	f.eventually(func(ctx context.Context) error {
-		live, err := client.Get(ctx, name, metav1.GetOptions{})
+		live, err := f.claims().Get(ctx, name, metav1.GetOptions{})
 		if err != nil {
 			return err
 		}
@@ -113,22 +121,17 @@ func (f *fixture) claim(name string, change func(*corev1.PersistentVolumeClaim))
 	return volume
 }
 
-// pod makes a Pod that runs a script in a shell with a claim as its volume: in
-// /data, or as the device /dev/data.
-func (f *fixture) pod(name, claim, script string, mode corev1.PersistentVolumeMode) {
+// claim makes a claim like create and waits for its volume: a Pod made before
+// that is looked at only after some 20 s more.
+func (f *fixture) claim(name string, change func(*corev1.PersistentVolumeClaim)) *corev1.PersistentVolume {
 	f.Helper()
-	container := corev1.Container{
-		Name:            "main",
-		Image:           rig.Node.Image,
-		ImagePullPolicy: corev1.PullNever,
-		Command:         []string{"sh", "-euc", script},
-	}
-	if mode == corev1.PersistentVolumeBlock {
-		container.VolumeDevices = []corev1.VolumeDevice{{Name: "data", DevicePath: "/dev/data"}}
-	} else {
-		container.VolumeMounts = []corev1.VolumeMount{{Name: "data", MountPath: "/data"}}
-	}
-	_, err := f.pods().Create(f.Context(), &corev1.Pod{
+	f.create(name, change)
+	return f.bound(name)
+}
+
+// newPod describes a Pod without volumes that runs a script in a shell.
+func (f *fixture) newPod(name, script string) *corev1.Pod {
+	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Spec: corev1.PodSpec{
 			// Without a name server there is none to put before the node's own.
@@ -136,21 +139,57 @@ func (f *fixture) pod(name, claim, script string, mode corev1.PersistentVolumeMo
 			RestartPolicy:                 corev1.RestartPolicyNever,
 			AutomountServiceAccountToken:  ptr.To(false),
 			TerminationGracePeriodSeconds: ptr.To[int64](1),
-			Containers:                    []corev1.Container{container},
-			Volumes: []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{
-				PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim},
-			}}},
+			Containers: []corev1.Container{{
+				Name:            "main",
+				Image:           rig.Node.Image,
+				ImagePullPolicy: corev1.PullNever,
+				Command:         []string{"sh", "-euc", script},
+			}},
 		},
-	}, metav1.CreateOptions{})
+	}
+}
+
+// newPodWith describes a Pod like newPod with a claim as its volume: in /data, or
+// as the device /dev/data.
+func (f *fixture) newPodWith(name, claim, script string, mode corev1.PersistentVolumeMode) *corev1.Pod {
+	pod := f.newPod(name, script)
+	pod.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{
+		PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim},
+	}}}
+	container := &pod.Spec.Containers[0]
+	if mode == corev1.PersistentVolumeBlock {
+		container.VolumeDevices = []corev1.VolumeDevice{{Name: "data", DevicePath: "/dev/data"}}
+	} else {
+		container.VolumeMounts = []corev1.VolumeMount{{Name: "data", MountPath: "/data"}}
+	}
+	return pod
+}
+
+// start makes a Pod.
+func (f *fixture) start(pod *corev1.Pod) {
+	f.Helper()
+	_, err := f.pods().Create(f.Context(), pod, metav1.CreateOptions{})
 	f.must(err)
 }
 
-// run makes a Pod like pod, waits for its end and deletes it. It returns what
-// the script wrote; the script must succeed.
+// running waits until a Pod runs.
+func (f *fixture) running(name string) {
+	f.Helper()
+	f.eventually(func(ctx context.Context) error { return f.phase(ctx, name, corev1.PodRunning) })
+}
+
+// succeeded waits until a Pod has ended well.
+func (f *fixture) succeeded(name string) {
+	f.Helper()
+	f.eventually(func(ctx context.Context) error { return f.phase(ctx, name, corev1.PodSucceeded) })
+}
+
+// run makes a Pod with a volume, waits for its end and deletes it. It returns
+// what the script wrote; the script must succeed.
 func (f *fixture) run(name, claim, script string, mode corev1.PersistentVolumeMode) string {
 	f.Helper()
-	f.pod(name, claim, script, mode)
-	f.eventually(func(ctx context.Context) error { return f.phase(ctx, name, corev1.PodSucceeded) })
+	f.start(f.newPodWith(name, claim, script, mode))
+	f.succeeded(name)
 	out, err := f.pods().GetLogs(name, &corev1.PodLogOptions{}).DoRaw(f.Context())
 	f.must(err)
 	f.deletePod(name)
@@ -187,7 +226,27 @@ func (f *fixture) deletePod(name string) {
 	})
 }
 
+// exec runs a script in a Pod that runs, and returns what it wrote.
+func (f *fixture) exec(pod, script string) (string, error) {
+	return rig.Kube.Kubectl(f.Context(), "", "exec", "-n", f.name, pod, "--", "sh", "-euc", script)
+}
+
+// event waits for an event about the object of a name whose message has a text.
+func (f *fixture) event(name, text string) {
+	f.Helper()
+	f.eventually(func(ctx context.Context) error {
+		if events := f.events(ctx, name); !strings.Contains(events, text) {
+			return fmt.Errorf("no event about %s says %q; %s", name, text, events)
+		}
+		return nil
+	})
+}
+
 func (f *fixture) pods() clientcorev1.PodInterface { return rig.Kube.Client.CoreV1().Pods(f.name) }
+
+func (f *fixture) claims() clientcorev1.PersistentVolumeClaimInterface {
+	return rig.Kube.Client.CoreV1().PersistentVolumeClaims(f.name)
+}
 
 // events are the events about the object of a name, in words.
 func (f *fixture) events(ctx context.Context, name string) string {
@@ -228,7 +287,7 @@ func (f *fixture) end() {
 	core := rig.Kube.Client.CoreV1()
 	err := errors.Join(
 		f.pods().DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}),
-		core.PersistentVolumeClaims(f.name).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}),
+		f.claims().DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}),
 		cluster.Eventually(ctx, patience, func(ctx context.Context) error { return f.noImages(ctx) }),
 	)
 	if err != nil {
@@ -237,7 +296,7 @@ func (f *fixture) end() {
 	// The rig goes anyway: this only keeps it small.
 	err = errors.Join(
 		core.Namespaces().Delete(ctx, f.name, metav1.DeleteOptions{}),
-		core.Secrets(namespace).Delete(ctx, f.name+"-admin", metav1.DeleteOptions{}),
+		core.Secrets(namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: "test=" + f.name}),
 		rig.Kube.Client.StorageV1().StorageClasses().Delete(ctx, f.name, metav1.DeleteOptions{}),
 		rig.Ceph.DeletePool(ctx, f.name),
 	)
@@ -246,28 +305,17 @@ func (f *fixture) end() {
 	}
 }
 
-// noImages returns nil when neither the pool nor its trash holds an image, and
-// no volume is left.
+// noImages returns nil when no volume of the test is left, nor an image in the
+// pool or its trash.
 func (f *fixture) noImages(ctx context.Context) error {
 	volumes, err := rig.Kube.Client.CoreV1().PersistentVolumes().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return err
 	}
 	for _, v := range volumes.Items {
-		if v.Spec.StorageClassName == f.name {
+		if v.Spec.RBD != nil && v.Spec.RBD.RBDPool == f.name {
 			return fmt.Errorf("volume %s is %s; %s", v.Name, v.Status.Phase, f.events(ctx, v.Name))
 		}
 	}
-	images, err := rig.Ceph.Images(ctx, f.name)
-	if err != nil {
-		return err
-	}
-	trash, err := rig.Ceph.Trash(ctx, f.name)
-	if err != nil {
-		return err
-	}
-	if len(images)+len(trash) > 0 {
-		return fmt.Errorf("pool %s still holds %v, and %v in its trash", f.name, images, trash)
-	}
-	return nil
+	return rig.ImagesMatchVolumes(ctx, f.name)
 }

@@ -8,9 +8,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 )
 
@@ -21,12 +25,31 @@ const (
 
 func TestPodReadsWhatAnotherHasWritten(t *testing.T) {
 	t.Parallel()
-	f := newFixture(t, nil)
-	f.claim("data", nil)
-	f.run("writer", "data", "echo 'these very bytes' >/data/file", filesystem)
-	got := f.run("reader", "data", "cat /data/file", filesystem)
-	if want := "these very bytes\n"; got != want {
-		t.Errorf("read %q, want %q", got, want)
+	for _, test := range []struct {
+		fsType  string
+		options []string
+		// mounted is what the kernel says of options.
+		mounted string
+	}{
+		{"ext4", []string{"noatime", "commit=31"}, "rw,noatime,commit=31"},
+		{"xfs", []string{"noatime", "allocsize=128k"}, "rw,noatime,attr2,inode64,allocsize=128k"},
+	} {
+		t.Run(test.fsType, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t, func(class *storagev1.StorageClass) {
+				class.Parameters["fsType"] = test.fsType
+				class.MountOptions = test.options
+			})
+			f.claim("data", nil)
+			mounts := f.run("writer", "data", "echo 'these very bytes' >/data/file; cat /proc/mounts", filesystem)
+			if want := " /data " + test.fsType + " " + test.mounted; !strings.Contains(mounts, want) {
+				t.Errorf("no mount is %q:\n%s", want, mounts)
+			}
+			got := f.run("reader", "data", "cat /data/file", filesystem)
+			if want := "these very bytes\n"; got != want {
+				t.Errorf("read %q, want %q", got, want)
+			}
+		})
 	}
 }
 
@@ -53,21 +76,92 @@ func TestBlockVolumeHoldsWhatAPodHasWritten(t *testing.T) {
 	}
 }
 
+// TestSharedOnANode has two Pods write to a volume at the same time, as
+// ReadWriteOnce allows on one node, and two others read it at the same time.
+func TestSharedOnANode(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, nil)
+	f.claim("data", func(claim *corev1.PersistentVolumeClaim) {
+		claim.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce, corev1.ReadOnlyMany}
+	})
+	pair := func(readOnly bool, script string) (names [2]string) {
+		for i := range names {
+			names[i] = fmt.Sprintf("pod-%t-%d", readOnly, i)
+			pod := f.newPodWith(names[i], "data", "sleep 3600", filesystem)
+			pod.Spec.Volumes[0].PersistentVolumeClaim.ReadOnly = readOnly
+			f.start(pod)
+		}
+		for _, name := range names {
+			f.running(name)
+		}
+		for _, name := range names {
+			_, err := f.exec(name, script)
+			f.must(err)
+		}
+		return names
+	}
+	writers := pair(false, `echo here >/data/"$HOSTNAME"; sync`)
+	for _, name := range writers {
+		f.deletePod(name)
+	}
+	readers := pair(true, "cat /data/pod-false-0 /data/pod-false-1")
+	for _, name := range readers {
+		_, err := f.exec(name, "touch /data/file")
+		if err == nil || !strings.Contains(err.Error(), "Read-only file system") {
+			t.Errorf("writing in %s: %v", name, err)
+		}
+	}
+	for _, name := range readers {
+		f.deletePod(name)
+	}
+}
+
+// TestScheduledPodGetsItsVolume: nothing is made for a claim that waits for its
+// first consumer. The scheduler then picks the node, and says so on the claim.
+// The one secret of all claims is elsewhere, its user restricted to the pool.
+func TestScheduledPodGetsItsVolume(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, func(class *storagev1.StorageClass) {
+		class.VolumeBindingMode = ptr.To(storagev1.VolumeBindingWaitForFirstConsumer)
+		class.Parameters["userSecretNamespace"] = namespace
+	})
+	f.create("data", nil)
+	f.event("data", "waiting for first consumer")
+	f.run("writer", "data", "echo written >/data/file", filesystem)
+	volume := f.bound("data")
+	if got := volume.Spec.RBD.SecretRef; got == nil || got.Namespace != namespace {
+		t.Errorf("the volume's secret is %v, want one in %s", got, namespace)
+	}
+	claim, err := f.claims().Get(t.Context(), "data", metav1.GetOptions{})
+	f.must(err)
+	if got := claim.Annotations["volume.kubernetes.io/selected-node"]; got != rig.Node.Name {
+		t.Errorf("the scheduler chose node %q, want %q", got, rig.Node.Name)
+	}
+}
+
 // TestVolumeOfARunningPodStays deletes the claim of a Pod that runs: the Pod
-// keeps its volume, and the image goes after the Pod.
+// keeps its volume. Kubernetes' own protection is then taken off by force, so
+// that the provisioner is asked to delete what is in use, and refuses. The image
+// goes when the Pod has gone, without anybody's help.
 func TestVolumeOfARunningPodStays(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, nil)
-	image := f.name + "/" + f.claim("data", nil).Spec.RBD.RBDImage
-	f.pod("running", "data", "echo begun >/data/file; until [ -e /data/go ]; do sleep 0.2; done; echo end", filesystem)
-	f.eventually(func(ctx context.Context) error { return f.phase(ctx, "running", corev1.PodRunning) })
-	_, err := rig.Kube.Kubectl(t.Context(), "", "delete", "pvc", "data", "--namespace", f.name, "--wait=false")
-	f.must(err)
-	// It still writes, and the kernel still has the image.
-	_, err = rig.Kube.Kubectl(t.Context(), "", "exec", "running", "--namespace", f.name, "--", "touch", "/data/go")
+	volume := f.claim("data", nil)
+	image := f.name + "/" + volume.Spec.RBD.RBDImage
+	f.start(f.newPodWith("running", "data", "sleep 3600", filesystem))
+	f.running("running")
+	f.must(f.claims().Delete(t.Context(), "data", metav1.DeleteOptions{}))
+	_, err := f.exec("running", "echo still >/data/file; sync")
 	f.must(err)
 	f.must(watchers(t.Context(), image, 1))
-	f.eventually(func(ctx context.Context) error { return f.phase(ctx, "running", corev1.PodSucceeded) })
+
+	_, err = f.claims().Patch(t.Context(), "data", types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{})
+	f.must(err)
+	f.event(volume.Name, "image is in use by 10.77.0.2")
+	_, err = f.exec("running", "cat /data/file; echo and still >>/data/file; sync")
+	f.must(err)
+	f.must(watchers(t.Context(), image, 1))
+
 	f.deletePod("running")
 	f.eventually(f.noImages)
 }

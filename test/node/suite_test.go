@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package node tests what users want volumes for: Pods that write to them. The
-// node is real but emulated (see cluster.Node), the provisioner is a process
-// that has exactly the rights of rbac/.
+// node is real but emulated (see cluster.Node), and the provisioner runs on it as
+// a user installs it: the image that the Dockerfile makes, rbac/ and deploy/.
 //
 // One rig serves all tests. Each has a namespace, a pool and a class of its own.
 // What needs no Pod is tested in test/e2e, which is much quicker.
@@ -12,10 +12,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	corev1 "k8s.io/api/core/v1"
 
 	"ceph.com/rbd-provisioner/test/cluster"
 )
@@ -23,17 +28,26 @@ import (
 const (
 	// root is the checkout.
 	root = "../.."
-	// namespace and account are those of rbac/.
-	namespace = "kube-system"
-	account   = "rbd-provisioner"
+	// namespace is that of rbac/ and deploy/; deployment is the Deployment's name,
+	// which its Pods have as label, too.
+	namespace  = "kube-system"
+	deployment = "rbd-provisioner"
+	podLabel   = "app.kubernetes.io/name=" + deployment
 	// patience bounds each wait. Alone, a Pod is done within half a minute.
 	patience = 3 * time.Minute
+	// archiveVariable holds the path of the image, as hack/image/build.sh prints
+	// it.
+	archiveVariable = "PROVISIONER_ARCHIVE"
 )
 
 // rig is what all tests share. It is set before the first one runs.
 var rig *cluster.Cluster
 
 func TestMain(m *testing.M) {
+	if os.Getenv(holdVariable) != "" {
+		fmt.Fprintln(os.Stderr, hold())
+		os.Exit(1)
+	}
 	code, err := runTests(m)
 	if err != nil {
 		_, _ = fmt.Fprintln(os.Stderr, "node:", err)
@@ -43,42 +57,86 @@ func TestMain(m *testing.M) {
 }
 
 func runTests(m *testing.M) (code int, err error) {
+	archive := os.Getenv(archiveVariable)
+	if _, err := os.Stat(archive); err != nil {
+		return 1, fmt.Errorf(`%s names no image: %w: run "make test-node"`, archiveVariable, err)
+	}
 	if err := cluster.EnterNamespace(); err != nil {
 		return 1, err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 25*time.Minute)
 	defer cancel()
-	rig, err = cluster.Start(ctx, cluster.Config{Node: true, Progress: func(line string) { fmt.Println(line) }})
+	begin := time.Now()
+	say := func(line string) { fmt.Printf("%5.1f s  %s\n", time.Since(begin).Seconds(), line) }
+	rig, err = cluster.Start(ctx, cluster.Config{Node: true, NodeImages: []string{archive}, Progress: say})
 	if err != nil {
 		return 1, err
 	}
 	defer func() {
 		if code != 0 || err != nil {
 			rig.DumpLogs(os.Stderr)
+			dumpDeployment(ctx, os.Stderr)
 		}
 		err = errors.Join(err, rig.Stop())
 	}()
-	if err := startProvisioner(ctx); err != nil {
+	if err := install(ctx); err != nil {
 		return 1, err
 	}
+	say("the Deployment is ready")
 	return m.Run(), nil
 }
 
-// startProvisioner runs a provisioner as the account of rbac/ and waits until it
-// is ready.
-func startProvisioner(ctx context.Context) error {
-	rbac, err := filepath.Abs(filepath.Join(root, "rbac"))
+// install does what the README says, with the files as they are: the image has
+// the name that the Deployment says, and its pull policy takes what is there.
+func install(ctx context.Context) error {
+	args := []string{"apply"}
+	for _, folder := range []string{"rbac", "deploy"} {
+		path, err := filepath.Abs(filepath.Join(root, folder))
+		if err != nil {
+			return err
+		}
+		args = append(args, "-f", path)
+	}
+	if _, err := rig.Kube.Kubectl(ctx, "", args...); err != nil {
+		return err
+	}
+	return cluster.Eventually(ctx, patience, func(ctx context.Context) error { return deployed(ctx) })
+}
+
+// deployed returns nil when all replicas of the Deployment are ready.
+func deployed(ctx context.Context) error {
+	d, err := rig.Kube.Client.AppsV1().Deployments(namespace).Get(ctx, deployment, metav1.GetOptions{})
 	if err != nil {
 		return err
 	}
-	if _, err := rig.Kube.Kubectl(ctx, "", "apply", "-f", rbac); err != nil {
-		return err
+	if want := *d.Spec.Replicas; d.Status.ObservedGeneration < d.Generation || d.Status.Replicas != want || d.Status.ReadyReplicas != want {
+		return fmt.Errorf("%d of %d replicas are ready", d.Status.ReadyReplicas, want)
 	}
-	_, err = rig.StartProvisioner(ctx, cluster.ProvisionerConfig{
-		Binary:         filepath.Join(root, "bin", "rbd-provisioner"),
-		Args:           []string{"-v=4"},
-		Namespace:      namespace,
-		ServiceAccount: account,
-	})
-	return err
+	return nil
+}
+
+// replicas are the Pods of the Deployment.
+func replicas(ctx context.Context) ([]corev1.Pod, error) {
+	list, err := rig.Kube.Client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: podLabel})
+	if err != nil {
+		return nil, err
+	}
+	return list.Items, nil
+}
+
+// dumpDeployment writes what a person would ask for when the Deployment does not
+// do what it should.
+func dumpDeployment(ctx context.Context, w io.Writer) {
+	for _, args := range [][]string{
+		{"describe", "pods", "-n", namespace, "-l", podLabel},
+		{"logs", "-n", namespace, "-l", podLabel, "--prefix", "--tail=60"},
+		{"get", "pods,pvc,pv", "-A"},
+	} {
+		// What can't be had must not hide the failure that it belongs to.
+		out, err := rig.Kube.Kubectl(ctx, "", args...)
+		if err != nil {
+			out += err.Error()
+		}
+		_, _ = fmt.Fprintf(w, "=== kubectl %v\n%s\n", args, out)
+	}
 }

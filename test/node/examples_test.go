@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// TestExamples applies the examples as they are but for the monitors and the
+// keys. Their Pods find the image that they name on the node.
+//
+// The StatefulSet's claims name no class, so they get the default one. Its Pods
+// come up one after the other, and a new set finds what the old one has written.
+func TestExamples(t *testing.T) {
+	t.Parallel()
+	f := &fixture{T: t, name: metav1.NamespaceDefault}
+	pool := &fixture{T: t, name: "rbd"} // which the examples' classes name
+	ctx := context.WithoutCancel(t.Context())
+	key, err := rig.Ceph.Key(ctx, "admin")
+	f.must(err)
+	fill := strings.NewReplacer(
+		"192.0.2.11:6789,192.0.2.12:6789,192.0.2.13:6789", "v1:"+rig.Ceph.MonitorV1,
+		"PUT-THE-KEY-OF-THE-ADMIN-USER-HERE", key,
+		"PUT-THE-KEY-OF-THE-USER-HERE", key,
+	).Replace
+	kubectl := func(verb string, names ...string) {
+		t.Helper()
+		for _, name := range names {
+			text, err := os.ReadFile(filepath.Join(root, "examples", name+".yaml"))
+			f.must(err)
+			_, err = rig.Kube.Kubectl(ctx, fill(string(text)), verb, "-f", "-")
+			f.must(err)
+		}
+	}
+	kubectl("apply", "secrets", "rbac-extra-namespace", "storageclass", "storageclass-default", "claim", "pod")
+
+	f.succeeded("rbd-pod")
+	kubectl("delete", "pod", "claim")
+
+	kubectl("apply", "statefulset")
+	first := f.setReady()
+	kubectl("delete", "statefulset")
+	f.eventually(func(ctx context.Context) error { return f.noPods(ctx, first) })
+	kubectl("apply", "statefulset")
+	second := f.setReady()
+	for name, times := range first {
+		if !strings.HasPrefix(second[name], times) {
+			t.Errorf("%s had written %q, and now finds %q", name, times, second[name])
+		}
+	}
+
+	kubectl("delete", "statefulset")
+	f.eventually(func(ctx context.Context) error { return f.noPods(ctx, first) })
+	f.must(f.claims().DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}))
+	f.eventually(pool.noImages)
+	kubectl("delete", "storageclass-default", "storageclass", "rbac-extra-namespace", "secrets")
+}
+
+// setReady waits until the three Pods of the example's StatefulSet are ready, and
+// checks that each was made when the one before it was. It returns what each has
+// written so far.
+func (f *fixture) setReady() map[string]string {
+	f.Helper()
+	written := map[string]string{}
+	var before metav1.Time
+	for i := range 3 {
+		name := fmt.Sprintf("rbd-statefulset-%d", i)
+		f.running(name)
+		pod, err := f.pods().Get(f.Context(), name, metav1.GetOptions{})
+		f.must(err)
+		if pod.CreationTimestamp.Before(&before) {
+			f.Errorf("%s was made at %s, before the one before it was ready at %s", name, pod.CreationTimestamp, before)
+		}
+		f.eventually(func(ctx context.Context) error {
+			pod, err := f.pods().Get(ctx, name, metav1.GetOptions{})
+			if err != nil {
+				return err
+			}
+			for _, condition := range pod.Status.Conditions {
+				if condition.Type == corev1.PodReady && condition.Status == corev1.ConditionTrue {
+					before = condition.LastTransitionTime
+					return nil
+				}
+			}
+			return fmt.Errorf("%s is not ready", name)
+		})
+		f.eventually(func(context.Context) error {
+			if written[name], err = f.exec(name, "cat /data/times"); err == nil && written[name] == "" {
+				err = fmt.Errorf("%s has written nothing", name)
+			}
+			return err
+		})
+	}
+	return written
+}
+
+// noPods returns nil when none of the Pods is there.
+func (f *fixture) noPods(ctx context.Context, names map[string]string) error {
+	list, err := f.pods().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, pod := range list.Items {
+		if _, ours := names[pod.Name]; ours {
+			return fmt.Errorf("pod %s is still there", pod.Name)
+		}
+	}
+	return nil
+}
