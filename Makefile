@@ -22,7 +22,9 @@ export CGO_ENABLED = 1
 # Tests wait for servers more than they compute: more of them side by side than
 # there are cores.
 TESTFLAGS = -race -count=1 -timeout 30m -parallel 8 -tags '$(TAGS)'
-GOTESTSUM = go tool -modfile=hack/lint/go.mod gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg
+# RESULTS is a folder that gets a JSON file of each target's tests.
+GOTESTSUM = go tool -modfile=hack/lint/go.mod gotestsum $(if $(RESULTS),--jsonfile '$(RESULTS)/$@-$(K8S_VERSION).json') \
+	--format $(or $(FORMAT),pkgname-and-test-fails) --format-hide-empty-pkg
 
 .PHONY: help
 help: ## List the targets
@@ -61,7 +63,10 @@ node: kubernetes ## Build the node of the tests with a node, once per K8S_VERSIO
 	@hack/node/build.sh $(K8S_VERSION) >/dev/null
 
 .PHONY: test
-test: build kubernetes ## Run all tests
+test: test-servers test-node ## Run all tests; as root, after deps-node
+
+.PHONY: test-servers
+test-servers: build kubernetes ## Run all tests but those with a node
 	$(GOTESTSUM) -- $(TESTFLAGS) $$(go list -tags '$(TAGS)' ./... | grep -v '/test/node$$')
 
 .PHONY: test-unit
@@ -76,11 +81,14 @@ test-ceph: ceph-tag ## Run the conformance suite on the real Ceph
 test-e2e: build kubernetes ## Run the end-to-end tests on Kubernetes K8S_VERSION
 	$(GOTESTSUM) -- $(TESTFLAGS) ./test/e2e/...
 
-# The node computes more than it waits. gotestsum would leave out the logs of the
-# rig, which a failure here rarely does without.
+# The node computes more than it waits, so it runs alone and does little at a
+# time. This format shows the logs of the rig, too, which a failure here rarely
+# does without.
 .PHONY: test-node
-test-node: build node ## Run the tests in which Pods use volumes; as root, after deps-node
-	go test $(TESTFLAGS) -parallel 2 -v ./test/node/
+test-node: FORMAT = standard-verbose
+test-node: node ## Run the tests in which Pods use volumes; as root, after deps-node
+	PROVISIONER_ARCHIVE=$$(hack/image/build.sh) && export PROVISIONER_ARCHIVE && \
+	$(GOTESTSUM) -- $(TESTFLAGS) -parallel 2 ./test/node/
 
 .PHONY: deploy-check
 deploy-check: build kubernetes ## Apply rbac/, deploy/ and examples/ to a real API server, as a dry run
