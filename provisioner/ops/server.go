@@ -26,6 +26,10 @@ const (
 	maxHeaderBytes = 16 << 10
 	maxBodyBytes   = 1 << 10
 	closeTimeout   = 2 * time.Second
+	// maxScrapes is how many may ask for the metrics at the same time: each
+	// answer is put together in memory. Two Prometheus servers and a person
+	// still have room.
+	maxScrapes = 4
 )
 
 // Check is one thing that has to be well.
@@ -46,12 +50,13 @@ type Config struct {
 	Metrics prometheus.Gatherer
 }
 
-// Handler returns what answers the three paths. Others do not exist.
+// Handler returns what answers GET and HEAD on the three paths. Others do not
+// exist; there are no debug handlers.
 func Handler(c Config) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /healthz", checks(c.Live))
 	mux.Handle("GET /readyz", checks(c.Ready))
-	mux.Handle("GET /metrics", promhttp.HandlerFor(c.Metrics, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(c.Metrics, promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes}))
 	return http.MaxBytesHandler(mux, maxBodyBytes)
 }
 

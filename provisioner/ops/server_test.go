@@ -41,7 +41,15 @@ func TestHandler(t *testing.T) {
 		{"metrics", "GET", "/metrics", nil, nil, 200, "a_gauge 0"},
 		{"no debug handlers", "GET", "/debug/pprof/", nil, nil, 404, ""},
 		{"nothing at the root", "GET", "/", nil, nil, 404, ""},
+		{"nor their single pages", "GET", "/debug/pprof/heap", nil, nil, 404, ""},
+		{"nor flags to set", "PUT", "/debug/flags/v", nil, nil, 404, ""},
+		{"metrics, asked by HEAD", "HEAD", "/metrics", nil, nil, 200, ""},
 		{"nothing to post", "POST", "/healthz", nil, nil, 405, ""},
+		{"nothing to post to metrics", "POST", "/metrics", nil, nil, 405, ""},
+		{"nothing to put", "PUT", "/readyz", nil, nil, 405, ""},
+		{"nothing to delete", "DELETE", "/metrics", nil, nil, 405, ""},
+		{"nothing to ask of", "OPTIONS", "/metrics", nil, nil, 405, ""},
+		{"nothing to trace", "TRACE", "/healthz", nil, nil, 405, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			w := httptest.NewRecorder()
@@ -50,6 +58,42 @@ func TestHandler(t *testing.T) {
 				t.Errorf("got %d %q, want %d %q", w.Code, w.Body, test.wantStatus, test.wantBody)
 			}
 		})
+	}
+}
+
+// Each scrape gathers and prints all metrics: only so many at a time.
+func TestScrapesAreBounded(t *testing.T) {
+	started, release := make(chan struct{}, 100), make(chan struct{})
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "slow", Help: "For the test."}, func() float64 {
+		started <- struct{}{}
+		<-release
+		return 1
+	}))
+	h := ops.Handler(ops.Config{Metrics: registry})
+	scrape := func() int {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
+		return w.Code
+	}
+	codes := make(chan int, 100)
+	for range 100 {
+		go func() { codes <- scrape() }()
+	}
+	refused := 0
+	for range 96 {
+		if <-codes == http.StatusServiceUnavailable {
+			refused++
+		}
+	}
+	close(release)
+	for range 4 {
+		if code := <-codes; code != http.StatusOK {
+			t.Errorf("a scrape within the bound: got %d", code)
+		}
+	}
+	if refused != 96 || len(started) != 4 {
+		t.Errorf("%d were refused and %d served, want 96 and 4", refused, len(started))
 	}
 }
 
