@@ -216,6 +216,8 @@ func (r *reader) pool(key, byDefault string) string {
 		r.fault("parameter %q: %q has a slash: RADOS namespaces are not supported by kubelet", key, pool)
 	case strings.ContainsAny(pool, "@ \t\r\n"):
 		r.fault("parameter %q: %q is no pool name: it has a blank or an @", key, pool)
+	case !volume.IsName(pool):
+		r.fault("parameter %q: %q is no pool name: it has a character that can't be printed", key, pool)
 	case strings.Contains(pool, "-image-"):
 		r.fault(`parameter %q: kubelet can't mount images of pool %q, since its name has "-image-" in it`, key, pool)
 	}
@@ -226,7 +228,7 @@ func (r *reader) user(key, byDefault string) string {
 	user := r.get(key, byDefault)
 	if bare, prefixed := strings.CutPrefix(user, "client."); prefixed {
 		r.fault(`parameter %q: write %q without "client.", as %q`, key, user, bare)
-	} else if strings.ContainsAny(user, " \t\r\n,=") {
+	} else if strings.ContainsAny(user, " \t\r\n,=") || !volume.IsName(user) {
 		r.fault("parameter %q: %q is no name of a Ceph user", key, user)
 	}
 	return user
@@ -254,7 +256,8 @@ func (r *reader) namespace(key, byDefault string) string {
 // mkfs.FSTYPE on the node.
 func (r *reader) fsType() string {
 	fsType := r.get(KeyFSType, "")
-	if fsType != "" && strings.Trim(strings.ToLower(fsType), "abcdefghijklmnopqrstuvwxyz0123456789_") != "" {
+	const allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"
+	if strings.Trim(fsType, allowed) != "" {
 		r.fault("parameter %q: %q is no file system type: use for example ext4 or xfs", KeyFSType, fsType)
 	}
 	return fsType

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	storagev1 "k8s.io/api/storage/v1"
@@ -167,22 +169,80 @@ func FuzzParse(f *testing.F) {
 	f.Add("monitors", "10.0.0.1:6789", "adminSecretName", "a")
 	f.Add("Pool", "rbd/ns", "pool", "-image-")
 	f.Add("imageFeatures", ",layering,,", "fsType", "ext4\x00")
+	f.Add("pool", "rbd\x00other", "adminId", "a\x00b")
+	f.Add("dataPool", "a\u200bb", "userId", "a\vb")
+	f.Add("fsType", "ext4\u212a", "monitors", "\u212a8s")
+	f.Add("mon\u0130tors", "10.0.0.2", "adminSecretNamespace", "a/b")
+	f.Add("userSecretName", "../x", "pool", "\xff")
 	f.Fuzz(func(t *testing.T, key1, value1, key2, value2 string) {
 		parameters := required()
 		parameters[key1], parameters[key2] = value1, value2
 		params, err := storageclass.Parse(parameters)
-		if err != nil {
-			if strings.Contains(err.Error(), "\n") {
+		location, locationErr := storageclass.ParseLocation(parameters)
+		for _, err := range []error{err, locationErr} {
+			if err != nil && strings.ContainsAny(err.Error(), "\n\r\x00") {
 				t.Errorf("the error has more than one line, so it does not fit an event: %q", err)
 			}
+		}
+		if locationErr == nil {
+			checkNames(t, map[string]string{"pool": location.Pool, "adminId": location.User})
+		}
+		if err != nil {
 			return
 		}
 		if len(params.Monitors) == 0 || params.Pool == "" || params.Admin == "" || params.User == "" ||
 			params.AdminSecret.Name == "" || params.AdminSecret.Namespace == "" || params.UserSecret.Name == "" {
 			t.Errorf("accepted, but incomplete: %+v", params)
 		}
-		if again, err := storageclass.Parse(parameters); err != nil || !cmp.Equal(params, again) {
-			t.Errorf("a second look differs: %+v, %v", again, err)
+		checkNames(t, map[string]string{
+			"pool": params.Pool, "dataPool": params.DataPool, "adminId": params.Admin, "userId": params.User, "fsType": params.FSType,
+			"adminSecretName": params.AdminSecret.Name, "adminSecretNamespace": params.AdminSecret.Namespace,
+			"userSecretName": params.UserSecret.Name, "userSecretNamespace": params.UserSecret.Namespace,
+		})
+		// A class that makes volumes can be used to delete them.
+		want := params.Location()
+		want.DataPool = ""
+		if locationErr != nil || !cmp.Equal(want, location) {
+			t.Errorf("made at %+v, deleted at %+v, %v", want, location, locationErr)
+		}
+		// What was understood, written down, is understood the same.
+		if again, err := storageclass.Parse(written(params)); err != nil || !cmp.Equal(params, again, compareMonitors) {
+			t.Errorf("%+v was read again as %+v, %v", params, again, err)
 		}
 	})
+}
+
+// checkNames checks that values hold nothing that would end or divide a name in
+// Ceph, in a mount's options or on a command line.
+func checkNames(t *testing.T, values map[string]string) {
+	t.Helper()
+	for key, value := range values {
+		if strings.ContainsAny(value, " \t\r\n\v\f\x00") || !utf8.ValidString(value) {
+			t.Errorf("%s: %q was accepted", key, value)
+		}
+		if strings.HasSuffix(strings.ToLower(key), "pool") && strings.ContainsAny(value, "/@") {
+			t.Errorf("%s: %q was accepted", key, value)
+		}
+		if key == "fsType" && strings.ContainsFunc(value, func(r rune) bool { return r > unicode.MaxASCII }) {
+			t.Errorf("%s: %q was accepted", key, value)
+		}
+	}
+}
+
+// compareMonitors takes monitors for equal that are written alike: port 6789 is
+// the same, said or not, behind "v1:".
+var compareMonitors = cmp.Comparer(func(a, b volume.Monitor) bool { return a.String() == b.String() })
+
+// written is a class that asks for p.
+func written(p storageclass.Params) map[string]string {
+	var monitors []string
+	for _, m := range p.Monitors {
+		monitors = append(monitors, m.String())
+	}
+	return map[string]string{
+		"monitors": strings.Join(monitors, ","), "pool": p.Pool, "dataPool": p.DataPool,
+		"adminId": p.Admin, "adminSecretName": p.AdminSecret.Name, "adminSecretNamespace": p.AdminSecret.Namespace,
+		"userId": p.User, "userSecretName": p.UserSecret.Name, "userSecretNamespace": p.UserSecret.Namespace,
+		"fsType": p.FSType,
+	}
 }

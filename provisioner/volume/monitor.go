@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"k8s.io/apimachinery/pkg/util/validation"
 )
@@ -193,6 +194,11 @@ func checkHost(host string) error {
 			return errors.New("this address is the one to listen on, not one to connect to")
 		}
 		return nil
+	}
+	// Some letters that are not ASCII become such in lower case, as the sign for
+	// kelvin does.
+	if strings.ContainsFunc(host, func(r rune) bool { return r > unicode.MaxASCII }) {
+		return errors.New("neither an IP address nor a DNS name")
 	}
 	name := strings.TrimSuffix(strings.ToLower(host), ".")
 	lastLabel := name[strings.LastIndexByte(name, '.')+1:]

@@ -3,6 +3,7 @@
 package volume_test
 
 import (
+	"net"
 	"strings"
 	"testing"
 
@@ -60,6 +61,7 @@ func TestParseMonitorsRefuses(t *testing.T) {
 		{"too many numbers", "10.0.0.1.5", "neither an IP address nor a DNS name"},
 		{"a name with a blemish", "mon_a", "neither an IP address nor a DNS name"},
 		{"a URL", "http://mon", "an address without a path"},
+		{"a letter that is ASCII in lower case only", "\u212a8s.example", "neither an IP address nor a DNS name"},
 		{"nothing but a port", ":6789", "neither an IP address nor a DNS name"},
 		{"nothing but a protocol", "v1:", "neither an IP address nor a DNS name"},
 	} {
@@ -107,6 +109,7 @@ func TestMonitorAddresses(t *testing.T) {
 func FuzzParseMonitors(f *testing.F) {
 	for _, seed := range []string{
 		"10.0.0.1:6789,mon-a", "[v2:10.0.0.1:3300/0,v1:10.0.0.1:6789/0]", "[2001:db8::1]", "v1:", "]]", "[", "a:b:c", "/", "1.2.3.4/5", "[v1:]",
+		"\u212a8s", "mon.\u0130", "[::ffff:1.2.3.4]:1", "a.:6789", "mon,name=admin,secret=x", "mon\u00a0a", "v1:a/0,v1:a", "mon\x00",
 	} {
 		f.Add(seed)
 	}
@@ -119,15 +122,37 @@ func FuzzParseMonitors(f *testing.F) {
 		texts := make([]string, len(monitors))
 		for i, m := range monitors {
 			texts[i] = m.String()
+			again, err := volume.ParseMonitors(texts[i])
+			if err != nil || len(again) != 1 || again[0].String() != texts[i] {
+				t.Fatalf("%q was read as %q, and that as %q, %v", list, texts[i], again, err)
+			}
+			checkMonitor(t, m, again[0])
 		}
-		again, err := volume.ParseMonitors(strings.Join(texts, ","))
-		if err != nil {
+		if _, err := volume.ParseMonitors(strings.Join(texts, ",")); err != nil {
 			t.Fatalf("%q was read as %q, which can't be read: %v", list, texts, err)
 		}
-		for i, m := range again {
-			if m.String() != texts[i] {
-				t.Errorf("%q was read as %q and then as %q", list, texts[i], m.String())
-			}
-		}
 	})
+}
+
+// checkMonitor checks that a monitor is one address and nothing else, for librados
+// as for the kernel, which takes a list with commas and options behind it; and
+// that one that was printed and read again leads to the same place.
+func checkMonitor(t *testing.T, m, again volume.Monitor) {
+	t.Helper()
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-:[]"
+	kernel, ok := m.KernelAddress()
+	for _, text := range []string{m.String(), kernel} {
+		if strings.ContainsFunc(text, func(r rune) bool { return !strings.ContainsRune(letters, r) }) {
+			t.Errorf("address %q has more than an address", text)
+		}
+	}
+	if againKernel, againOK := again.KernelAddress(); againKernel != kernel || againOK != ok {
+		t.Errorf("%v is %q for the kernel, and %q when it is read again", m, kernel, againKernel)
+	}
+	if !ok {
+		return
+	}
+	if host, port, err := net.SplitHostPort(kernel); err != nil || host != m.Host || port == "" || port == "0" {
+		t.Errorf("the kernel gets %q for host %q: %v", kernel, m.Host, err)
+	}
 }

@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -112,9 +114,16 @@ func (r Record) Write(pv *corev1.PersistentVolume) {
 	}
 }
 
+// IsName reports whether text can be the name of something in Ceph: it has no
+// character that can't be seen. librados would end a name at a NUL, and so reach
+// another pool or image than the one that was named.
+func IsName(text string) bool {
+	return utf8.ValidString(text) && !strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) })
+}
+
 // Read returns what pv remembers. What the volume does not say stays empty:
 // volumes of the retired provisioner have neither FSID nor Admin. The error is
-// ErrNoRBDSource, or says which part of the source is missing.
+// ErrNoRBDSource, or says which part of the source is missing or can't be.
 func Read(pv *corev1.PersistentVolume) (Record, error) {
 	source := pv.Spec.RBD
 	if source == nil {
@@ -136,6 +145,9 @@ func Read(pv *corev1.PersistentVolume) (Record, error) {
 			Namespace: pv.Annotations[AnnDeletionSecretNamespace],
 			Name:      pv.Annotations[AnnDeletionSecretName],
 		},
+	}
+	if !IsName(r.Pool) || !IsName(r.Image) || !IsName(r.Admin) {
+		return Record{}, errors.New("the volume's pool, image or deletion user has a character that can't be printed")
 	}
 	if source.SecretRef != nil {
 		r.UserSecret = SecretRef{Namespace: source.SecretRef.Namespace, Name: source.SecretRef.Name}

@@ -97,6 +97,24 @@ func TestReadRefuses(t *testing.T) {
 	}
 }
 
+// librados ends a name at a NUL: a volume that names "rbd\x00" must not reach the
+// pool "rbd".
+func TestReadRefusesWhatIsNoName(t *testing.T) {
+	for name, change := range map[string]func(*volume.Record){
+		"pool":          func(r *volume.Record) { r.Pool = "rbd\x00other" },
+		"image":         func(r *volume.Record) { r.Image = "image\n" },
+		"deletion user": func(r *volume.Record) { r.Admin = "admin\x00" },
+	} {
+		r := full()
+		change(&r)
+		pv := new(corev1.PersistentVolume)
+		r.Write(pv)
+		if got, err := volume.Read(pv); err == nil || !strings.Contains(err.Error(), "can't be printed") {
+			t.Errorf("%s: got %+v, %v, want an error", name, got, err)
+		}
+	}
+}
+
 func TestComplete(t *testing.T) {
 	if !full().Complete() {
 		t.Error("a record that says everything is not complete")
@@ -133,23 +151,45 @@ func TestLocation(t *testing.T) {
 	}
 }
 
-func FuzzReadAnnotations(f *testing.F) {
-	f.Add("admin", "secret", "ns", "10.0.0.1:6789")
-	f.Add("", "", "", "\x00")
-	f.Fuzz(func(t *testing.T, user, secret, namespace, monitor string) {
+// What a record has is what a person or a program wrote into the volume: any
+// text. It is read back as it was written, or refused.
+func FuzzRecord(f *testing.F) {
+	f.Add("admin", "secret", "ns", "10.0.0.1:6789", "rbd", "image", "user", "fsid")
+	f.Add("", "", "", "\x00", "rbd", "image", "", "")
+	f.Add("admin", "s", "ns", "10.0.0.1", "rbd\x00other", "image", "user", "")
+	f.Add("admin", "s", "ns", "10.0.0.1", "rbd", "image\nother", "user", "")
+	f.Add("admin\x00", "s", "ns", "10.0.0.1,10.0.0.2", "rbd", "image", "user", "")
+	f.Add("\xff", "s", "ns", " ", "", "", "", "")
+	f.Fuzz(func(t *testing.T, admin, secret, namespace, monitor, pool, image, user, fsid string) {
 		r := full()
-		r.Admin, r.AdminSecret, r.Monitors = user, volume.SecretRef{Namespace: namespace, Name: secret}, []string{monitor}
+		r.Admin, r.AdminSecret, r.Monitors = admin, volume.SecretRef{Namespace: namespace, Name: secret}, []string{monitor}
+		r.Pool, r.Image, r.User, r.FSID = pool, image, user, fsid
 		pv := new(corev1.PersistentVolume)
 		r.Write(pv)
 		got, err := volume.Read(pv)
 		if err != nil {
-			t.Fatal(err)
+			if pool != "" && image != "" && volume.IsName(pool) && volume.IsName(image) && volume.IsName(admin) {
+				t.Error(err)
+			}
+			return
 		}
 		if diff := cmp.Diff(r, got); diff != "" {
 			t.Errorf("record (-written +read):\n%s", diff)
 		}
-		if l, err := got.Location(); err == nil && l.Pool != r.Pool {
-			t.Errorf("location %+v is not that of %+v", l, r)
+		if got.Complete() != (admin != "" && secret != "" && namespace != "") {
+			t.Errorf("complete: %v, of %+v", got.Complete(), got)
+		}
+		for _, name := range []string{got.Pool, got.Image, got.Admin} {
+			if strings.ContainsAny(name, "\x00\r\n") {
+				t.Errorf("%q was accepted as a name", name)
+			}
+		}
+		location, err := got.Location()
+		if err != nil {
+			return
+		}
+		if location.Pool != pool || location.User != admin || location.Secret != r.AdminSecret {
+			t.Errorf("location %+v is not that of %+v", location, r)
 		}
 	})
 }
