@@ -3,6 +3,7 @@
 package provisioner
 
 import (
+	"math"
 	"strings"
 	"testing"
 
@@ -56,23 +57,44 @@ func TestImageSize(t *testing.T) {
 	}
 }
 
+// Any quantities that the API server could let through, with or without a limit.
 func FuzzImageSize(f *testing.F) {
-	for _, seed := range []string{"1Gi", "0", "-5", "1e30", "9223372036854775807", "9223372036854775806n", "8Ei"} {
-		f.Add(seed)
+	for _, seed := range []string{
+		"1Gi", "0", "-5", "1e30", "9223372036854775807", "9223372036854775806n", "8Ei", "1n", "-1n", "0.5", "1048576.000000001",
+		"9223372036853727231", "9223372036853727232", "9223372036853727231.5", "-9223372036854775808", "1e-30", "7.999Ei", "+1Gi", ".5Ki",
+	} {
+		f.Add(seed, "")
+		f.Add("1Gi", seed)
+		f.Add(seed, seed)
 	}
-	f.Fuzz(func(t *testing.T, text string) {
+	f.Fuzz(func(t *testing.T, text, limitText string) {
 		quantity, err := resource.ParseQuantity(text)
 		if err != nil {
 			return
 		}
-		size, err := imageSize(corev1.VolumeResourceRequirements{
-			Requests: corev1.ResourceList{corev1.ResourceStorage: quantity},
-		})
+		resources := corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: quantity}}
+		limit, err := resource.ParseQuantity(limitText)
+		if limited := err == nil; limited {
+			resources.Limits = corev1.ResourceList{corev1.ResourceStorage: limit}
+		} else {
+			limit = *resource.NewQuantity(math.MaxInt64, resource.BinarySI)
+		}
+		size, err := imageSize(resources)
 		if err != nil {
+			if size != 0 || strings.Contains(err.Error(), "\n") {
+				t.Errorf("%s, at most %s: got %d, %v", text, limitText, size, err)
+			}
+			// Only what can't be is refused.
+			if quantity.Sign() > 0 && quantity.CmpInt64(1<<62) <= 0 && limit.CmpInt64(1<<62+mib) >= 0 {
+				t.Errorf("%s, at most %s: %v", text, limitText, err)
+			}
 			return
 		}
 		if size <= 0 || size%mib != 0 || quantity.CmpInt64(size) > 0 || quantity.CmpInt64(size-mib) <= 0 {
 			t.Errorf("%s became %d", text, size)
+		}
+		if limit.CmpInt64(size) < 0 {
+			t.Errorf("%s became %d, more than %s", text, size, limitText)
 		}
 	})
 }

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package provisioner
+
+import (
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/storageclass"
+	"ceph.com/rbd-provisioner/provisioner/volume"
+)
+
+// hostile is what somebody may write into a claim, hoping that it leads to a
+// pool, image, user, key or cluster of others.
+func hostile() map[string]string {
+	m := map[string]string{
+		volume.AnnIdentity:                              "someone-else",
+		volume.AnnDeletionSecretName:                    "theirs",
+		volume.AnnDeletionSecretNamespace:               "kube-system",
+		volume.AnnDeletionUser:                          "client.admin",
+		volume.AnnClusterFSID:                           "00000000-0000-0000-0000-000000000000",
+		corev1.BetaStorageClassAnnotation:               "other",
+		"volume.beta.kubernetes.io/storage-provisioner": "example.com/other",
+		"volume.kubernetes.io/storage-provisioner":      "example.com/other",
+		"volume.kubernetes.io/selected-node":            "rbd/their-image",
+		"volume.alpha.kubernetes.io/selected-node":      "../their-image",
+		"pv.kubernetes.io/provisioned-by":               "example.com/other",
+		"pv.kubernetes.io/bound-by-controller":          "yes",
+		"kubernetes.io/createdby":                       "rbd-dynamic-provisioner",
+		metaVolume:                                      "pvc-theirs",
+		"image":                                         "their-image",
+		"rbd.ceph.com/image":                            "their-image",
+	}
+	for _, key := range storageclass.Keys() {
+		m[key], m["rbd.ceph.com/"+key], m["ceph.com/rbd."+key] = "10.0.1.1:6789", "their-"+strings.ToLower(key), "theirs"
+	}
+	return m
+}
+
+// Annotations, labels and whatever else a claim says do not change where its
+// image is, what it is called, and by whom it is made, used and deleted.
+func TestClaimsReachNothingOfOthers(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		change func(*corev1.PersistentVolumeClaim)
+	}{
+		{"annotations", func(c *corev1.PersistentVolumeClaim) { c.Annotations = hostile() }},
+		{"labels", func(c *corev1.PersistentVolumeClaim) { c.Labels = hostile() }},
+		{"finalizers and a generated name", func(c *corev1.PersistentVolumeClaim) {
+			c.Finalizers, c.GenerateName = []string{"example.com/their-image"}, "their-image-"
+		}},
+		{"an owner that is another's claim", func(c *corev1.PersistentVolumeClaim) {
+			c.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "PersistentVolumeClaim", Name: "theirs", UID: "5678"}}
+		}},
+		{"a status that it has not", func(c *corev1.PersistentVolumeClaim) {
+			c.Status.Phase, c.Status.Capacity = corev1.ClaimBound, storage("9Ti")
+		}},
+		{"attributes of a CSI driver", func(c *corev1.PersistentVolumeClaim) {
+			c.Spec.VolumeAttributesClassName = ptr.To("their-image")
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := newFixture(t)
+			f.seed(t, f.ceph, "their-image", rbd.ImageSpec{SizeBytes: 1 << 20}, map[string]string{metaVolume: "pvc-theirs"})
+			theirs, _ := f.ceph.Image(testPool, "their-image")
+			test.change(f.options.PVC)
+			f.putLive(t, func(*corev1.PersistentVolumeClaim) {})
+
+			checkSame(t, "the volume", f.wantVolume(), f.mustProvision(t))
+			checkSame(t, "the images", []string{testImage, "their-image"}, f.ceph.Images(testPool))
+			mine, _ := f.ceph.Image(testPool, testImage)
+			checkSame(t, "the image's metadata", testMarks(), mine.Metadata)
+			after, _ := f.ceph.Image(testPool, "their-image")
+			checkSame(t, "another's image", theirs, after)
+			checkSame(t, "images of another cluster", nil, f.other.Images(testPool))
+		})
+	}
+}
+
+// A reference to content of another namespace is refused like any, and before
+// anything is read or called.
+func TestContentOfOthersIsRefused(t *testing.T) {
+	for _, kind := range []string{"PersistentVolumeClaim", "VolumeSnapshot", "Secret", "StorageClass"} {
+		for _, namespace := range []*string{nil, ptr.To(""), ptr.To("kube-system"), ptr.To("../kube-system")} {
+			f := newFixture(t)
+			f.options.PVC.Spec.DataSourceRef = &corev1.TypedObjectReference{Kind: kind, Name: "theirs", Namespace: namespace}
+			f.putLive(t, func(*corev1.PersistentVolumeClaim) {})
+			if _, _, err := f.provision(t.Context(), t); err == nil || !strings.Contains(err.Error(), "asks for a volume with content") {
+				t.Errorf("%s of namespace %v: got %v, want a refusal", kind, namespace, err)
+			}
+			f.checkNothing(t)
+			checkSame(t, "the number of connections", 0, f.connector.connects.Load())
+		}
+	}
+}
+
+// imageNames are all that an image may be called: what Kubernetes makes of a
+// claim's UID, which nobody but the API server sets.
+var imageNames = regexp.MustCompile(`^kubernetes-dynamic-pvc-[0-9a-f-]+$`)
+
+// Whatever a claim has as its name, annotations and labels, what is asked of
+// Ceph is the same.
+func FuzzClaim(f *testing.F) {
+	for key, value := range hostile() {
+		f.Add("data", key, value, key, value)
+	}
+	f.Add("rbd/theirs", "pool", "rbd\x00", "\n", "@snap")
+	f.Add("kubernetes-dynamic-pvc-5678", "", "", "", "")
+	want, err := (&Provisioner{}).newRequest(options())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, name, annotation, value, label, labelValue string) {
+		o := options()
+		o.PVC.Name = name
+		o.PVC.Annotations, o.PVC.Labels = map[string]string{annotation: value}, map[string]string{label: labelValue}
+		got, err := (&Provisioner{}).newRequest(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got, cmp.AllowUnexported(request{})); diff != "" {
+			t.Errorf("the request changed (-want +got):\n%s", diff)
+		}
+		if !imageNames.MatchString(got.image) {
+			t.Errorf("the image is called %q", got.image)
+		}
+	})
+}
