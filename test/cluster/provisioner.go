@@ -17,7 +17,7 @@ type ProvisionerConfig struct {
 	// Args follow -kubeconfig and -http-endpoint.
 	Args []string
 	// Env are variables as KEY=VALUE. Beside them the process gets PATH, HOME,
-	// LC_ALL and POD_NAMESPACE, and nothing of the caller's environment.
+	// LC_ALL, TMPDIR and POD_NAMESPACE, and nothing of the caller's environment.
 	Env []string
 	// Namespace and ServiceAccount say whom it logs in as; the account must
 	// exist. Its rights are those that RBAC grants the account.
@@ -63,7 +63,7 @@ func (c *Cluster) StartProvisioner(ctx context.Context, cfg ProvisionerConfig) (
 	c.provisioners++
 	name := fmt.Sprintf("provisioner-%d", c.provisioners)
 	c.mu.Unlock()
-	d := c.newDaemon(name, append([]string{"POD_NAMESPACE=" + cfg.Namespace}, cfg.Env...),
+	d := c.newDaemon(name, append([]string{"POD_NAMESPACE=" + cfg.Namespace, "TMPDIR=" + c.Dir}, cfg.Env...),
 		binary, append([]string{"-kubeconfig=" + kubeconfig, "-http-endpoint=" + endpoint}, cfg.Args...)...)
 	url := "http://" + endpoint
 	if !cfg.NoWait {

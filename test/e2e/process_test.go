@@ -32,6 +32,9 @@ func start(t *testing.T, env []string, args ...string) *cluster.Provisioner {
 		select {
 		case <-p.Done():
 		default:
+			if err := look(context.WithoutCancel(t.Context()), p); err != nil {
+				t.Error(err)
+			}
 			if err := p.Stop(); err != nil {
 				t.Error(err)
 			}

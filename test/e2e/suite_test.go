@@ -18,9 +18,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"regexp"
-	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -46,9 +43,11 @@ var rig struct {
 	// main is the provisioner of ceph.com/rbd.
 	main *cluster.Provisioner
 
-	mu sync.Mutex // guards keys
+	mu sync.Mutex // guards what follows
 	// keys are all Ceph keys that were used: none may show anywhere.
 	keys []string
+	// seen is what provisioners showed while they ran, by what it is.
+	seen map[string]string
 }
 
 func TestMain(m *testing.M) {
@@ -83,6 +82,9 @@ func runTests(m *testing.M) (code int, err error) {
 		return 1, err
 	}
 	code = m.Run()
+	if err := look(ctx, rig.main); err != nil {
+		return code, err
+	}
 	return code, noKeyAnywhere(ctx)
 }
 
@@ -133,61 +135,3 @@ func get(ctx context.Context, url string) (string, error) {
 	}
 	return body.String(), nil
 }
-
-// useKey notes a key, to be searched for at the end.
-func useKey(key string) {
-	rig.mu.Lock()
-	defer rig.mu.Unlock()
-	rig.keys = append(rig.keys, key)
-}
-
-// noKeyAnywhere searches all that the provisioners left in logs and events for
-// each key that was used.
-func noKeyAnywhere(ctx context.Context) error {
-	found := map[string]string{}
-	events, err := rig.Kube.Kubectl(ctx, "", "get", "events,persistentvolumes", "-A", "-o", "yaml")
-	if err != nil {
-		return err
-	}
-	found["the events and volumes"] = events
-	logs, err := filepath.Glob(filepath.Join(rig.Dir, "log", "provisioner-*.log"))
-	if err != nil || len(logs) == 0 {
-		return fmt.Errorf("found no logs of provisioners: %w", err)
-	}
-	for _, log := range logs {
-		text, err := os.ReadFile(log)
-		if err != nil {
-			return err
-		}
-		found[log] = string(text)
-	}
-	rig.mu.Lock()
-	keys := slices.Compact(slices.Sorted(slices.Values(rig.keys)))
-	rig.mu.Unlock()
-	var errs []error
-	for where, text := range found {
-		dumped := dumpedBytes(text)
-		for _, key := range keys {
-			if before, _, found := strings.Cut(text, key); found {
-				errs = append(errs, fmt.Errorf("a key stands in %s, behind %q", where, before[max(0, len(before)-200):]))
-			}
-			if strings.Contains(dumped, key) {
-				errs = append(errs, fmt.Errorf("a key is dumped in %s", where))
-			}
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// dumpedBytes puts together what a log has as dumps of bytes, 16 in a line,
-// which is how client-go logs the bodies of answers.
-func dumpedBytes(text string) string {
-	var all strings.Builder
-	for _, line := range dumpLine.FindAllStringSubmatch(text, -1) {
-		all.WriteString(line[1])
-	}
-	return all.String()
-}
-
-// dumpLine is the end of a line of hex.Dump.
-var dumpLine = regexp.MustCompile(`(?m)\|(.{1,16})\|$`)
