@@ -60,6 +60,13 @@ func newFixture(t *testing.T) *fixture {
 	return f
 }
 
+// in is the fixture in a subtest.
+func (f *fixture) in(sub *testing.T) *fixture {
+	in := *f
+	in.T = sub
+	return &in
+}
+
 // cephUser makes client.NAME-ROLE with minimal caps for pools.
 func (f *fixture) cephUser(role string, pools ...string) string {
 	f.Helper()

@@ -167,9 +167,8 @@ func TestNoRightIsIdle(t *testing.T) {
 // newRestricted starts a provisioner with all rights but one.
 func newRestricted(t *testing.T, parent *fixture, suffix string, all []right, lacking right, env, args []string) *restricted {
 	t.Helper()
-	f := *parent
-	f.T = t
-	r := &restricted{fixture: &f, ns: f.name + "-" + suffix}
+	f := parent.in(t)
+	r := &restricted{fixture: f, ns: f.name + "-" + suffix}
 	r.provisionerName = "example.com/" + r.ns
 	ctx := t.Context()
 	_, err := rig.Kube.Client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: r.ns}}, metav1.CreateOptions{})
@@ -259,8 +258,7 @@ func (r *restricted) released() *corev1.PersistentVolume {
 	r.Cleanup(func() {
 		// Healed by now.
 		if !r.Failed() {
-			f := *r.fixture
-			if err := cluster.Eventually(context.WithoutCancel(f.Context()), patience, func(ctx context.Context) error {
+			if err := cluster.Eventually(context.WithoutCancel(r.Context()), patience, func(ctx context.Context) error {
 				_, err := rig.Kube.Client.CoreV1().PersistentVolumes().Get(ctx, pv.Name, metav1.GetOptions{})
 				if apierrors.IsNotFound(err) {
 					return nil
