@@ -39,13 +39,6 @@ func (r right) String() string {
 	return text
 }
 
-// place is how docs/security.md writes where a right holds.
-func (r right) place() string {
-	if r.own {
-		return "own"
-	}
-	return "everywhere"
-}
 
 // rights takes rules apart.
 func rights(own bool, rules []rbacv1.PolicyRule) []right {

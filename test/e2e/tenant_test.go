@@ -55,7 +55,7 @@ func (t *tenant) in(sub *testing.T) *tenant {
 	return &tenant{fixture: t.fixture.in(sub), kubeconfig: t.kubeconfig}
 }
 
-// makes makes a claim as the tenant.
+// makes creates a claim as the tenant.
 func (t *tenant) makes(name string, change func(*corev1.PersistentVolumeClaim)) *corev1.PersistentVolumeClaim {
 	t.Helper()
 	claim := &corev1.PersistentVolumeClaim{
