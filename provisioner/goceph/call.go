@@ -91,6 +91,42 @@ func callImage[T any](ctx context.Context, p *pool, attempt, image string, f fun
 	}, nil)
 }
 
+// callNotes is call for the notes of an object. It locks nothing: each of these
+// calls is one operation of one OSD, which puts them in a row itself. notFound is
+// what ENOENT means; nil for success.
+func callNotes[T any](ctx context.Context, p *pool, attempt, object string, notFound error, f func(ioctx) (T, error)) (T, error) {
+	value, err := runNotes(ctx, p, attempt, object, notFound, f)
+	if err != nil {
+		err = fmt.Errorf("%s notes %q in pool %q: %w", attempt, object, p.name, err)
+	}
+	return value, err
+}
+
+func runNotes[T any](ctx context.Context, p *pool, attempt, object string, notFound error, f func(ioctx) (T, error)) (T, error) {
+	var none T
+	if err := checkName(object); err != nil {
+		return none, err
+	}
+	if ctx.Err() != nil {
+		return none, &interrupted{rbd.ErrTimeout, context.Cause(ctx)}
+	}
+	log := klog.FromContext(ctx)
+	ctx, cancel := context.WithTimeout(ctx, p.connector.cfg.Timeout+grace)
+	defer cancel()
+	if err := p.begin(); err != nil {
+		return none, err
+	}
+	start := time.Now()
+	return run(ctx, func() (T, error) {
+		value, err := f(p.io)
+		err = translate(err, notFound)
+		p.end(err)
+		log.V(4).Info("Called librados", "call", attempt+" notes", "pool", p.name, "object", object,
+			"duration", time.Since(start), "err", err)
+		return value, err
+	}, nil)
+}
+
 // checkName refuses what a C function would read as another name.
 func checkName(name string) error {
 	if name == "" {

@@ -183,6 +183,19 @@ func (c *ceph) watch(t *testing.T, pool, image string) (address string, stop fun
 	return address, stop
 }
 
+// write writes into the beginning of an image.
+func (c *ceph) write(t *testing.T, pool, image string) {
+	t.Helper()
+	handle, err := librbd.OpenImage(c.ioctx(t, c.conn, pool), image, librbd.NoSnapshot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = handle.WriteAt([]byte("file system"), 0)
+	if err := errors.Join(err, handle.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (c *ceph) snapshot(t *testing.T, pool, image, snapshot string) (remove func()) {
 	t.Helper()
 	io := c.ioctx(t, c.conn, pool)

@@ -40,6 +40,7 @@ func TestOnCeph(t *testing.T) {
 		SetFull:    c.setFull,
 		Watch:      c.watch,
 		Snapshot:   c.snapshot,
+		Write:      c.write,
 		Trash:      c.trash,
 		AddRemains: c.addRemains,
 		Pause:      c.pause,

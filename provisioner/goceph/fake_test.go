@@ -3,6 +3,7 @@
 package goceph
 
 import (
+	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -70,6 +71,8 @@ type fakeConn struct {
 	*fakeCeph
 	down    bool
 	waiting int // open pools of this connection
+	// noteCalls counts the calls about notes.
+	noteCalls int
 }
 
 func (c *fakeConn) fsid() string { return "11111111-2222-3333-4444-555555555555" }
@@ -150,6 +153,25 @@ func (p *fakePool) image(name string) (rbd.Image, error) { return rbd.Image{}, p
 func (p *fakePool) setMetadata(name string, _ map[string]string) error { return p.call(name) }
 
 func (p *fakePool) removeImage(name string) error { return p.call(name) }
+
+func (p *fakePool) written(name string) (bool, error) { return false, p.call(name) }
+
+func (p *fakePool) notes(object string) (map[string][]byte, error) {
+	return map[string][]byte{}, p.callNotes(object)
+}
+
+func (p *fakePool) setNotes(object string, _ map[string][]byte) error { return p.callNotes(object) }
+
+func (p *fakePool) removeNotes(object string, _ []string) error { return p.callNotes(object) }
+
+// callNotes is call for what needs no lock.
+func (p *fakePool) callNotes(object string) error {
+	p.conn.mu.Lock()
+	p.conn.noteCalls++
+	unique := fmt.Sprintf("notes %s %d", object, p.conn.noteCalls)
+	p.conn.mu.Unlock()
+	return p.call(unique)
+}
 
 // fakeCreds returns credentials of a key that is made for the call.
 func fakeCreds() rbd.Credentials {

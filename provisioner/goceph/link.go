@@ -27,6 +27,10 @@ type ioctx interface {
 	image(name string) (rbd.Image, error)
 	setMetadata(name string, entries map[string]string) error
 	removeImage(name string) error
+	written(name string) (bool, error)
+	notes(object string) (map[string][]byte, error)
+	setNotes(object string, notes map[string][]byte) error
+	removeNotes(object string, keys []string) error
 	// close frees memory. It does no I/O.
 	close()
 }

@@ -6,6 +6,7 @@ package goceph
 
 import (
 	"fmt"
+	"syscall"
 	"testing"
 	"time"
 
@@ -51,5 +52,45 @@ func (c *ceph) testMeasure(t *testing.T) {
 		return p.SetMetadata(ctx, name(i), map[string]string{"a": "1", "b": "2", "c": "3", "d": "4"})
 	})
 	lap("describe", func(i int) error { _, err := p.Image(ctx, name(i)); return err })
+	lap("look into", func(i int) error { _, err := p.Written(ctx, name(i)); return err })
+	c.measureNotes(t, p)
 	lap("remove 1 GiB", func(i int) error { return p.RemoveImage(ctx, name(i)) })
+}
+
+// measureNotes logs what notes cost, also in CPU time of this process.
+func (c *ceph) measureNotes(t *testing.T, p rbd.Pool) {
+	ctx := t.Context()
+	const object, many = "measured", 2000
+	lap := func(what string, n time.Duration, call func() error) {
+		t.Helper()
+		begin, cpu := time.Now(), cpuTime(t)
+		if err := call(); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%s: %s each, %s of CPU", what, (time.Since(begin) / n).Round(time.Microsecond), ((cpuTime(t) - cpu) / n).Round(time.Microsecond))
+	}
+	keys := make([]string, many)
+	for i := range keys {
+		keys[i] = fmt.Sprintf("kubernetes-dynamic-pvc-8a6b7f0e-0000-4000-8000-%012d", i)
+	}
+	lap("set 2000 notes of 200 bytes, one by one", many, func() error {
+		for _, key := range keys {
+			if err := p.SetNotes(ctx, object, map[string][]byte{key: make([]byte, 200)}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	lap("read 2000 notes", 1, func() error { _, err := p.Notes(ctx, object); return err })
+	lap("remove 2000 notes at once", 1, func() error { return p.RemoveNotes(ctx, object, keys...) })
+}
+
+// cpuTime is what this process has used so far, librados's threads included.
+func cpuTime(t *testing.T) time.Duration {
+	t.Helper()
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }

@@ -4,6 +4,7 @@ package goceph
 
 import (
 	"context"
+	"maps"
 
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
@@ -48,6 +49,37 @@ func (p *pool) SetMetadata(ctx context.Context, name string, entries map[string]
 func (p *pool) RemoveImage(ctx context.Context, name string) error {
 	_, err := call(ctx, p, "remove", name, func(io ioctx) (struct{}, error) {
 		return struct{}{}, io.removeImage(name)
+	})
+	return err
+}
+
+// Written implements rbd.Pool.
+func (p *pool) Written(ctx context.Context, name string) (bool, error) {
+	return call(ctx, p, "look into", name, func(io ioctx) (bool, error) { return io.written(name) })
+}
+
+// Notes implements rbd.Notes.
+func (p *pool) Notes(ctx context.Context, object string) (map[string][]byte, error) {
+	return callNotes(ctx, p, "read", object, nil, func(io ioctx) (map[string][]byte, error) {
+		return io.notes(object)
+	})
+}
+
+// SetNotes implements rbd.Notes.
+func (p *pool) SetNotes(ctx context.Context, object string, notes map[string][]byte) error {
+	// The call may outlive its caller, who then has the map back.
+	notes = maps.Clone(notes)
+	// Only the pool can be missing: an object is made.
+	_, err := callNotes(ctx, p, "set", object, rbd.ErrPoolNotFound, func(io ioctx) (struct{}, error) {
+		return struct{}{}, io.setNotes(object, notes)
+	})
+	return err
+}
+
+// RemoveNotes implements rbd.Notes.
+func (p *pool) RemoveNotes(ctx context.Context, object string, keys ...string) error {
+	_, err := callNotes(ctx, p, "remove", object, nil, func(io ioctx) (struct{}, error) {
+		return struct{}{}, io.removeNotes(object, keys)
 	})
 	return err
 }

@@ -63,7 +63,7 @@ type Cluster interface {
 // Calls that name the same image of the same pool run one after the other,
 // through whatever connections of one Connector they come: a call that outlived
 // its deadline keeps the name until librbd returns, and others wait for it
-// within their own deadline. All calls may return ErrTimeout, also with
+// within their own deadline. All calls about images may return ErrTimeout, also with
 // ErrImageBusy, ErrConnectionLost or ErrPermissionDenied.
 type Pool interface {
 	// CreateImage makes an empty image of format 2 with the feature layering
@@ -100,9 +100,42 @@ type Pool interface {
 	// pool is no obstacle, but for one that no image was ever removed from:
 	// ErrPoolFull.
 	RemoveImage(ctx context.Context, name string) error
+	// Written reports whether something was written into the first object of an
+	// image, as whoever makes a file system or a partition table does. It
+	// changes nothing.
+	//
+	// Errors: ErrImageNotFound.
+	Written(ctx context.Context, name string) (bool, error)
+	Notes
 	// Close gives the pool back once running calls have ended. It does not
 	// block; calling it twice is harmless.
 	Close()
+}
+
+// Notes are what a program keeps in a pool beside the images: objects, each of
+// which holds keys with small values. "profile rbd" allows them, and no list of
+// images shows them. Each call that changes notes does all of it or nothing.
+//
+// Calls do not wait for one another, neither for those about the same object: of
+// two that set the same key, either may win. All may return ErrTimeout,
+// ErrConnectionLost, ErrPermissionDenied or, in an erasure-coded pool,
+// ErrNotSupported.
+type Notes interface {
+	// Notes returns all notes of an object. An object that is not there has
+	// none, which is no error; nor is a pool that was removed since it was
+	// opened.
+	Notes(ctx context.Context, object string) (map[string][]byte, error)
+	// SetNotes adds notes and replaces those of the same key; others stay. It
+	// makes the object when there is none. A key is not empty and has no zero
+	// byte; a value is any bytes, which the caller does not change later.
+	//
+	// Errors: ErrPoolFull, ErrPoolNotFound.
+	SetNotes(ctx context.Context, object string, notes map[string][]byte) error
+	// RemoveNotes removes notes; that one is not there, or not even the object,
+	// is no error. The object stays.
+	//
+	// Errors: ErrPoolFull.
+	RemoveNotes(ctx context.Context, object string, keys ...string) error
 }
 
 // ImageSpec describes an image to be made.

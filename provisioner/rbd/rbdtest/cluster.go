@@ -71,6 +71,8 @@ type poolState struct {
 	// something was ever in it.
 	trash    map[string]*image
 	hasTrash bool
+	// notes are those of each object.
+	notes map[string]map[string][]byte
 }
 
 type image struct {
@@ -79,6 +81,7 @@ type image struct {
 	metadata  map[string]string
 	watchers  []string
 	snapshots []string
+	written   bool
 }
 
 // Remains is what a client that died may leave of an image.
@@ -182,6 +185,7 @@ func (c *Cluster) AddErasurePool(name string, overwrites bool) {
 
 func (c *Cluster) addPool(p poolState) {
 	p.images, p.remains, p.trash = map[string]*image{}, map[string]Remains{}, map[string]*image{}
+	p.notes = map[string]map[string][]byte{}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.pools[p.name] == nil {

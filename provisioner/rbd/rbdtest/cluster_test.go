@@ -48,6 +48,7 @@ func TestConformance(t *testing.T) {
 			c.AddSnapshot(pool, image, snapshot)
 			return func() { c.RemoveSnapshot(pool, image, snapshot) }
 		},
+		Write:      func(_ *testing.T, pool, image string) { c.Write(pool, image) },
 		Trash:      func(_ *testing.T, pool string) []string { return c.Trash(pool) },
 		AddRemains: func(_ *testing.T, pool, image string, remains rbdtest.Remains) { c.AddRemains(pool, image, remains) },
 		Pause: func(*testing.T) func() {

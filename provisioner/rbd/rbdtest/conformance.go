@@ -40,6 +40,8 @@ type Harness struct {
 	Watch func(t *testing.T, pool, image string) (address string, stop func())
 	// Snapshot makes a snapshot of an image, that remove removes.
 	Snapshot func(t *testing.T, pool, image, snapshot string) (remove func())
+	// Write writes into the beginning of an image.
+	Write func(t *testing.T, pool, image string)
 	// Trash returns the names of the images in a pool's trash.
 	Trash func(t *testing.T, pool string) []string
 	// AddRemains leaves remains of an image that is not there.
@@ -59,6 +61,7 @@ func Conformance(t *testing.T, h Harness) {
 	// Alone, for they stop the OSDs under everybody, and shut clients out: the
 	// others are parallel and wait until this function has returned.
 	t.Run("Deadline", s.testDeadline)
+	t.Run("NotesDeadline", s.testNotesDeadline)
 	t.Run("ConnectionLost", s.testConnectionLost)
 	for _, test := range []struct {
 		name string
@@ -72,6 +75,9 @@ func Conformance(t *testing.T, h Harness) {
 		{"RemoveImage", s.testRemoveImage},
 		{"InterruptedRemoval", s.testInterruptedRemoval},
 		{"Remains", s.testRemains},
+		{"Written", s.testWritten},
+		{"Notes", s.testNotes},
+		{"NotesFaults", s.testNotesFaults},
 		{"Names", s.testNames},
 		{"Permissions", s.testPermissions},
 		{"Full", s.testFull},

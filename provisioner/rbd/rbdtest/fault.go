@@ -15,12 +15,17 @@ const (
 	CallImage       Call = "Image"
 	CallSetMetadata Call = "SetMetadata"
 	CallRemoveImage Call = "RemoveImage"
+	CallWritten     Call = "Written"
+	CallNotes       Call = "Notes"
+	CallSetNotes    Call = "SetNotes"
+	CallRemoveNotes Call = "RemoveNotes"
 )
 
 // FakeFault makes one call go wrong. Its zero fields change nothing.
 type FakeFault struct {
 	Call Call
-	// Image is the name that the call must be about; empty means any.
+	// Image is the name that the call must be about, of an image or of the
+	// object of notes; empty means any.
 	Image string
 	// Before runs in the call, before it takes effect and in its own
 	// goroutine: while it blocks, the caller may give up, and the call takes

@@ -89,6 +89,13 @@ func (c *Cluster) RemoveSnapshot(pool, name, snapshot string) {
 	i.snapshots = slices.DeleteFunc(i.snapshots, func(s string) bool { return s == snapshot })
 }
 
+// Write writes into an image, as who makes a file system does.
+func (c *Cluster) Write(pool, name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.mustImage(pool, name).written = true
+}
+
 // mustImage returns an image that the test says is there. c.mu is held.
 func (c *Cluster) mustImage(pool, name string) *image {
 	i := c.mustPool(pool).images[name]

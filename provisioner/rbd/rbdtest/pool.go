@@ -61,6 +61,14 @@ func (p *pool) RemoveImage(ctx context.Context, name string) error {
 	return err
 }
 
+// Written implements rbd.Pool.
+func (p *pool) Written(ctx context.Context, name string) (bool, error) {
+	return call(ctx, p, CallWritten, "look into", name, func() (bool, error) {
+		i, err := p.state.image(name)
+		return err == nil && i.written, err
+	})
+}
+
 // Close implements rbd.Pool.
 func (p *pool) Close() { p.session.cluster.close(&p.closed) }
 
@@ -79,13 +87,20 @@ func callImage[T any](ctx context.Context, p *pool, kind Call, image string, f f
 	if err := checkName(image); err != nil {
 		return none, err
 	}
-	c := p.session.cluster
 	ctx, cancel := context.WithTimeout(ctx, DefaultTimeout)
 	defer cancel()
-	unlock, err := c.names.lock(ctx, p.state, image)
+	unlock, err := p.session.cluster.names.lock(ctx, p.state, image)
 	if err != nil {
 		return none, fmt.Errorf("%w: %w", rbd.ErrImageBusy, err)
 	}
+	return invoke(ctx, p, kind, image, unlock, f)
+}
+
+// invoke runs f with Cluster.mu held, and then unlock, also when the caller gave
+// up.
+func invoke[T any](ctx context.Context, p *pool, kind Call, name string, unlock func(), f func() (T, error)) (T, error) {
+	var none T
+	c := p.session.cluster
 	c.mu.Lock()
 	closed, paused := p.closed, c.paused
 	c.mu.Unlock()
@@ -107,9 +122,9 @@ func callImage[T any](ctx context.Context, p *pool, kind Call, image string, f f
 		if paused != nil {
 			<-paused
 		}
-		fault := c.fault(kind, image)
+		fault := c.fault(kind, name)
 		fault.before()
-		value, err := p.reach(kind, image, fault, func() (any, error) { return f() })
+		value, err := p.reach(kind, name, fault, func() (any, error) { return f() })
 		r := result{err: err}
 		r.value, _ = value.(T)
 		done <- r

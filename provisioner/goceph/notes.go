@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build cgo
+
+package goceph
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/ceph/go-ceph/rados"
+	librbd "github.com/ceph/go-ceph/rbd"
+)
+
+// notesAtOnce is how many notes one read asks for: below what OSDs give at once
+// by default (osd_max_omap_entries_per_request).
+const notesAtOnce = 512
+
+func (p *radosPool) notes(object string) (map[string][]byte, error) {
+	notes, err := p.io.GetAllOmapValues(object, "", "", notesAtOnce)
+	if errors.Is(err, rados.ErrNotFound) {
+		return map[string][]byte{}, nil
+	}
+	return notes, err
+}
+
+func (p *radosPool) setNotes(object string, notes map[string][]byte) error {
+	for key := range notes {
+		if err := checkName(key); err != nil {
+			return fmt.Errorf("key %q: %w", key, err)
+		}
+	}
+	// Also without notes, so that what is wrong with the pool shows.
+	return p.io.SetOmap(object, notes)
+}
+
+func (p *radosPool) removeNotes(object string, keys []string) error {
+	err := p.io.RmOmapKeys(object, keys)
+	if errors.Is(err, rados.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+func (p *radosPool) written(name string) (bool, error) {
+	image, err := librbd.OpenImageReadOnly(p.io, name, librbd.NoSnapshot)
+	if err != nil {
+		return false, err
+	}
+	// An image that was only read has nothing left to lose when closing it
+	// goes wrong.
+	defer func() { _ = image.Close() }()
+	info, err := image.Stat()
+	if err != nil || info.Size == 0 {
+		return false, err
+	}
+	written := false
+	// Asks for the object's existence, not for its content.
+	err = image.DiffIterate(librbd.DiffIterateConfig{
+		SnapName:      librbd.NoSnapshot,
+		Length:        min(info.Size, info.Obj_size),
+		IncludeParent: librbd.IncludeParent,
+		WholeObject:   librbd.EnableWholeObject,
+		Callback: func(_, _ uint64, exists int, _ any) int {
+			written = written || exists != 0
+			return 0
+		},
+	})
+	return written, err
+}
