@@ -137,7 +137,13 @@ func TestProvisionCephFaults(t *testing.T) {
 			f.putParameter(t, "dataPool", "fixed")
 		}, rbd.ErrNotSupported, "not supported by the cluster"}, noChange},
 		{fault{"a full pool", func(_ *testing.T, f *fixture) { f.ceph.SetFull(testPool, true) }, rbd.ErrPoolFull,
-			"free space, add storage, or raise the quota"}, background},
+			"free space, add storage, or raise the quota"}, noChange},
+		{fault{"a pool that fills up", func(_ *testing.T, f *fixture) {
+			f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallCreateImage, Err: rbd.ErrPoolFull, Times: 2})
+		}, rbd.ErrPoolFull, "free space, add storage, or raise the quota"}, background},
+		{fault{"an intent that can't be written in time", func(_ *testing.T, f *fixture) {
+			f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallSetNotes, Err: rbd.ErrTimeout, Times: 2})
+		}, rbd.ErrTimeout, "check the health of the Ceph cluster"}, noChange},
 		{fault{"only monitors of protocol 2 are left", func(t *testing.T, f *fixture) {
 			f.putParameter(t, "monitors", "v2:10.0.0.1:3300, mon.ceph")
 		}, nil, "no monitor that is left speaks message protocol 1 (port 6789)"}, noChange},

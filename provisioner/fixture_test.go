@@ -54,6 +54,7 @@ type fixture struct {
 	connector   *FakeConnector
 	client      *fake.Clientset
 	classes     cache.Indexer
+	journals    journalFixture
 	events      *record.FakeRecorder
 	names       FakeResolver
 	// secrets are texts that no error, event or log line may show.
@@ -75,6 +76,7 @@ func newFixture(t *testing.T) *fixture {
 		events:  record.NewFakeRecorder(100),
 		names:   FakeResolver{},
 	}
+	f.journals = newJournalFixture()
 	f.connector = &FakeConnector{Connector: rbdtest.NewConnector(f.ceph, f.other)}
 	everything := rbdtest.Caps{AllPools: true}
 	f.ceph.AddPool(testPool)
@@ -94,7 +96,7 @@ func (f *fixture) restart(t *testing.T, usePVName bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.Provisioner, err = New(Config{
+	f.Provisioner, err = New(f.journals.config(Config{
 		Name:      DefaultName,
 		Identity:  testIdentity,
 		UsePVName: usePVName,
@@ -102,7 +104,8 @@ func (f *fixture) restart(t *testing.T, usePVName bool) {
 		Classes:   storagelisters.NewStorageClassLister(f.classes),
 		Access:    open,
 		Events:    f.events,
-	})
+		Volumes:   f.client.CoreV1(),
+	}))
 	if err != nil {
 		t.Fatal(err)
 	}

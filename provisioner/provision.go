@@ -89,13 +89,7 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 		p.config.Events.Event(options.PVC, corev1.EventTypeWarning, reasonMonitorUnresolved, unresolved.Error())
 	}
 
-	owner := p.ownerOf(options.PVC, r.pvName)
-	if wanted {
-		err = p.ensureImage(ctx, pool, r, owner)
-	} else {
-		err = p.findImage(ctx, pool, r, owner)
-	}
-	if err != nil {
+	if err := p.makeImage(ctx, pool, location, r, options.PVC, wanted); err != nil {
 		return nil, access.Explain(err, location)
 	}
 	return p.newVolume(options, r, pool), nil

@@ -14,11 +14,13 @@ import (
 	"sync"
 
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	corelisters "k8s.io/client-go/listers/core/v1"
 	storagelisters "k8s.io/client-go/listers/storage/v1"
 	"k8s.io/client-go/tools/record"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/journal"
 )
 
 // DefaultName is what a StorageClass names as its provisioner. The retired
@@ -29,7 +31,7 @@ const DefaultName = "ceph.com/rbd"
 // by it.
 const imagePrefix = "kubernetes-dynamic-pvc-"
 
-// Config has what New needs. All but UsePVName are required.
+// Config has what New needs. All are required, where they do not say otherwise.
 type Config struct {
 	// Name is what a StorageClass names as its provisioner.
 	Name string
@@ -39,12 +41,23 @@ type Config struct {
 	// UsePVName names images like their PersistentVolume instead of
 	// kubernetes-dynamic-pvc-UID.
 	UsePVName bool
+	// ClusterUID is the identity of the Kubernetes cluster: others may share the
+	// pools. Empty means not to keep a journal: an image whose creation is cut
+	// off, and whose claim is then deleted, is known to nobody.
+	ClusterUID string
 
 	Claims  corev1client.PersistentVolumeClaimsGetter
 	Classes storagelisters.StorageClassLister
 	Access  *access.Access
 	// Events tells people of what does not keep a volume from being made.
 	Events record.EventRecorder
+	// Volumes and VolumeLister are required with ClusterUID alone: the server's
+	// volumes, and the cache's.
+	Volumes      corev1client.PersistentVolumesGetter
+	VolumeLister corelisters.PersistentVolumeLister
+	// Recovered is told what recovery did about images that were left; nil for
+	// nobody.
+	Recovered func(Outcome)
 }
 
 // Provisioner implements the library's Provisioner and BlockProvisioner. It is
@@ -60,6 +73,12 @@ type Provisioner struct {
 	// forbidden holds the namespaces whose user secrets RBAC keeps from us,
 	// so that the log says it once.
 	forbidden sync.Map
+
+	// journal is empty without a ClusterUID; ledger and images are used only
+	// with it.
+	journal journal.Journal
+	ledger  journal.Ledger
+	images  imageLocks
 }
 
 var _ controller.BlockProvisioner = (*Provisioner)(nil)
@@ -72,7 +91,14 @@ func New(c Config) (*Provisioner, error) {
 	if c.Claims == nil || c.Classes == nil || c.Access == nil || c.Events == nil {
 		return nil, errors.New("provisioner: Claims, Classes, Access and Events are required")
 	}
-	return &Provisioner{config: c}, nil
+	p := &Provisioner{config: c}
+	if c.ClusterUID != "" {
+		if c.Volumes == nil || c.VolumeLister == nil {
+			return nil, errors.New("provisioner: Volumes and VolumeLister are required with ClusterUID")
+		}
+		p.journal.Object = journal.Object(c.ClusterUID, c.Name, c.Identity)
+	}
+	return p, nil
 }
 
 // SupportsBlock says that volumes may be of mode Block.

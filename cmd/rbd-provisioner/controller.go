@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -49,19 +50,27 @@ type controller struct {
 // newController sets the library up. Its defaults give up on claims, delete
 // images whose PersistentVolume could not be saved, and forget claims whose node
 // is gone; each setting here is against one of them.
-func newController(ctx context.Context, o *options, client kubernetes.Interface, factory informers.SharedInformerFactory, open *access.Access, registry prometheus.Registerer) (*controller, error) {
+// clusterUID may be empty.
+func newController(ctx context.Context, o *options, clusterUID string, client kubernetes.Interface, factory informers.SharedInformerFactory, open *access.Access, registry prometheus.Registerer) (*controller, error) {
 	// Events of what is under way are still sent when ctx has ended.
 	events := record.NewBroadcaster(record.WithContext(context.WithoutCancel(ctx)))
 	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: client.CoreV1().Events("")})
 	p, err := provisioner.New(provisioner.Config{
-		Name:      o.provisionerName,
-		Identity:  o.identity,
-		UsePVName: o.usePVName,
-		Claims:    client.CoreV1(),
-		Classes:   factory.Storage().V1().StorageClasses().Lister(),
-		Access:    open,
-		Events:    events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: o.provisionerName}),
+		Name:         o.provisionerName,
+		Identity:     o.identity,
+		UsePVName:    o.usePVName,
+		ClusterUID:   clusterUID,
+		Claims:       client.CoreV1(),
+		Classes:      factory.Storage().V1().StorageClasses().Lister(),
+		Access:       open,
+		Events:       events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: o.provisionerName}),
+		Volumes:      client.CoreV1(),
+		VolumeLister: factory.Core().V1().PersistentVolumes().Lister(),
+		Recovered:    newRecoveredCounter(registry),
 	})
+	if err == nil {
+		err = onSaved(factory.Core().V1().PersistentVolumes().Informer(), p.Saved)
+	}
 	if err != nil {
 		events.Shutdown()
 		return nil, err
@@ -111,11 +120,18 @@ func (c *controller) run(ctx context.Context) error {
 	logger := klog.FromContext(ctx)
 	logger.Info("Leading")
 	defer c.events.Shutdown()
+	var keeping sync.WaitGroup
+	keeping.Go(func() { c.provisioner.KeepJournal(ctx) })
 	c.loop.Run(ctx)
 
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.drainTimeout)
 	defer cancel()
-	return c.provisioner.Drain(drain)
+	if err := c.provisioner.Drain(drain); err != nil {
+		return err
+	}
+	// Nothing of it is under way any more: it ends at once.
+	keeping.Wait()
+	return nil
 }
 
 // ownVolumes keeps the library from volumes of a provisioner with our name and

@@ -34,6 +34,7 @@ func (o *options) permissions(podNamespace string) []permission {
 		{resource: "persistentvolumeclaims", verbs: []string{"get", "list", "watch"}},
 		{group: "storage.k8s.io", resource: "storageclasses", verbs: []string{"list", "watch"}},
 		{resource: "events", verbs: []string{"create", "patch"}},
+		{resource: "namespaces", verbs: []string{"get"}, name: clusterNamespace},
 		{resource: "secrets", verbs: []string{"get"}, namespace: podNamespace},
 	}
 	if o.leaderElection {

@@ -76,6 +76,11 @@ func serve(ctx context.Context, o *options) (err error) {
 		return nil // ctx has ended
 	}
 
+	clusterUID, err := readClusterUID(ctx, clients.main.CoreV1())
+	if err != nil {
+		return nil // ctx has ended
+	}
+
 	connector, err := goceph.New(goceph.Config{Timeout: o.commandTimeout})
 	if err != nil {
 		return err
@@ -88,7 +93,7 @@ func serve(ctx context.Context, o *options) (err error) {
 
 	factory := informers.NewSharedInformerFactoryWithOptions(clients.main, resyncPeriod,
 		informers.WithTransform(dropManagedFields))
-	c, err := newController(ctx, o, clients.main, factory, open, registry)
+	c, err := newController(ctx, o, clusterUID, clients.main, factory, open, registry)
 	if err != nil {
 		return err
 	}
