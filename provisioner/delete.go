@@ -105,7 +105,7 @@ func (p *Provisioner) openForDelete(ctx context.Context, pv *corev1.PersistentVo
 // Where the volume does not name its cluster, its own monitors are believed;
 // others (moved) are not.
 func (p *Provisioner) openSame(ctx context.Context, location volume.Location, fsid string, moved bool) (*access.Pool, error) {
-	pool, err := p.config.Access.Open(ctx, location)
+	pool, err := p.config.Access.OpenForVolume(ctx, location)
 	if err != nil {
 		return nil, err
 	}

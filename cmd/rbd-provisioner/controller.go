@@ -29,10 +29,12 @@ import (
 )
 
 // Backoff of a claim or volume that fails: somebody who mends the cause should
-// not wait long, and what stays broken should not make noise.
+// not wait long, and what stays broken should not make noise. The cap is how long
+// claims may wait after the end of an outage; one that fails meanwhile costs
+// three requests to the API server a minute.
 const (
 	backoffStart = time.Second
-	backoffCap   = 5 * time.Minute
+	backoffCap   = time.Minute
 )
 
 // drainGrace is what operations under way get on a stop beyond the deadline of a

@@ -86,7 +86,7 @@ func serve(ctx context.Context, o *options) (err error) {
 		return err
 	}
 	closers = append(closers, func() { closeConnector(ctx, connector) })
-	open, err := access.New(access.Config{Secrets: clients.main.CoreV1(), Connector: connector})
+	open, err := access.New(access.Config{Secrets: clients.main.CoreV1(), Connector: connector, Workers: o.workers})
 	if err != nil {
 		return err
 	}

@@ -2,7 +2,8 @@
 
 // Package access opens pools: it reads the key from its Secret at the moment of
 // use, resolves the monitors' names and connects. It is where Kubernetes meets
-// Ceph. It keeps no key and no connection; sharing connections is the
+// Ceph, and where a cluster that does not answer is kept from holding all the
+// workers. It keeps no key and no connection; sharing connections is the
 // Connector's work.
 package access
 
@@ -34,6 +35,10 @@ type Config struct {
 	// Timeout bounds one call to the API server and the resolving of one list
 	// of monitors. Zero means DefaultTimeout.
 	Timeout time.Duration
+	// Workers are how many pools may be opened at a time for claims, and
+	// likewise for volumes: of several clusters, one that is slow gets half of
+	// them. Zero means no limit.
+	Workers int
 }
 
 // DefaultTimeout bounds calls that are not to Ceph.
@@ -45,6 +50,7 @@ type Access struct {
 	connector rbd.Connector
 	resolver  Resolver
 	timeout   time.Duration
+	gate      *gate
 }
 
 // New returns an Access, or an error that names what c lacks.
@@ -58,7 +64,8 @@ func New(c Config) (*Access, error) {
 	if c.Timeout == 0 {
 		c.Timeout = DefaultTimeout
 	}
-	return &Access{secrets: c.Secrets, connector: c.Connector, resolver: c.Resolver, timeout: c.Timeout}, nil
+	return &Access{secrets: c.Secrets, connector: c.Connector, resolver: c.Resolver, timeout: c.Timeout,
+		gate: newGate(c.Workers)}, nil
 }
 
 // Pool is an open pool, with what was learned on the way to it.
@@ -70,10 +77,38 @@ type Pool struct {
 	Monitors Monitors
 }
 
-// Open opens the pool of a location. The caller must Close it. The errors are
-// those of ReadKey, Resolve, Connector.Connect and Cluster.OpenPool, with the
-// remedy added; whatever the error, nothing in Ceph was changed.
+// Open opens the pool of a location for the work on a claim. The caller must
+// Close it, and not make calls that it began outlive that. The errors are those
+// of ReadKey, Resolve, Connector.Connect and Cluster.OpenPool, with the remedy
+// added; whatever the error, nothing in Ceph was changed.
+//
+// Where calls on this location waited in vain lately, Open fails at once while
+// another operation tries, with ErrUnreachable or ErrTimeout, as it would have
+// after a wait. While a cluster among several is slow, it may be ErrBusy.
 func (a *Access) Open(ctx context.Context, l volume.Location) (*Pool, error) {
+	return a.enter(ctx, l, forClaim)
+}
+
+// OpenForVolume is Open for the removal of a volume's image.
+func (a *Access) OpenForVolume(ctx context.Context, l volume.Location) (*Pool, error) {
+	return a.enter(ctx, l, forVolume)
+}
+
+func (a *Access) enter(ctx context.Context, l volume.Location, u use) (*Pool, error) {
+	v, err := a.gate.enter(ctx, l, u)
+	if err != nil {
+		return nil, Explain(err, l)
+	}
+	pool, err := a.open(ctx, l, v)
+	if err != nil {
+		v.leave()
+		return nil, err
+	}
+	pool.Pool = watchedPool{pool.Pool, v}
+	return pool, nil
+}
+
+func (a *Access) open(ctx context.Context, l volume.Location, v *visit) (*Pool, error) {
 	key, err := a.ReadKey(ctx, l.Secret)
 	if err != nil {
 		return nil, err
@@ -82,11 +117,15 @@ func (a *Access) Open(ctx context.Context, l volume.Location) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
+	began := time.Now()
 	cluster, err := a.connector.Connect(ctx, rbd.Credentials{
 		Monitors: monitors.Addresses,
 		User:     l.User,
 		Key:      key,
 	})
+	if err != nil {
+		v.saw(began, err)
+	}
 	if errors.Is(err, rbd.ErrPermissionDenied) || errors.Is(err, rbd.ErrInvalidKey) {
 		// Caps are not looked at yet: it is the user or the key.
 		return nil, fmt.Errorf("%w: check that the user exists and that secret %q holds its key", err, l.Secret)
@@ -96,10 +135,14 @@ func (a *Access) Open(ctx context.Context, l volume.Location) (*Pool, error) {
 	}
 	// The pool holds a share of its own.
 	defer cluster.Close()
+	began = time.Now()
 	pool, err := cluster.OpenPool(ctx, l.Pool)
 	if err != nil {
+		v.saw(began, err)
 		return nil, Explain(err, l)
 	}
+	// That it went well need not be an answer: a connection that is there is
+	// shared, and knows its pools.
 	return &Pool{Pool: pool, FSID: cluster.FSID(), Monitors: monitors}, nil
 }
 
@@ -127,6 +170,8 @@ func Explain(err error, l volume.Location) error {
 		remedy = "free space, add storage, or raise the quota"
 	case errors.Is(err, rbd.ErrNotSupported) && l.DataPool != "":
 		remedy = fmt.Sprintf("an erasure-coded data pool needs ceph osd pool set %s allow_ec_overwrites true", l.DataPool)
+	case errors.Is(err, ErrBusy):
+		remedy = "it is tried again by itself; if that does not end, check the health of the Ceph cluster"
 	default:
 		return err
 	}

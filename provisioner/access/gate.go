@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package access
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/volume"
+)
+
+// ErrBusy says that a cluster is slow, and that as many operations wait for it
+// as may. Nothing was changed.
+var ErrBusy = errors.New("the Ceph cluster is slow to answer, and others wait for it already")
+
+const (
+	// lately is how long it counts that a cluster was used or did not answer.
+	lately = 10 * time.Minute
+	// placeWait bounds the wait for a place: the worker that waits could serve
+	// another cluster.
+	placeWait = 2 * time.Second
+	// A cluster is quick, and needs no limit, when it gave an answer within
+	// freshTime and nobody has waited for one for slowTime.
+	freshTime = time.Second
+	slowTime  = 5 * time.Second
+)
+
+// gate keeps a cluster that does not answer from holding all the workers, by two
+// means:
+//
+//   - Once a call waited in vain and nobody got an answer meanwhile, one
+//     operation at a time is let through to where it went, and tries; others
+//     fail at once. The first answer ends that. Nothing is timed: claims and
+//     volumes come again by themselves.
+//   - Before that is known, and while a cluster answers in part, half of the
+//     workers is the most that it holds. That applies only where another cluster
+//     is in use, and not while all answers come quickly.
+//
+// The first goes by route, since pools of one cluster fail one by one, and since
+// a wrong key can look like silent monitors. The second goes by monitors, and
+// for claims and volumes apart, as they have workers of their own: removing large
+// images takes long without any fault.
+type gate struct {
+	// half is half of the workers for either use; 0 for no limit.
+	half int
+
+	mu       sync.Mutex // guards all that follows, and what is in it
+	clusters map[string]*cluster
+	routes   map[route]*routeState
+	// probes counts the operations that were let through to find out whether
+	// their route answers again.
+	probes int
+	// changed is closed, and replaced, when somebody who waits may go on.
+	changed chan struct{}
+}
+
+// use is what a pool is opened for.
+type use int
+
+const (
+	forClaim use = iota
+	forVolume
+)
+
+// route is a way to images.
+type route struct {
+	monitors, user string
+	secret         volume.SecretRef
+	pool, dataPool string
+}
+
+type routeState struct {
+	used     time.Time
+	answered time.Time
+	// fault is why it is closed: ErrUnreachable or ErrTimeout; nil when it is
+	// not.
+	fault   error
+	probing bool
+}
+
+type cluster struct {
+	used     time.Time
+	answered time.Time
+	inside   [2]map[*visit]struct{} // by use
+}
+
+// visit is an operation that was let in.
+type visit struct {
+	gate    *gate
+	cluster *cluster
+	route   *routeState
+	use     use
+	probe   bool
+	// since is when it came, or last had an answer.
+	since time.Time
+	// removing says that it may take long though all is well.
+	removing bool
+	left     bool
+}
+
+func newGate(workers int) *gate {
+	g := &gate{clusters: map[string]*cluster{}, routes: map[route]*routeState{}, changed: make(chan struct{})}
+	if workers > 0 {
+		g.half = max(1, workers/2)
+	}
+	return g
+}
+
+// enter lets an operation in, which must leave. It waits for a place for
+// placeWait at most. Errors: ErrBusy; ErrUnreachable or ErrTimeout where no
+// answer came lately.
+func (g *gate) enter(ctx context.Context, l volume.Location, u use) (*visit, error) {
+	r := routeOf(l)
+	ctx, cancel := context.WithTimeout(ctx, placeWait)
+	defer cancel()
+	for {
+		v, changed, err := g.admit(r, u)
+		if v != nil || err != nil {
+			return v, err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("monitors %q: %w", r.monitors, ErrBusy)
+		}
+	}
+}
+
+// admit lets an operation in, refuses it, or returns what to wait for.
+func (g *gate) admit(r route, u use) (*visit, <-chan struct{}, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now := time.Now()
+	g.forget(now)
+	state := g.routes[r]
+	if state == nil {
+		state = &routeState{}
+		g.routes[r] = state
+	}
+	c := g.clusters[r.monitors]
+	if c == nil {
+		c = &cluster{inside: [2]map[*visit]struct{}{{}, {}}}
+		g.clusters[r.monitors] = c
+	}
+	state.used, c.used = now, now
+
+	probe := state.fault != nil
+	switch {
+	case probe && (state.probing || g.half > 0 && g.probes >= g.half):
+		return nil, nil, &silence{r, state.fault}
+	case !probe && g.half > 0 && len(g.clusters) > 1 && len(c.inside[u]) >= g.half && !c.quick(u, now):
+		return nil, g.changed, nil
+	}
+	v := &visit{gate: g, cluster: c, route: state, use: u, probe: probe, since: now}
+	c.inside[u][v] = struct{}{}
+	if probe {
+		state.probing = true
+		g.probes++
+	}
+	return v, nil, nil
+}
+
+// forget drops what nobody used lately.
+func (g *gate) forget(now time.Time) {
+	for key, c := range g.clusters {
+		if now.Sub(c.used) > lately && len(c.inside[forClaim])+len(c.inside[forVolume]) == 0 {
+			delete(g.clusters, key)
+		}
+	}
+	for key, r := range g.routes {
+		// Who is still inside keeps the state that it came by, which only
+		// has no effect any more.
+		if now.Sub(r.used) > lately && !r.probing {
+			delete(g.routes, key)
+		}
+	}
+}
+
+func (c *cluster) quick(u use, now time.Time) bool {
+	if now.Sub(c.answered) > freshTime {
+		return false
+	}
+	for v := range c.inside[u] {
+		if !v.removing && now.Sub(v.since) > slowTime {
+			return false
+		}
+	}
+	return true
+}
+
+// saw takes notice of how a call ended that began at a time.
+func (v *visit) saw(began time.Time, err error) {
+	v.gate.mu.Lock()
+	defer v.gate.mu.Unlock()
+	switch {
+	case errors.Is(err, rbd.ErrImageBusy), errors.Is(err, rbd.ErrConnectionLost):
+		// These say nothing of the next attempt: on another image, by a new
+		// connection.
+	case errors.Is(err, rbd.ErrUnreachable), errors.Is(err, rbd.ErrTimeout):
+		// Where others had an answer meanwhile, something else is slow than
+		// the route: one image, one group of objects.
+		if v.removing || v.route.answered.After(began) {
+			return
+		}
+		v.route.fault = rbd.ErrTimeout
+		if errors.Is(err, rbd.ErrUnreachable) {
+			v.route.fault = rbd.ErrUnreachable
+		}
+		v.gate.wake()
+	default:
+		v.since = time.Now()
+		v.cluster.answered, v.route.answered, v.route.fault = v.since, v.since, nil
+		v.gate.wake()
+	}
+}
+
+func (v *visit) setRemoving(removing bool) {
+	v.gate.mu.Lock()
+	defer v.gate.mu.Unlock()
+	v.removing = removing
+}
+
+// leave gives the place back. Calling it twice is harmless.
+func (v *visit) leave() {
+	v.gate.mu.Lock()
+	defer v.gate.mu.Unlock()
+	if v.left {
+		return
+	}
+	v.left = true
+	delete(v.cluster.inside[v.use], v)
+	if v.probe {
+		v.route.probing = false
+		v.gate.probes--
+	}
+	v.gate.wake()
+}
+
+// wake lets those who wait look again. gate.mu is held.
+func (g *gate) wake() {
+	close(g.changed)
+	g.changed = make(chan struct{})
+}
+
+func routeOf(l volume.Location) route {
+	monitors := make([]string, len(l.Monitors))
+	for i, m := range l.Monitors {
+		monitors[i] = m.String()
+	}
+	slices.Sort(monitors)
+	return route{strings.Join(monitors, ","), l.User, l.Secret, l.Pool, l.DataPool}
+}
+
+// silence is the error of an operation that was not tried, since another one
+// waits for an answer where the last one had none. Its text does not depend on
+// what that was.
+type silence struct {
+	route route
+	fault error
+}
+
+func (s *silence) Error() string {
+	return fmt.Sprintf("pool %q, monitors %q, user %q: no answer lately, so that one attempt at a time is made, and this one waits its turn",
+		s.route.pool, s.route.monitors, s.route.user)
+}
+
+func (s *silence) Unwrap() error { return s.fault }
+
+// watchedPool tells the gate how calls end.
+type watchedPool struct {
+	rbd.Pool
+	visit *visit
+}
+
+func (p watchedPool) CreateImage(ctx context.Context, name string, spec rbd.ImageSpec) error {
+	began := time.Now()
+	err := p.Pool.CreateImage(ctx, name, spec)
+	p.visit.saw(began, err)
+	return err
+}
+
+func (p watchedPool) Image(ctx context.Context, name string) (rbd.Image, error) {
+	began := time.Now()
+	image, err := p.Pool.Image(ctx, name)
+	p.visit.saw(began, err)
+	return image, err
+}
+
+func (p watchedPool) SetMetadata(ctx context.Context, name string, entries map[string]string) error {
+	began := time.Now()
+	err := p.Pool.SetMetadata(ctx, name, entries)
+	p.visit.saw(began, err)
+	return err
+}
+
+func (p watchedPool) RemoveImage(ctx context.Context, name string) error {
+	p.visit.setRemoving(true)
+	defer p.visit.setRemoving(false)
+	began := time.Now()
+	err := p.Pool.RemoveImage(ctx, name)
+	p.visit.saw(began, err)
+	return err
+}
+
+func (p watchedPool) Close() {
+	p.Pool.Close()
+	p.visit.leave()
+}

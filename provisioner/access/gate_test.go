@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package access_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
+	"ceph.com/rbd-provisioner/provisioner/volume"
+)
+
+// silence is how long a call waits in vain, as with librados.
+const silence = 15 * time.Second
+
+// FakeSilence makes monitors not answer for as long as librados waits: the
+// cluster in memory says so at once.
+type FakeSilence struct {
+	rbd.Connector
+	silent   atomic.Bool
+	monitor  string
+	connects atomic.Int32
+}
+
+func (f *FakeSilence) Connect(ctx context.Context, creds rbd.Credentials) (rbd.Cluster, error) {
+	if creds.MonHost() == f.monitor {
+		f.connects.Add(1)
+		if f.silent.Load() {
+			time.Sleep(silence)
+			return nil, fmt.Errorf("connect to monitors %q: %w", creds.MonHost(), rbd.ErrUnreachable)
+		}
+	}
+	return f.Connector.Connect(ctx, creds)
+}
+
+// gated is an Access to the clusters "10.0.0.1" and "10.0.0.2", which have the
+// pools "a" and "b".
+type gated struct {
+	*access.Access
+	one, two  *rbdtest.Cluster
+	connector *FakeSilence // of the first one
+}
+
+func newGated(t *testing.T, workers int) *gated {
+	t.Helper()
+	g := &gated{one: rbdtest.NewCluster("10.0.0.1:6789"), two: rbdtest.NewCluster("10.0.0.2:6789")}
+	g.connector = &FakeSilence{Connector: rbdtest.NewConnector(g.one, g.two), monitor: "10.0.0.1"}
+	client := fake.NewClientset()
+	for name, c := range map[string]*rbdtest.Cluster{"10.0.0.1": g.one, "10.0.0.2": g.two} {
+		c.AddPool("a")
+		c.AddPool("b")
+		key := c.AddUser("admin", rbdtest.Caps{AllPools: true}).Key.Reveal()
+		_, err := client.CoreV1().Secrets("ns").Create(t.Context(), &corev1.Secret{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name},
+			Data:       map[string][]byte{"key": []byte(key)},
+		}, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var err error
+	g.Access, err = access.New(access.Config{Secrets: client.CoreV1(), Connector: g.connector, Workers: workers})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+func at(host, pool string) volume.Location {
+	return volume.Location{
+		Monitors: []volume.Monitor{{Host: host}}, Pool: pool, User: "admin",
+		Secret: volume.SecretRef{Namespace: "ns", Name: host},
+	}
+}
+
+// create opens a pool and makes an image, as for a claim.
+func (g *gated) create(ctx context.Context, l volume.Location, image string) error {
+	pool, err := g.Open(ctx, l)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	return pool.CreateImage(ctx, image, rbd.ImageSpec{SizeBytes: 1})
+}
+
+// took runs f and returns its error and how long it took.
+func took(f func() error) (time.Duration, error) {
+	begin := time.Now()
+	err := f()
+	return time.Since(begin), err
+}
+
+// While one operation tries, others are told at once, in words that do not vary.
+func TestOneTriesWhereNobodyAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGated(t, 100)
+		ctx, l := t.Context(), at("10.0.0.1", "a")
+		g.connector.silent.Store(true)
+		if err := g.create(ctx, l, "first"); !errors.Is(err, rbd.ErrUnreachable) {
+			t.Fatalf("got %v", err)
+		}
+
+		var ended sync.WaitGroup
+		tried, refused := new(atomic.Int32), new(atomic.Int32)
+		texts := new(sync.Map)
+		for i := range 250 {
+			ended.Go(func() {
+				d, err := took(func() error { return g.create(ctx, l, fmt.Sprint(i)) })
+				switch {
+				case !errors.Is(err, rbd.ErrUnreachable):
+					t.Errorf("got %v, want %v", err, rbd.ErrUnreachable)
+				case d == silence:
+					tried.Add(1)
+				case d == 0:
+					refused.Add(1)
+					texts.Store(err.Error(), true)
+				default:
+					t.Errorf("it took %v", d)
+				}
+			})
+		}
+		ended.Wait()
+		if tried.Load() != 1 || refused.Load() != 249 {
+			t.Errorf("%d tried and %d were refused, want 1 and 249", tried.Load(), refused.Load())
+		}
+		const want = `pool "a", monitors "10.0.0.1", user "admin": no answer lately, so that one attempt at a time is made, ` +
+			`and this one waits its turn: check the monitors' addresses, that Ceph is up and, if it is up in part, the key`
+		texts.Range(func(text, _ any) bool {
+			if text != want {
+				t.Errorf("got %q, want %q", text, want)
+			}
+			return true
+		})
+
+		// The first answer lets all through.
+		g.connector.silent.Store(false)
+		if err := g.create(ctx, l, "again"); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 250 {
+			ended.Go(func() {
+				if err := g.create(ctx, l, fmt.Sprint(i)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		ended.Wait()
+	})
+}
+
+// What says nothing about the cluster neither stops others nor lets them through.
+func TestWhatCountsAsSilence(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		// work fails after a while.
+		work func(context.Context, *access.Pool) error
+		want bool // others are refused
+	}{
+		{"making an image", func(ctx context.Context, p *access.Pool) error {
+			return p.CreateImage(ctx, "x", rbd.ImageSpec{SizeBytes: 1})
+		}, true},
+		{"looking at one", func(ctx context.Context, p *access.Pool) error {
+			_, err := p.Image(ctx, "x")
+			return err
+		}, true},
+		{"writing whose it is", func(ctx context.Context, p *access.Pool) error {
+			return p.SetMetadata(ctx, "x", map[string]string{"a": "b"})
+		}, true},
+		{"removing one, which may take long", func(ctx context.Context, p *access.Pool) error {
+			return p.RemoveImage(ctx, "x")
+		}, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := newGated(t, 100)
+				ctx, l := t.Context(), at("10.0.0.1", "a")
+				pool, err := g.Open(ctx, l)
+				if err != nil {
+					t.Fatal(err)
+				}
+				release := g.hold()
+				if err := test.work(ctx, pool); !errors.Is(err, rbd.ErrTimeout) {
+					t.Fatalf("got %v, want %v", err, rbd.ErrTimeout)
+				}
+				pool.Close()
+
+				probe, err := g.Open(ctx, l)
+				if err != nil {
+					t.Fatalf("the first one may try: %v", err)
+				}
+				defer probe.Close()
+				_, err = g.OpenForVolume(ctx, l)
+				if refused := errors.Is(err, rbd.ErrTimeout); refused != test.want || !test.want && err != nil {
+					t.Errorf("the second one: got %v", err)
+				}
+				// Another pool of the cluster may be all right.
+				other, err := g.Open(ctx, at("10.0.0.1", "b"))
+				if err != nil {
+					t.Fatalf("another pool: %v", err)
+				}
+				other.Close()
+				release()
+				synctest.Wait()
+			})
+		})
+	}
+}
+
+// hold makes calls on images wait until release is called.
+func (g *gated) hold() (release func()) {
+	held := make(chan struct{})
+	for _, call := range []rbdtest.Call{rbdtest.CallCreateImage, rbdtest.CallImage, rbdtest.CallSetMetadata, rbdtest.CallRemoveImage} {
+		g.one.Fake(rbdtest.FakeFault{Call: call, Before: func() { <-held }, Times: 1000})
+	}
+	return func() { close(held) }
+}
+
+// One image that hangs, while others are made, stops nobody.
+func TestOneSlowImageStopsNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGated(t, 100)
+		ctx, l := t.Context(), at("10.0.0.1", "a")
+		held := make(chan struct{})
+		g.one.Fake(rbdtest.FakeFault{Call: rbdtest.CallCreateImage, Image: "slow", Before: func() { <-held }})
+		ended := make(chan error)
+		go func() { ended <- g.create(ctx, l, "slow") }()
+		synctest.Wait()
+		time.Sleep(time.Second)
+		if err := g.create(ctx, l, "quick"); err != nil {
+			t.Error(err)
+		}
+		if err := <-ended; !errors.Is(err, rbd.ErrTimeout) {
+			t.Errorf("got %v, want %v", err, rbd.ErrTimeout)
+		}
+		for range 2 {
+			pool, err := g.Open(ctx, l)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer pool.Close()
+		}
+		close(held)
+		synctest.Wait()
+	})
+}
+
+// Not all workers try where nobody answers, however many places there are.
+func TestAttemptsHaveALimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGated(t, 4)
+		ctx := t.Context()
+		g.connector.silent.Store(true)
+		location := func(i int) volume.Location { return at("10.0.0.1", fmt.Sprint("pool-", i)) }
+		for i := range 4 {
+			if err := g.create(ctx, location(i), "x"); !errors.Is(err, rbd.ErrUnreachable) {
+				t.Fatal(err)
+			}
+		}
+		before := g.connector.connects.Load()
+		var ended sync.WaitGroup
+		for i := range 4 {
+			ended.Go(func() { _ = g.create(ctx, location(i), "x") })
+		}
+		ended.Wait()
+		if tried := g.connector.connects.Load() - before; tried != 2 {
+			t.Errorf("%d tried, want half of the workers", tried)
+		}
+	})
+}
+
+// An outage that nobody asked about for a while is forgotten.
+func TestSilenceIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGated(t, 4)
+		ctx, l := t.Context(), at("10.0.0.1", "a")
+		g.connector.silent.Store(true)
+		_ = g.create(ctx, l, "x")
+		time.Sleep(time.Hour)
+		g.connector.silent.Store(false)
+		for range 2 {
+			pool, err := g.Open(ctx, l)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer pool.Close()
+		}
+	})
+}
