@@ -47,7 +47,7 @@ func (p *Provisioner) Delete(ctx context.Context, pv *corev1.PersistentVolume) e
 		return err
 	}
 	defer pool.Close()
-	if err := p.deleteImage(ctx, pool, pv, record); err != nil {
+	if err := p.deleteImage(ctx, p.fence(pool.Pool), pv, record); err != nil {
 		return access.Explain(err, location)
 	}
 	return nil

@@ -40,6 +40,9 @@ func (p *Provisioner) Provision(ctx context.Context, options controller.Provisio
 	ctx = klog.NewContext(ctx, logger)
 
 	pv, err := p.provision(ctx, options)
+	if err == nil && !p.leading() {
+		err = errNotLeading // saving the volume is for who leads
+	}
 	if err != nil {
 		return nil, state(err), unwrapIgnored(err)
 	}
@@ -81,6 +84,7 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 		return nil, errNotStarted{err}
 	}
 	defer pool.Close()
+	pool.Pool = p.fence(pool.Pool)
 	if len(pool.Monitors.Kernel) == 0 {
 		return nil, errNotStarted{errors.New("no monitor that is left speaks message protocol 1 (port 6789), " +
 			"the only one that nodes map images with")}

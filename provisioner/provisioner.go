@@ -58,6 +58,9 @@ type Config struct {
 	// Recovered is told what recovery did about images that were left; nil for
 	// nobody.
 	Recovered func(Outcome)
+	// Leading reports whether this replica surely leads; it is asked before
+	// each step that changes something. Nil means always.
+	Leading func() bool
 }
 
 // Provisioner implements the library's Provisioner and BlockProvisioner. It is
@@ -128,7 +131,7 @@ func (p *Provisioner) Drain(ctx context.Context) error {
 
 // begin counts an operation in and returns what counts it out again. It returns
 // an IgnoredError, which the library passes over in silence, once Drain was
-// called.
+// called, and errNotLeading when another replica may lead.
 //
 // It also cuts ctx off from cancellation: what has begun is finished, within
 // the deadlines of its single calls, since half of it is of no use to anybody.
@@ -137,6 +140,9 @@ func (p *Provisioner) begin(ctx context.Context) (context.Context, func(), error
 	defer p.mu.Unlock()
 	if p.draining {
 		return ctx, nil, &controller.IgnoredError{Reason: "the provisioner is stopping"}
+	}
+	if !p.leading() {
+		return ctx, nil, errNotLeading
 	}
 	p.running.Add(1)
 	return context.WithoutCancel(ctx), p.running.Done, nil

@@ -53,7 +53,7 @@ type controller struct {
 // images whose PersistentVolume could not be saved, and forget claims whose node
 // is gone; each setting here is against one of them.
 // clusterUID may be empty.
-func newController(ctx context.Context, o *options, clusterUID string, client kubernetes.Interface, factory informers.SharedInformerFactory, open *access.Access, registry prometheus.Registerer) (*controller, error) {
+func newController(ctx context.Context, o *options, clusterUID string, client kubernetes.Interface, factory informers.SharedInformerFactory, open *access.Access, leading func() bool, registry prometheus.Registerer) (*controller, error) {
 	// Events of what is under way are still sent when ctx has ended.
 	events := record.NewBroadcaster(record.WithContext(context.WithoutCancel(ctx)))
 	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: client.CoreV1().Events("")})
@@ -65,6 +65,7 @@ func newController(ctx context.Context, o *options, clusterUID string, client ku
 		Claims:       client.CoreV1(),
 		Classes:      factory.Storage().V1().StorageClasses().Lister(),
 		Access:       open,
+		Leading:      leading,
 		Events:       events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: o.provisionerName}),
 		Volumes:      client.CoreV1(),
 		VolumeLister: factory.Core().V1().PersistentVolumes().Lister(),

@@ -40,22 +40,24 @@ func (o *options) leaseName() string {
 // librbd may go on with then is to remove an image, which is safe to repeat.
 // ReleaseOnCancel would also give back a lease that was lost, and hold up the end
 // of work for that; so it is not used.
-func lead(ctx context.Context, o *options, client kubernetes.Interface, watchdog *leaderelection.HealthzAdaptor, work func(context.Context) error) error {
+//
+// tenure tells meanwhile whether this replica leads.
+func lead(ctx context.Context, o *options, client kubernetes.Interface, watchdog *leaderelection.HealthzAdaptor, tenure *tenure, work func(context.Context) error) error {
 	logger := klog.FromContext(ctx)
 	host, err := os.Hostname()
 	if err != nil {
 		return err
 	}
-	lock := &resourcelock.LeaseLock{
+	election, leave := context.WithCancel(context.WithoutCancel(ctx))
+	defer leave()
+	lock := &watchedLock{tenure: tenure, lost: leave, Interface: &resourcelock.LeaseLock{
 		LeaseMeta: metav1.ObjectMeta{Namespace: o.leaseNamespace, Name: o.leaseName()},
 		Client:    client.CoordinationV1(),
 		LockConfig: resourcelock.ResourceLockConfig{
 			// Two processes on one host must differ.
 			Identity: host + "_" + string(uuid.NewUUID()),
 		},
-	}
-	election, leave := context.WithCancel(context.WithoutCancel(ctx))
-	defer leave()
+	}}
 	worked := make(chan error, 1)
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 		Name:          o.leaseName(),

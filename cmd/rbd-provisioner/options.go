@@ -90,7 +90,7 @@ func parseOptions(args []string, getenv func(string) string, stdout io.Writer) (
 	fs.StringVar(&o.leaseNamespace, "leader-election-namespace", "", "namespace of the lease (default: the Pod's)")
 	fs.DurationVar(&o.leaseDuration, "leader-election-lease-duration", 15*time.Second, "time after which a lease that was not renewed may be taken")
 	fs.DurationVar(&o.renewDeadline, "leader-election-renew-deadline", 10*time.Second, "time after which a leader that can't renew its lease stops")
-	fs.DurationVar(&o.retryPeriod, "leader-election-retry-period", time.Second, "time between attempts to take or renew the lease")
+	fs.DurationVar(&o.retryPeriod, "leader-election-retry-period", 800*time.Millisecond, "time between attempts to take or renew the lease")
 	fs.StringVar(&o.httpEndpoint, "http-endpoint", "", "`address` for /healthz, /readyz and /metrics, as in :8080 (default: none)")
 	fs.IntVar(&metricsPort, "metrics-port", 0, "`port` for the same on all addresses; kept for Deployments of the retired provisioner")
 	fs.BoolVar(&o.printVersion, "version", false, "print versions and exit")

@@ -93,7 +93,12 @@ func serve(ctx context.Context, o *options) (err error) {
 
 	factory := informers.NewSharedInformerFactoryWithOptions(clients.main, resyncPeriod,
 		informers.WithTransform(dropManagedFields))
-	c, err := newController(ctx, o, clusterUID, clients.main, factory, open, registry)
+	tenure := newTenure(o.renewDeadline)
+	leading := tenure.leading
+	if !o.leaderElection {
+		leading = nil
+	}
+	c, err := newController(ctx, o, clusterUID, clients.main, factory, open, leading, registry)
 	if err != nil {
 		return err
 	}
@@ -114,7 +119,7 @@ func serve(ctx context.Context, o *options) (err error) {
 		}
 		return nil
 	}
-	return lead(ctx, o, clients.leases, watchdog, c.run)
+	return lead(ctx, o, clients.leases, watchdog, tenure, c.run)
 }
 
 // waitForCaches returns an error when ctx ends first.

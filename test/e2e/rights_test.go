@@ -39,7 +39,6 @@ func (r right) String() string {
 	return text
 }
 
-
 // rights takes rules apart.
 func rights(own bool, rules []rbacv1.PolicyRule) []right {
 	var all []right

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package access
+
+import (
+	"context"
+	"time"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+)
+
+// watchedPool tells the gate how calls end.
+type watchedPool struct {
+	rbd.Pool
+	visit *visit
+}
+
+func (p watchedPool) CreateImage(ctx context.Context, name string, spec rbd.ImageSpec) error {
+	began := time.Now()
+	err := p.Pool.CreateImage(ctx, name, spec)
+	p.visit.saw(began, err)
+	return err
+}
+
+func (p watchedPool) Image(ctx context.Context, name string) (rbd.Image, error) {
+	began := time.Now()
+	image, err := p.Pool.Image(ctx, name)
+	p.visit.saw(began, err)
+	return image, err
+}
+
+func (p watchedPool) SetMetadata(ctx context.Context, name string, entries map[string]string) error {
+	began := time.Now()
+	err := p.Pool.SetMetadata(ctx, name, entries)
+	p.visit.saw(began, err)
+	return err
+}
+
+func (p watchedPool) Written(ctx context.Context, name string) (bool, error) {
+	began := time.Now()
+	written, err := p.Pool.Written(ctx, name)
+	p.visit.saw(began, err)
+	return written, err
+}
+
+func (p watchedPool) Notes(ctx context.Context, object string) (map[string][]byte, error) {
+	began := time.Now()
+	notes, err := p.Pool.Notes(ctx, object)
+	p.visit.saw(began, err)
+	return notes, err
+}
+
+func (p watchedPool) SetNotes(ctx context.Context, object string, notes map[string][]byte) error {
+	began := time.Now()
+	err := p.Pool.SetNotes(ctx, object, notes)
+	p.visit.saw(began, err)
+	return err
+}
+
+func (p watchedPool) RemoveNotes(ctx context.Context, object string, keys ...string) error {
+	began := time.Now()
+	err := p.Pool.RemoveNotes(ctx, object, keys...)
+	p.visit.saw(began, err)
+	return err
+}
+
+func (p watchedPool) RemoveImage(ctx context.Context, name string) error {
+	p.visit.setRemoving(true)
+	defer p.visit.setRemoving(false)
+	began := time.Now()
+	err := p.Pool.RemoveImage(ctx, name)
+	p.visit.saw(began, err)
+	return err
+}
+
+func (p watchedPool) Close() {
+	p.Pool.Close()
+	p.visit.leave()
+}

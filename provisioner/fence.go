@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package provisioner
+
+import (
+	"context"
+	"errors"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+)
+
+// errNotLeading is no IgnoredError: a replica that keeps its lease after all is
+// to come back to the claim.
+var errNotLeading = errors.New("this replica did not renew its lease in time, and another one may lead: it does nothing more")
+
+func (p *Provisioner) leading() bool {
+	return p.config.Leading == nil || p.config.Leading()
+}
+
+// fence returns pool such that nothing is changed through it by a replica that
+// may not lead any more: one that was halted for longer than its lease goes on
+// in the middle of an operation. What librbd was in the middle of, it can't stop.
+func (p *Provisioner) fence(pool rbd.Pool) rbd.Pool { return fencedPool{pool, p.leading} }
+
+type fencedPool struct {
+	rbd.Pool
+	leading func() bool
+}
+
+// CreateImage implements rbd.Pool.
+func (p fencedPool) CreateImage(ctx context.Context, name string, spec rbd.ImageSpec) error {
+	if !p.leading() {
+		return errNotStarted{errNotLeading}
+	}
+	return p.Pool.CreateImage(ctx, name, spec)
+}
+
+// SetMetadata implements rbd.Pool.
+func (p fencedPool) SetMetadata(ctx context.Context, name string, entries map[string]string) error {
+	if !p.leading() {
+		return errNotLeading
+	}
+	return p.Pool.SetMetadata(ctx, name, entries)
+}
+
+// RemoveImage implements rbd.Pool.
+func (p fencedPool) RemoveImage(ctx context.Context, name string) error {
+	if !p.leading() {
+		return errNotLeading
+	}
+	return p.Pool.RemoveImage(ctx, name)
+}
+
+// SetNotes implements rbd.Notes.
+func (p fencedPool) SetNotes(ctx context.Context, object string, notes map[string][]byte) error {
+	if !p.leading() {
+		return errNotLeading
+	}
+	return p.Pool.SetNotes(ctx, object, notes)
+}
+
+// RemoveNotes implements rbd.Notes.
+func (p fencedPool) RemoveNotes(ctx context.Context, object string, keys ...string) error {
+	if !p.leading() {
+		return errNotLeading
+	}
+	return p.Pool.RemoveNotes(ctx, object, keys...)
+}
