@@ -12,7 +12,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilversion "k8s.io/apimachinery/pkg/util/version"
@@ -108,19 +107,7 @@ func TestLostLease(t *testing.T) {
 	p := start(t, []string{"PROVISIONER_NAME=example.com/lost"}, "-leader-election-namespace="+f.name,
 		"-leader-election-lease-duration=3s", "-leader-election-renew-deadline=2s", "-leader-election-retry-period=500ms")
 	// It may not have this lease: the right is added, and later taken away.
-	role := &rbacv1.Role{
-		ObjectMeta: metav1.ObjectMeta{Name: "lease", Namespace: f.name},
-		Rules:      []rbacv1.PolicyRule{{APIGroups: []string{"coordination.k8s.io"}, Resources: []string{"leases"}, Verbs: []string{"create", "get", "update"}}},
-	}
-	binding := &rbacv1.RoleBinding{
-		ObjectMeta: metav1.ObjectMeta{Name: "lease", Namespace: f.name},
-		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: "lease"},
-		Subjects:   []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: namespace, Name: account}},
-	}
-	_, err := rig.Kube.Client.RbacV1().Roles(f.name).Create(t.Context(), role, metav1.CreateOptions{})
-	f.must(err)
-	_, err = rig.Kube.Client.RbacV1().RoleBindings(f.name).Create(t.Context(), binding, metav1.CreateOptions{})
-	f.must(err)
+	f.allowLease()
 	f.eventually(func(context.Context) error {
 		if !strings.Contains(log(t, p), `"Leading"`) {
 			return errors.New("it does not lead yet")
