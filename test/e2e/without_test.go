@@ -16,6 +16,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"ceph.com/rbd-provisioner/provisioner/journal"
 	"ceph.com/rbd-provisioner/test/cluster"
 )
 
@@ -72,6 +73,17 @@ var without = map[string]struct {
 		claim := r.claim(r.ns, r.class, nil)
 		r.event(claim, `read the claim once more: persistentvolumeclaims "`+claim.Name+`" is forbidden`)
 		r.pending(claim)
+	}},
+	`get namespaces "kube-system"`: {fails: func(r *restricted) {
+		r.refused("WARNING: working without a journal")
+		r.bound(r.claim(r.ns, r.class, nil))
+		system, err := rig.Kube.Client.CoreV1().Namespaces().Get(r.Context(), metav1.NamespaceSystem, metav1.GetOptions{})
+		r.must(err)
+		objects, err := rig.Ceph.Run(r.Context(), "rados", "--pool", r.name, "ls")
+		r.must(err)
+		if strings.Contains(objects, journal.Object(string(system.UID), r.provisionerName, r.provisionerName)) {
+			r.Error("it keeps a journal")
+		}
 	}},
 	"create events": {fails: func(r *restricted) {
 		claim := r.claim(r.ns, r.class, nil)
