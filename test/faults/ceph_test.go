@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package faults
+
+import (
+	"fmt"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"ceph.com/rbd-provisioner/test/cluster"
+)
+
+// How an event says that Ceph did not answer.
+var noAnswer = []string{
+	"no answer in time, the outcome is unknown", "no monitor answered", "the connection to the cluster was lost",
+	"an earlier call on it has not ended", "still being removed",
+}
+
+// Servers of Ceph hang or are restarted for longer than every deadline, while
+// claims are made, have their images made, and are deleted. Once Ceph is back,
+// all settles without anybody's help.
+func TestCephFails(t *testing.T) {
+	t.Parallel()
+	for _, fault := range []struct {
+		name string
+		// begin and end bound the fault.
+		begin, end func(f *fixture) error
+	}{
+		{
+			"OSD hangs",
+			func(f *fixture) error { return f.ceph.OSD.Pause(f.ctx()) },
+			func(f *fixture) error { return f.ceph.OSD.Resume() },
+		},
+		{
+			"monitor hangs",
+			func(f *fixture) error { return f.ceph.Mon.Pause(f.ctx()) },
+			func(f *fixture) error { return f.ceph.Mon.Resume() },
+		},
+		{
+			"all hang",
+			func(f *fixture) error { return each(f, func(d *cluster.Daemon) error { return d.Pause(f.ctx()) }) },
+			func(f *fixture) error { return each(f, (*cluster.Daemon).Resume) },
+		},
+		{
+			"all are down",
+			func(f *fixture) error { return each(f, (*cluster.Daemon).Stop) },
+			func(f *fixture) error {
+				// The monitor before those who ask it.
+				for _, d := range []*cluster.Daemon{f.ceph.Mon, f.ceph.OSD, f.ceph.Mgr} {
+					if err := d.Start(f.ctx()); err != nil {
+						return err
+					}
+				}
+				return nil
+			},
+		},
+	} {
+		t.Run(fault.name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t, longLease...)
+			before := f.claims("before", 6)
+			var volumes []*corev1.PersistentVolume
+			for _, claim := range before {
+				volumes = append(volumes, f.bound(claim))
+			}
+			// Some are under way when it begins.
+			under := f.claims("under-way", 6)
+			f.bound(under[0])
+			f.must(fault.begin(f))
+			during := f.claims("during", 6)
+			f.delete(before[:3]...)
+			f.delete(under[:2]...)
+
+			// Longer than every deadline, and than one attempt.
+			f.event(during[0], 2, noAnswer...)
+			f.event(during[5], 2, noAnswer...)
+			f.event(volumes[0], 1, noAnswer...)
+			// These are deleted when nobody knows how far they came.
+			f.delete(during[:2]...)
+
+			f.must(fault.end(f))
+			f.delete(during[2])
+			for _, claim := range during[3:] {
+				f.bound(claim)
+			}
+			f.settled()
+			f.running()
+		})
+	}
+}
+
+// each does something to all of Ceph's servers.
+func each(f *fixture, do func(*cluster.Daemon) error) error {
+	for _, d := range []*cluster.Daemon{f.ceph.OSD, f.ceph.Mgr, f.ceph.Mon} {
+		if err := do(d); err != nil {
+			return fmt.Errorf("%s: %w", d.Name, err)
+		}
+	}
+	return nil
+}
+
+// The monitor is restarted, with all that was open kept open.
+func TestMonitorRestarts(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, longLease...)
+	claims := f.claims("before", 10)
+	f.bound(claims[0])
+	f.must(f.ceph.Mon.Stop())
+	f.delete(claims[:5]...)
+	claims = f.claims("during", 5)
+	f.must(f.ceph.Mon.Start(f.ctx()))
+	for _, claim := range claims {
+		f.bound(claim)
+	}
+	f.settled()
+	f.running()
+}
+
+// Claims are deleted while their images are being made, which the OSD holds up:
+// one before the provisioner gives up waiting, and one after.
+func TestClaimDeletedWhileItsImageIsMade(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, longLease...)
+	f.bound(f.claim("warm-up")) // it is connected
+	f.must(f.ceph.OSD.Pause(f.ctx()))
+	early, late := f.claim("early"), f.claim("late")
+	f.event(early, 1, "External provisioner is provisioning volume for claim")
+	f.delete(early)
+	f.event(late, 1, noAnswer...)
+	f.delete(late)
+	f.must(f.ceph.OSD.Resume())
+	// The provisioner asks until it is certain. Then either no image was made,
+	// or it got a volume, which Kubernetes releases.
+	for _, claim := range []*corev1.PersistentVolumeClaim{early, late} {
+		f.logged(f.p, string(claim.UID), "removing PVC from claims in progress")
+	}
+	f.settled()
+	f.running()
+}
+
+// running checks that the provisioner was not restarted, and that there was no
+// need to.
+func (f *fixture) running() {
+	f.Helper()
+	select {
+	case <-f.p.Done():
+		f.Fatalf("the provisioner ended, with status %d", f.p.ExitCode())
+	default:
+	}
+}

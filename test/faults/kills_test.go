@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package faults
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
+)
+
+// The provisioner is killed again and again while many claims get their volumes,
+// and while these are deleted.
+func TestKilled(t *testing.T) {
+	t.Parallel()
+	s := newStorm(t, settings.claims, settings.kills)
+	s.create(settings.claims, settings.kills, false)
+	s.remove(settings.kills)
+	s.report()
+}
+
+// Claims are deleted while their images are being made, and while no provisioner
+// runs that could know of it.
+func TestKilledWhileClaimsGo(t *testing.T) {
+	t.Parallel()
+	s := newStorm(t, settings.claims, settings.kills)
+	s.create(settings.claims, settings.kills, true)
+	s.report()
+}
+
+// storm kills a provisioner.
+type storm struct {
+	*fixture
+	random *rand.Rand
+	claims []*corev1.PersistentVolumeClaim
+
+	made, deletedEarly, kills int
+	killed                    time.Time     // the last time, until the next volume came or went
+	longest                   time.Duration // from a kill to the next volume that came or went
+	settling                  time.Duration // the longest from a phase's last kill until all was settled
+}
+
+func newStorm(t *testing.T, claims, kills int) *storm {
+	t.Helper()
+	if claims < 2*kills {
+		t.Fatalf("%d claims are too few for %d kills", claims, kills)
+	}
+	flags := shortLease
+	if settings.asUsersHaveIt {
+		flags = nil
+	}
+	return &storm{fixture: newFixture(t, flags...), random: random(t)}
+}
+
+// create makes claims: half of them at once, the others before the kills. Early
+// deletes some of them while they wait for their volumes.
+func (s *storm) create(claims, kills int, early bool) {
+	s.Helper()
+	each := claims / 2 / kills
+	s.claims = s.fixture.claims("first", claims-each*kills)
+	s.made = claims
+	var last time.Time
+	for i := range kills {
+		// Drawn in this order whatever happens, so that a seed repeats them.
+		after, pause, gone := 1+s.random.IntN(each), s.pause(), 1+s.random.IntN(each)
+		seen := s.watch()
+		more := s.fixture.claims(fmt.Sprintf("more-%d", i), each)
+		if early && gone > 1 {
+			s.delete(more[:gone/2]...)
+			s.deletedEarly += gone / 2
+			more = more[gone/2:]
+			after = min(after, len(more))
+		}
+		s.kill(seen, watch.Added, after, pause)
+		last = s.killed
+		if early {
+			s.delete(more[0])
+			s.deletedEarly++
+			more = more[1:]
+		}
+		s.claims = append(s.claims, more...)
+		s.must(s.p.Start(s.ctx()))
+	}
+	s.settle(last)
+}
+
+// remove deletes the claims: half of them at once, the others before the kills.
+func (s *storm) remove(kills int) {
+	s.Helper()
+	each := len(s.claims) / 2 / kills
+	var last time.Time
+	for i := range kills {
+		after, pause := 1+s.random.IntN(each), s.pause()
+		seen := s.watch()
+		now := s.claims[:each]
+		if i == 0 {
+			now = s.claims[:len(s.claims)-each*(kills-1)]
+		}
+		s.delete(now...)
+		s.claims = s.claims[len(now):]
+		s.kill(seen, watch.Deleted, after, pause)
+		last = s.killed
+		s.must(s.p.Start(s.ctx()))
+	}
+	s.settle(last)
+}
+
+// pause is a random time, short beside what one volume takes.
+func (s *storm) pause() time.Duration { return time.Duration(s.random.IntN(40)) * time.Millisecond }
+
+// watch tells of the volumes that come and go from now on.
+func (s *storm) watch() watch.Interface {
+	s.Helper()
+	client := s.kube.Client.CoreV1().PersistentVolumes()
+	now, err := client.List(s.ctx(), metav1.ListOptions{})
+	s.must(err)
+	seen, err := client.Watch(s.ctx(), metav1.ListOptions{ResourceVersion: now.ResourceVersion})
+	s.must(err)
+	return seen
+}
+
+// kill waits until so many volumes have come or gone, and a moment, and then
+// kills the provisioner.
+func (s *storm) kill(seen watch.Interface, kind watch.EventType, count int, pause time.Duration) {
+	s.Helper()
+	defer seen.Stop()
+	limit := time.After(patience)
+	for count > 0 {
+		select {
+		case event, ok := <-seen.ResultChan():
+			if !ok {
+				s.Fatal("the API server ended a watch")
+			}
+			if event.Type != kind {
+				continue
+			}
+			s.recovered()
+			count--
+		case <-s.p.Done():
+			s.Fatalf("the provisioner ended by itself, with status %d", s.p.ExitCode())
+		case <-limit:
+			s.Fatalf("after a kill, %d more volumes were to be %s; %v", count, kind, s.whole(s.ctx()))
+		}
+	}
+	<-time.After(pause)
+	s.p.Kill()
+	s.kills++
+	s.killed = time.Now()
+}
+
+// recovered notes that the first volume after a kill came or went.
+func (s *storm) recovered() {
+	if !s.killed.IsZero() {
+		s.longest = max(s.longest, time.Since(s.killed))
+		s.killed = time.Time{}
+	}
+}
+
+// settle waits until all is settled after the last kill.
+func (s *storm) settle(last time.Time) {
+	s.Helper()
+	s.killed = time.Time{}
+	s.settled()
+	s.settling = max(s.settling, time.Since(last))
+}
+
+// report says what a run was, once nothing has leaked.
+func (s *storm) report() {
+	s.Helper()
+	leaked := -1 // unknown
+	if err := s.whole(context.WithoutCancel(s.Context())); err == nil {
+		leaked = 0
+	}
+	s.Logf("figures: kills survived %d, claims made %d, of them deleted before they had a volume %d, images leaked %d, "+
+		"longest from a kill to the next volume %.1f s, longest from the last kill until all was settled %.1f s",
+		s.kills, s.made, s.deletedEarly, leaked, s.longest.Seconds(), s.settling.Seconds())
+}
