@@ -64,8 +64,8 @@ func TestHalfMadeImages(t *testing.T) {
 	}
 	f.must(f.p.Start(f.ctx()))
 	for i, c := range cases {
-		t.Log(c.name)
-		f.bound(claims[i])
+		// All of them, so that a failure says which are mended.
+		t.Run(c.name, func(t *testing.T) { f.on(t).bound(claims[i]) })
 	}
 	f.settled()
 }
@@ -117,7 +117,17 @@ func TestHalfRemovedImages(t *testing.T) {
 		c.make(f, image, f.imageID(image))
 	}
 	f.must(f.p.Start(f.ctx()))
+	for i, c := range cases {
+		t.Run(c.name, func(t *testing.T) { f.on(t).gone(volumes[i]) })
+	}
 	f.settled()
+}
+
+// on is the fixture for a subtest.
+func (f *fixture) on(t *testing.T) *fixture {
+	sub := *f
+	sub.T = t
+	return &sub
 }
 
 // forgetEntries takes an image out of the pool's directory.

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// What keeps an image from being removed, beside what delete_test.go has. The
+// image stays, an event says why, and once the obstacle goes so does the image,
+// by itself.
+func TestObstaclesToDeletion(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name string
+		put  func(f *fixture, image string)
+		want string // NAME is the fixture's, IMAGE the image's
+		take func(f *fixture, image string)
+	}{
+		{
+			"a protected snapshot",
+			func(f *fixture, image string) {
+				f.rbd("snap", "create", "--no-progress", image+"@base")
+				f.rbd("snap", "protect", image+"@base")
+			},
+			"image has snapshots: base: it is removed once they are gone",
+			func(f *fixture, image string) {
+				f.rbd("snap", "unprotect", image+"@base")
+				f.rbd("snap", "rm", "--no-progress", image+"@base")
+			},
+		},
+		{
+			"a clone",
+			func(f *fixture, image string) {
+				f.rbd("snap", "create", "--no-progress", image+"@base")
+				f.rbd("clone", "--rbd-default-clone-format=2", image+"@base", f.name+"/clone")
+			},
+			"image has snapshots: base: it is removed once they are gone",
+			func(f *fixture, image string) {
+				f.rbd("flatten", "--no-progress", "clone")
+				f.rbd("rm", "--no-progress", "clone")
+				f.rbd("snap", "rm", "--no-progress", image+"@base")
+			},
+		},
+		{
+			"a clone of a snapshot that is gone",
+			func(f *fixture, image string) {
+				f.rbd("snap", "create", "--no-progress", image+"@base")
+				f.rbd("clone", "--rbd-default-clone-format=2", image+"@base", f.name+"/clone")
+				f.rbd("snap", "rm", "--no-progress", image+"@base")
+			},
+			"image has snapshots",
+			func(f *fixture, image string) {
+				f.rbd("flatten", "--no-progress", "clone")
+				f.rbd("rm", "--no-progress", "clone")
+			},
+		},
+		{
+			// Taken by tools that map an image elsewhere than on nodes.
+			"a lock",
+			func(f *fixture, image string) { f.rbd("lock", "add", image, "backup") },
+			"image is in use",
+			func(f *fixture, image string) {
+				var locks []struct {
+					ID     string `json:"id"`
+					Locker string `json:"locker"`
+				}
+				out, err := rig.Ceph.Run(f.Context(), "rbd", "--pool", f.name, "--format", "json", "lock", "ls", image)
+				f.must(err)
+				f.must(json.Unmarshal([]byte(out), &locks))
+				for _, l := range locks {
+					f.rbd("lock", "rm", image, l.ID, l.Locker)
+				}
+			},
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t)
+			claim := f.claim("data", f.class("a", nil), nil)
+			pv := f.bound(claim)
+			image := pv.Spec.RBD.RBDImage
+			test.put(f, image)
+			f.delete(claim)
+			f.event(pv, f.named(test.want))
+			f.rbd("info", image)
+			test.take(f, image)
+			f.gone(pv)
+			f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
+		})
+	}
+}
+
+// An image that somebody renamed is not the volume's any more: the volume goes,
+// and the image stays for whoever renamed it.
+func TestImageRenamed(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	claim := f.claim("data", f.class("a", nil), nil)
+	pv := f.bound(claim)
+	f.rbd("rename", pv.Spec.RBD.RBDImage, "kept-aside")
+	f.delete(claim)
+	f.gone(pv)
+	images, err := rig.Ceph.Images(t.Context(), f.name)
+	f.must(err)
+	if len(images) != 1 || images[0] != "kept-aside" {
+		t.Errorf("got images %v, want kept-aside", images)
+	}
+	f.rbd("rm", "--no-progress", "kept-aside")
+}
+
+// A volume that is deleted by hand while its claim still waits to be deleted, and
+// one whose finalizer was taken off too: the image of the second is lost to
+// Kubernetes, and never removed by us.
+func TestVolumeDeletedByHand(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	class := f.class("a", nil)
+	released, forgotten := f.claim("released", class, nil), f.claim("forgotten", class, nil)
+	first, second := f.bound(released), f.bound(forgotten)
+	volumes := rig.Kube.Client.CoreV1().PersistentVolumes()
+
+	f.rbd("snap", "create", "--no-progress", first.Spec.RBD.RBDImage+"@keep")
+	f.delete(released)
+	f.event(first, "image has snapshots")
+	f.must(volumes.Delete(t.Context(), first.Name, metav1.DeleteOptions{}))
+	f.rbd("info", first.Spec.RBD.RBDImage)
+	f.rbd("snap", "rm", "--no-progress", first.Spec.RBD.RBDImage+"@keep")
+	f.gone(first)
+
+	f.must(volumes.Delete(t.Context(), second.Name, metav1.DeleteOptions{}))
+	f.eventually(func(ctx context.Context) error {
+		_, err := rig.Kube.Kubectl(ctx, "", "patch", "pv", second.Name, "--type=merge", "-p", `{"metadata":{"finalizers":null}}`)
+		if err != nil {
+			return err
+		}
+		claim, err := rig.Kube.Client.CoreV1().PersistentVolumeClaims(f.name).Get(ctx, forgotten.Name, metav1.GetOptions{})
+		if err == nil && claim.Status.Phase != corev1.ClaimLost {
+			err = fmt.Errorf("claim %s is %s", claim.Name, claim.Status.Phase)
+		}
+		return err
+	})
+	f.delete(forgotten)
+	f.rbd("info", second.Spec.RBD.RBDImage)
+	f.rbd("rm", "--no-progress", second.Spec.RBD.RBDImage)
+}
