@@ -115,8 +115,8 @@ func TestFaultsBetweenCreationAndDeletion(t *testing.T) {
 					return errors.New("the pool is not full yet")
 				})
 			},
-			// A removal frees room, and may write to a full pool.
-			"pool is full or over its quota", "",
+			// The first removal in a pool makes an object, that of its trash.
+			"pool is full or over its quota", "pool is full or over its quota",
 			func(f *fixture) { f.quota("0") },
 		},
 	} {

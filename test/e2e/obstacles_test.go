@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"testing"
 
@@ -61,24 +60,6 @@ func TestObstaclesToDeletion(t *testing.T) {
 				f.rbd("rm", "--no-progress", "clone")
 			},
 		},
-		{
-			// Taken by tools that map an image elsewhere than on nodes.
-			"a lock",
-			func(f *fixture, image string) { f.rbd("lock", "add", image, "backup") },
-			"image is in use",
-			func(f *fixture, image string) {
-				var locks []struct {
-					ID     string `json:"id"`
-					Locker string `json:"locker"`
-				}
-				out, err := rig.Ceph.Run(f.Context(), "rbd", "--pool", f.name, "--format", "json", "lock", "ls", image)
-				f.must(err)
-				f.must(json.Unmarshal([]byte(out), &locks))
-				for _, l := range locks {
-					f.rbd("lock", "rm", image, l.ID, l.Locker)
-				}
-			},
-		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -95,6 +76,23 @@ func TestObstaclesToDeletion(t *testing.T) {
 			f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
 		})
 	}
+}
+
+// A lock is advice among those who take it, and stays when its owner dies: no
+// obstacle, as for "rbd rm". Who has the image open is a watcher, and is one.
+func TestLockedImage(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	claim := f.claim("data", f.class("a", nil), nil)
+	pv := f.bound(claim)
+	image := pv.Spec.RBD.RBDImage
+	f.rbd("lock", "add", image, "backup")
+	_, unwatch := f.watch(image)
+	f.delete(claim)
+	f.event(pv, "image is in use by")
+	f.rbd("info", image)
+	unwatch()
+	f.gone(pv)
 }
 
 // An image that somebody renamed is not the volume's any more: the volume goes,

@@ -40,7 +40,7 @@ const (
 	account   = "rbd-provisioner"
 	// patience bounds each wait. An attempt is repeated after 1, 2, 4, 8 …
 	// seconds, so what failed for half a minute may need another one.
-	patience = 1 * time.Minute
+	patience = 3 * time.Minute
 )
 
 // settings are what the environment says.
