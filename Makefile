@@ -71,7 +71,7 @@ test-servers: build kubernetes ## Run all tests but those with a node
 
 .PHONY: test-unit
 test-unit: ## Run the tests that need neither cgo nor servers
-	CGO_ENABLED=0 go test $$(CGO_ENABLED=0 go list ./... | grep -v -E '/test/(cluster|demo|e2e|node)')
+	CGO_ENABLED=0 go test $$(CGO_ENABLED=0 go list ./... | grep -v -E '/test/(cluster|demo|e2e|faults|node)')
 
 .PHONY: test-ceph
 test-ceph: ceph-tag ## Run the conformance suite on the real Ceph
@@ -80,6 +80,22 @@ test-ceph: ceph-tag ## Run the conformance suite on the real Ceph
 .PHONY: test-e2e
 test-e2e: build kubernetes ## Run the end-to-end tests on Kubernetes K8S_VERSION
 	$(GOTESTSUM) -- $(TESTFLAGS) ./test/e2e/...
+
+.PHONY: test-faults
+test-faults: build kubernetes ## Run the tests that kill and halt servers, in their short form
+	$(GOTESTSUM) -- $(TESTFLAGS) ./test/faults/
+
+# As users have it: leases and watchers are not hurried. FAULTS_SEED repeats a
+# run's random numbers.
+.PHONY: soak
+soak: export FAULTS_CLAIMS ?= 200
+soak: export FAULTS_KILLS ?= 20
+soak: export FAULTS_LEASE ?= default
+soak: export FAULTS_FIGURES = $(or $(RESULTS),$(CURDIR)/bin)/soak.txt
+soak: build kubernetes ## Run them in their long form, and print what they did
+	rm -f '$(FAULTS_FIGURES)'
+	$(GOTESTSUM) -- $(TESTFLAGS) -timeout 90m ./test/faults/
+	@cat '$(FAULTS_FIGURES)'
 
 # The node computes more than it waits, so it runs alone and does little at a
 # time. This format shows the logs of the rig, too, which a failure here rarely

@@ -3,15 +3,19 @@
 package faults
 
 import (
-	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"slices"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
+
+	"ceph.com/rbd-provisioner/test/cluster"
 )
 
 // The provisioner is killed again and again while many claims get their volumes,
@@ -40,9 +44,11 @@ type storm struct {
 	claims []*corev1.PersistentVolumeClaim
 
 	made, deletedEarly, kills int
-	killed                    time.Time     // the last time, until the next volume came or went
-	longest                   time.Duration // from a kill to the next volume that came or went
-	settling                  time.Duration // the longest from a phase's last kill until all was settled
+	// leaked are images that no volume names, when all should be settled.
+	leaked   int
+	killed   time.Time     // the last time, until the next volume came or went
+	longest  time.Duration // from a kill to the next volume that came or went
+	settling time.Duration // the longest from a phase's last kill until all was settled
 }
 
 func newStorm(t *testing.T, claims, kills int) *storm {
@@ -165,18 +171,47 @@ func (s *storm) recovered() {
 func (s *storm) settle(last time.Time) {
 	s.Helper()
 	s.killed = time.Time{}
-	s.settled()
+	if err := cluster.Eventually(s.ctx(), patience, s.whole); err != nil {
+		// Counted, as the figures of a run that fails are wanted, too.
+		s.Error(err)
+		s.leaked += s.leaks()
+		return
+	}
 	s.settling = max(s.settling, time.Since(last))
 }
 
-// report says what a run was, once nothing has leaked.
+// leaks counts the images that no volume names.
+func (s *storm) leaks() int {
+	s.Helper()
+	var known []string
+	volumes, err := s.kube.Client.CoreV1().PersistentVolumes().List(s.ctx(), metav1.ListOptions{})
+	s.must(err)
+	for _, pv := range volumes.Items {
+		if pv.Spec.RBD != nil {
+			known = append(known, pv.Spec.RBD.RBDImage)
+		}
+	}
+	for _, kept := range s.kept {
+		known = append(known, kept.image)
+	}
+	images, err := s.ceph.Images(s.ctx(), s.name)
+	s.must(err)
+	trash, err := s.ceph.Trash(s.ctx(), s.name)
+	s.must(err)
+	return len(slices.DeleteFunc(append(images, trash...), func(image string) bool { return slices.Contains(known, image) }))
+}
+
+// report says what a run was.
 func (s *storm) report() {
 	s.Helper()
-	leaked := -1 // unknown
-	if err := s.whole(context.WithoutCancel(s.Context())); err == nil {
-		leaked = 0
+	line := fmt.Sprintf("%s: kills survived %d, claims made %d, of them deleted while they waited %d, images leaked %d, "+
+		"longest from a kill to the next volume %.1f s, longest from the last kill until all was settled %.1f s, FAULTS_SEED=%d",
+		s.Name(), s.kills, s.made, s.deletedEarly, s.leaked, s.longest.Seconds(), s.settling.Seconds(), settings.seed)
+	s.Log(line)
+	if path := os.Getenv("FAULTS_FIGURES"); path != "" {
+		file, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+		s.must(err)
+		_, err = fmt.Fprintln(file, line)
+		s.must(errors.Join(err, file.Close()))
 	}
-	s.Logf("figures: kills survived %d, claims made %d, of them deleted before they had a volume %d, images leaked %d, "+
-		"longest from a kill to the next volume %.1f s, longest from the last kill until all was settled %.1f s",
-		s.kills, s.made, s.deletedEarly, leaked, s.longest.Seconds(), s.settling.Seconds())
 }
