@@ -111,9 +111,19 @@ func (p *Provisioner) adoptImage(ctx context.Context, pool rbd.Pool, r request, 
 
 // removeIfThere removes an image, or what is left of one that can't be opened.
 // That nothing is there is no error.
+//
+// A removal that was cut off leaves an image in the pool's trash, and so the name
+// free for another one. Removing by name takes that other one first, and what is
+// in the trash only when nothing has the name any more: hence twice.
 func removeIfThere(ctx context.Context, pool rbd.Pool, image string) error {
-	if err := pool.RemoveImage(ctx, image); err != nil && !errors.Is(err, rbd.ErrImageNotFound) {
-		return err
+	for range 2 {
+		err := pool.RemoveImage(ctx, image)
+		if errors.Is(err, rbd.ErrImageNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }
