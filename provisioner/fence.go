@@ -51,6 +51,14 @@ func (p fencedPool) RemoveImage(ctx context.Context, name string) error {
 	return p.Pool.RemoveImage(ctx, name)
 }
 
+// FinishRemovals implements rbd.Pool.
+func (p fencedPool) FinishRemovals(ctx context.Context, names ...string) error {
+	if !p.leading() {
+		return errNotLeading
+	}
+	return p.Pool.FinishRemovals(ctx, names...)
+}
+
 // SetNotes implements rbd.Notes.
 func (p fencedPool) SetNotes(ctx context.Context, object string, notes map[string][]byte) error {
 	if !p.leading() {

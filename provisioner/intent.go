@@ -12,6 +12,7 @@ import (
 
 	"ceph.com/rbd-provisioner/provisioner/access"
 	"ceph.com/rbd-provisioner/provisioner/journal"
+	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
@@ -139,9 +140,19 @@ func (p *Provisioner) clear(ctx context.Context, batch journal.Batch) error {
 	if pool.FSID != batch.Place.FSID {
 		return errOtherCluster
 	}
-	if err := p.journal.Clear(ctx, pool, batch.Images...); err != nil {
+	if err := p.clearIntents(ctx, pool, batch.Images...); err != nil {
 		return access.Explain(err, batch.Location)
 	}
 	p.ledger.Cleared(batch)
 	return nil
+}
+
+// clearIntents clears intents for images that are settled. Before one was made,
+// the removal of a half-made one of its name may have been cut off: as long as
+// there is an intent, somebody will look.
+func (p *Provisioner) clearIntents(ctx context.Context, pool rbd.Pool, images ...string) error {
+	if err := pool.FinishRemovals(ctx, images...); err != nil {
+		return err
+	}
+	return p.journal.Clear(ctx, pool, images...)
 }

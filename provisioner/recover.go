@@ -213,7 +213,7 @@ func (r *recovery) recover(ctx context.Context, pool *access.Pool, place journal
 	if outcome.left() {
 		return outcome, err
 	}
-	if err := r.journal.Clear(ctx, pool, in.Image); err != nil {
+	if err := r.clearIntents(ctx, pool, in.Image); err != nil {
 		logger.V(2).Info("An intent could not be cleared, trying again", "err", err)
 		return outcomeWaiting, err
 	}

@@ -156,6 +156,8 @@ func (p *fakePool) removeImage(name string) error { return p.call(name) }
 
 func (p *fakePool) written(name string) (bool, error) { return false, p.call(name) }
 
+func (p *fakePool) finishRemovals([]string) error { return p.callNotes(trashObject) }
+
 func (p *fakePool) notes(object string) (map[string][]byte, error) {
 	return map[string][]byte{}, p.callNotes(object)
 }

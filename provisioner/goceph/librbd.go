@@ -191,7 +191,7 @@ func (p *radosPool) removeImage(name string) error {
 		return openErr // normally that it does not exist
 	}
 	_ = image.Close() // only opened
-	if trashErr := p.io.Create("rbd_trash", rados.CreateIdempotent); trashErr != nil {
+	if trashErr := p.io.Create(trashObject, rados.CreateIdempotent); trashErr != nil {
 		return trashErr
 	}
 	if err = librbd.RemoveImage(p.io, name); errors.Is(err, librbd.ErrNotFound) {

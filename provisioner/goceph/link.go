@@ -27,6 +27,7 @@ type ioctx interface {
 	image(name string) (rbd.Image, error)
 	setMetadata(name string, entries map[string]string) error
 	removeImage(name string) error
+	finishRemovals(names []string) error
 	written(name string) (bool, error)
 	notes(object string) (map[string][]byte, error)
 	setNotes(object string, notes map[string][]byte) error

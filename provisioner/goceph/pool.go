@@ -4,6 +4,7 @@ package goceph
 
 import (
 	"context"
+	"fmt"
 	"maps"
 
 	"ceph.com/rbd-provisioner/provisioner/rbd"
@@ -50,6 +51,17 @@ func (p *pool) RemoveImage(ctx context.Context, name string) error {
 	_, err := call(ctx, p, "remove", name, func(io ioctx) (struct{}, error) {
 		return struct{}{}, io.removeImage(name)
 	})
+	return err
+}
+
+// FinishRemovals implements rbd.Pool.
+func (p *pool) FinishRemovals(ctx context.Context, names ...string) error {
+	_, err := runNotes(ctx, p, "finish removals in", trashObject, nil, func(io ioctx) (struct{}, error) {
+		return struct{}{}, io.finishRemovals(names)
+	})
+	if err != nil {
+		err = fmt.Errorf("finish interrupted removals in pool %q: %w", p.name, err)
+	}
 	return err
 }
 

@@ -100,6 +100,10 @@ type Pool interface {
 	// pool is no obstacle, but for one that no image was ever removed from:
 	// ErrPoolFull.
 	RemoveImage(ctx context.Context, name string) error
+	// FinishRemovals removes what interrupted calls of RemoveImage of these
+	// names left in the trash. An image that has such a name by now stays, and
+	// so does what somebody has put into the trash. Nothing to do is no error.
+	FinishRemovals(ctx context.Context, names ...string) error
 	// Written reports whether something was written into the first object of an
 	// image, as whoever makes a file system or a partition table does. It
 	// changes nothing.

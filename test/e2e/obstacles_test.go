@@ -8,7 +8,9 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // What keeps an image from being removed, beside what delete_test.go has. The
@@ -133,9 +135,10 @@ func TestVolumeDeletedByHand(t *testing.T) {
 	f.gone(first)
 
 	f.must(volumes.Delete(t.Context(), second.Name, metav1.DeleteOptions{}))
+	// Controllers put theirs back as long as the volume is there.
 	f.eventually(func(ctx context.Context) error {
-		_, err := rig.Kube.Kubectl(ctx, "", "patch", "pv", second.Name, "--type=merge", "-p", `{"metadata":{"finalizers":null}}`)
-		if err != nil {
+		_, err := volumes.Patch(ctx, second.Name, types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{})
+		if err != nil && !apierrors.IsNotFound(err) {
 			return err
 		}
 		claim, err := rig.Kube.Client.CoreV1().PersistentVolumeClaims(f.name).Get(ctx, forgotten.Name, metav1.GetOptions{})

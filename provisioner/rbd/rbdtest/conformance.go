@@ -74,6 +74,7 @@ func Conformance(t *testing.T, h Harness) {
 		{"Metadata", s.testMetadata},
 		{"RemoveImage", s.testRemoveImage},
 		{"InterruptedRemoval", s.testInterruptedRemoval},
+		{"FinishRemovals", s.testFinishRemovals},
 		{"Remains", s.testRemains},
 		{"Written", s.testWritten},
 		{"Notes", s.testNotes},

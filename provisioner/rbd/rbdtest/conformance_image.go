@@ -214,6 +214,38 @@ func (s suite) testInterruptedRemoval(t *testing.T) {
 	}
 }
 
+// testFinishRemovals makes an image anew after its removal was interrupted: what
+// is left of the old one can then be removed by itself.
+func (s suite) testFinishRemovals(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	admin, restricted := s.open(t, s.Admin, s.Pool), s.open(t, s.Restricted, s.Pool)
+	spec := rbd.ImageSpec{SizeBytes: 64 << 20, DataPool: s.OtherPool}
+	create(t, admin, "again", spec)
+	wantError(t, restricted.RemoveImage(ctx, "again"), rbd.ErrPermissionDenied, `remove image "again"`)
+	create(t, admin, "again", spec)
+	for _, names := range [][]string{nil, {"another"}} {
+		if err := admin.FinishRemovals(ctx, names...); err != nil {
+			t.Error(err)
+		}
+	}
+	if trash := s.Trash(t, s.Pool); !slices.Contains(trash, "again") {
+		t.Errorf("the trash has %q, want the old image: is this still what a cluster does?", trash)
+	}
+	for range 2 {
+		if err := admin.FinishRemovals(ctx, "another", "again"); err != nil {
+			t.Error(err)
+		}
+		if slices.Contains(s.Trash(t, s.Pool), "again") {
+			t.Error("the old image is still in the trash")
+		}
+	}
+	if _, err := admin.Image(ctx, "again"); err != nil {
+		t.Errorf("the new image: %v", err)
+	}
+	remove(t, admin, "again")
+}
+
 // testRemains checks that remains of an image hold its name until RemoveImage
 // clears them.
 func (s suite) testRemains(t *testing.T) {

@@ -19,6 +19,8 @@ const (
 	CallNotes       Call = "Notes"
 	CallSetNotes    Call = "SetNotes"
 	CallRemoveNotes Call = "RemoveNotes"
+
+	CallFinishRemovals Call = "FinishRemovals"
 )
 
 // FakeFault makes one call go wrong. Its zero fields change nothing.
