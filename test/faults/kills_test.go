@@ -43,7 +43,10 @@ type storm struct {
 	random *rand.Rand
 	claims []*corev1.PersistentVolumeClaim
 
-	made, deletedEarly, kills int
+	made, kills int
+	// early are the names of claims that were deleted while they waited, by
+	// their images.
+	early map[string]string
 	// leaked are images that no volume names, when all should be settled.
 	leaked   int
 	killed   time.Time     // the last time, until the next volume came or went
@@ -60,7 +63,7 @@ func newStorm(t *testing.T, claims, kills int) *storm {
 	if settings.asUsersHaveIt {
 		flags = nil
 	}
-	return &storm{fixture: newFixture(t, flags...), random: random(t)}
+	return &storm{fixture: newFixture(t, flags...), random: random(t), early: map[string]string{}}
 }
 
 // create makes claims: half of them at once, the others before the kills. Early
@@ -77,22 +80,29 @@ func (s *storm) create(claims, kills int, early bool) {
 		seen := s.watch()
 		more := s.fixture.claims(fmt.Sprintf("more-%d", i), each)
 		if early && gone > 1 {
-			s.delete(more[:gone/2]...)
-			s.deletedEarly += gone / 2
+			s.deleteEarly(more[:gone/2]...)
 			more = more[gone/2:]
 			after = min(after, len(more))
 		}
 		s.kill(seen, watch.Added, after, pause)
 		last = s.killed
 		if early {
-			s.delete(more[0])
-			s.deletedEarly++
+			s.deleteEarly(more[0])
 			more = more[1:]
 		}
 		s.claims = append(s.claims, more...)
 		s.must(s.p.Start(s.ctx()))
 	}
 	s.settle(last)
+}
+
+// deleteEarly deletes claims that may not have a volume yet.
+func (s *storm) deleteEarly(claims ...*corev1.PersistentVolumeClaim) {
+	s.Helper()
+	s.delete(claims...)
+	for _, claim := range claims {
+		s.early[imagePrefix+string(claim.UID)] = claim.Name
+	}
 }
 
 // remove deletes the claims: half of them at once, the others before the kills.
@@ -174,14 +184,18 @@ func (s *storm) settle(last time.Time) {
 	if err := cluster.Eventually(s.ctx(), patience, s.whole); err != nil {
 		// Counted, as the figures of a run that fails are wanted, too.
 		s.Error(err)
-		s.leaked += s.leaks()
+		leaks := s.leaks()
+		s.leaked += len(leaks)
+		for _, image := range leaks {
+			s.Errorf("leaked %s, of claim %q if that was deleted early", image, s.early[image])
+		}
 		return
 	}
 	s.settling = max(s.settling, time.Since(last))
 }
 
-// leaks counts the images that no volume names.
-func (s *storm) leaks() int {
+// leaks lists the images that no volume names.
+func (s *storm) leaks() []string {
 	s.Helper()
 	var known []string
 	volumes, err := s.kube.Client.CoreV1().PersistentVolumes().List(s.ctx(), metav1.ListOptions{})
@@ -198,7 +212,7 @@ func (s *storm) leaks() int {
 	s.must(err)
 	trash, err := s.ceph.Trash(s.ctx(), s.name)
 	s.must(err)
-	return len(slices.DeleteFunc(append(images, trash...), func(image string) bool { return slices.Contains(known, image) }))
+	return slices.DeleteFunc(append(images, trash...), func(image string) bool { return slices.Contains(known, image) })
 }
 
 // report says what a run was.
@@ -206,7 +220,7 @@ func (s *storm) report() {
 	s.Helper()
 	line := fmt.Sprintf("%s: kills survived %d, claims made %d, of them deleted while they waited %d, images leaked %d, "+
 		"longest from a kill to the next volume %.1f s, longest from the last kill until all was settled %.1f s, FAULTS_SEED=%d",
-		s.Name(), s.kills, s.made, s.deletedEarly, s.leaked, s.longest.Seconds(), s.settling.Seconds(), settings.seed)
+		s.Name(), s.kills, s.made, len(s.early), s.leaked, s.longest.Seconds(), s.settling.Seconds(), settings.seed)
 	s.Log(line)
 	if path := os.Getenv("FAULTS_FIGURES"); path != "" {
 		file, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
