@@ -94,8 +94,8 @@ soak: export FAULTS_LEASE ?= default
 soak: export FAULTS_FIGURES = $(or $(RESULTS),$(CURDIR)/bin)/soak.txt
 soak: build kubernetes ## Run them in their long form, and print what they did
 	rm -f '$(FAULTS_FIGURES)'
-	$(GOTESTSUM) -- $(TESTFLAGS) -timeout 90m ./test/faults/
-	@cat '$(FAULTS_FIGURES)'
+	$(GOTESTSUM) -- $(TESTFLAGS) -timeout 90m ./test/faults/; \
+	status=$$?; cat '$(FAULTS_FIGURES)'; exit $$status
 
 # The node computes more than it waits, so it runs alone and does little at a
 # time. This format shows the logs of the rig, too, which a failure here rarely
