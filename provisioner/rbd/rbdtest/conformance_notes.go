@@ -116,6 +116,11 @@ func (s suite) testNotes(t *testing.T) {
 		setNotes(t, p, object, want)
 		s.RemovePool(t, "notes-removed")
 		err := p.SetNotes(t.Context(), object, want)
+		// OSDs hear of it from the monitors, and serve the pool until then.
+		often, limit := time.NewTicker(50*time.Millisecond), time.Now().Add(30*time.Second)
+		for ; err == nil && time.Now().Before(limit); <-often.C {
+			err = p.SetNotes(t.Context(), object, want)
+		}
 		wantError(t, err, rbd.ErrPoolNotFound, `set notes "`+object+`" in pool "notes-removed": `)
 		checkNotes(t, p, object, none)
 		removeNotes(t, p, object, "a")
