@@ -51,29 +51,63 @@ func run[T any](ctx context.Context, f func() (T, error), discard func(T)) (T, e
 // image's name and a share in the pool until f returns, not until the caller
 // gives up. The error says what was attempted.
 func call[T any](ctx context.Context, p *pool, attempt, image string, f func(ioctx) (T, error)) (T, error) {
-	value, err := callImage(ctx, p, attempt, image, f)
+	value, err := operate(ctx, p, operation{
+		log: klog.FromContext(ctx).WithValues("image", image), message: "Called librbd", attempt: attempt,
+		name: image, notFound: rbd.ErrImageNotFound, lock: true,
+	}, f)
 	if err != nil {
 		err = fmt.Errorf("%s image %q in pool %q: %w", attempt, image, p.name, err)
 	}
 	return value, err
 }
 
-func callImage[T any](ctx context.Context, p *pool, attempt, image string, f func(ioctx) (T, error)) (T, error) {
+// callNotes is call for the notes of an object. It locks nothing: each of these
+// calls is one operation of one OSD, which puts them in a row itself. notFound is
+// what ENOENT means; nil for success.
+func callNotes[T any](ctx context.Context, p *pool, attempt, object string, notFound error, f func(ioctx) (T, error)) (T, error) {
+	value, err := operate(ctx, p, operation{
+		log: klog.FromContext(ctx).WithValues("object", object), message: "Called librados", attempt: attempt + " notes",
+		name: object, notFound: notFound,
+	}, f)
+	if err != nil {
+		err = fmt.Errorf("%s notes %q in pool %q: %w", attempt, object, p.name, err)
+	}
+	return value, err
+}
+
+// operation is one call to an open pool.
+type operation struct {
+	// log says what it is about, message and attempt what was done.
+	log              klog.Logger
+	message, attempt string
+	// name is that of the image or the object.
+	name string
+	// notFound is what ENOENT means; nil for success.
+	notFound error
+	// lock says that the image's name is held until the call returns.
+	lock bool
+}
+
+// operate runs f, and holds a share in the pool until f returns, not until the
+// caller gives up.
+func operate[T any](ctx context.Context, p *pool, o operation, f func(ioctx) (T, error)) (T, error) {
 	var none T
-	if err := checkName(image); err != nil {
+	if err := checkName(o.name); err != nil {
 		return none, err
 	}
 	// Before anything is counted or begun: what is over needs no call.
 	if ctx.Err() != nil {
 		return none, &interrupted{rbd.ErrTimeout, context.Cause(ctx)}
 	}
-	log := klog.FromContext(ctx)
 	// Also the wait for the name ends, whatever the caller's context says.
 	ctx, cancel := context.WithTimeout(ctx, p.connector.cfg.Timeout+grace)
 	defer cancel()
-	unlock, err := p.connector.names.lock(ctx, imageName{p.link.fsid(), p.io.id(), image})
-	if err != nil {
-		return none, fmt.Errorf("%w: %w", rbd.ErrImageBusy, err)
+	unlock := func() {}
+	if o.lock {
+		var err error
+		if unlock, err = p.connector.names.lock(ctx, imageName{p.link.fsid(), p.io.id(), o.name}); err != nil {
+			return none, fmt.Errorf("%w: %w", rbd.ErrImageBusy, err)
+		}
 	}
 	if err := p.begin(); err != nil {
 		unlock()
@@ -83,45 +117,9 @@ func callImage[T any](ctx context.Context, p *pool, attempt, image string, f fun
 	return run(ctx, func() (T, error) {
 		defer unlock()
 		value, err := f(p.io)
-		err = translate(err, rbd.ErrImageNotFound)
+		err = translate(err, o.notFound)
 		p.end(err)
-		log.V(4).Info("Called librbd", "call", attempt, "pool", p.name, "image", image,
-			"duration", time.Since(start), "err", err)
-		return value, err
-	}, nil)
-}
-
-// callNotes is call for the notes of an object. It locks nothing: each of these
-// calls is one operation of one OSD, which puts them in a row itself. notFound is
-// what ENOENT means; nil for success.
-func callNotes[T any](ctx context.Context, p *pool, attempt, object string, notFound error, f func(ioctx) (T, error)) (T, error) {
-	value, err := runNotes(ctx, p, attempt, object, notFound, f)
-	if err != nil {
-		err = fmt.Errorf("%s notes %q in pool %q: %w", attempt, object, p.name, err)
-	}
-	return value, err
-}
-
-func runNotes[T any](ctx context.Context, p *pool, attempt, object string, notFound error, f func(ioctx) (T, error)) (T, error) {
-	var none T
-	if err := checkName(object); err != nil {
-		return none, err
-	}
-	if ctx.Err() != nil {
-		return none, &interrupted{rbd.ErrTimeout, context.Cause(ctx)}
-	}
-	log := klog.FromContext(ctx)
-	ctx, cancel := context.WithTimeout(ctx, p.connector.cfg.Timeout+grace)
-	defer cancel()
-	if err := p.begin(); err != nil {
-		return none, err
-	}
-	start := time.Now()
-	return run(ctx, func() (T, error) {
-		value, err := f(p.io)
-		err = translate(err, notFound)
-		p.end(err)
-		log.V(4).Info("Called librados", "call", attempt+" notes", "pool", p.name, "object", object,
+		o.log.V(4).Info(o.message, "call", o.attempt, "pool", p.name,
 			"duration", time.Since(start), "err", err)
 		return value, err
 	}, nil)

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"maps"
 
+	"k8s.io/klog/v2"
+
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
@@ -54,9 +56,12 @@ func (p *pool) RemoveImage(ctx context.Context, name string) error {
 	return err
 }
 
-// FinishRemovals implements rbd.Pool.
+// FinishRemovals implements rbd.Pool. It holds no image's name: whoever has one
+// now is another image.
 func (p *pool) FinishRemovals(ctx context.Context, names ...string) error {
-	_, err := runNotes(ctx, p, "finish removals in", trashObject, nil, func(io ioctx) (struct{}, error) {
+	_, err := operate(ctx, p, operation{
+		log: klog.FromContext(ctx), message: "Called librbd", attempt: "finish removals", name: trashObject,
+	}, func(io ioctx) (struct{}, error) {
 		return struct{}{}, io.finishRemovals(names)
 	})
 	if err != nil {
