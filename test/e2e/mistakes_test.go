@@ -183,6 +183,40 @@ func (f *fixture) reconnect() {
 	if refused == 0 {
 		f.Fatalf("the monitor knows no connection of %s-admin: %+v", f.name, sessions)
 	}
+	f.settleMap()
+}
+
+// settleMap waits until each placement group of the fixture's pool works by the
+// monitors' newest map: OSDs hear of a new one by and by.
+func (f *fixture) settleMap() {
+	f.Helper()
+	var newest struct {
+		Epoch int `json:"epoch"`
+	}
+	f.must(rig.Ceph.JSON(f.Context(), &newest, "ceph", "osd", "dump"))
+	var groups struct {
+		Stats []struct {
+			ID string `json:"pgid"`
+		} `json:"pg_stats"`
+	}
+	f.must(rig.Ceph.JSON(f.Context(), &groups, "ceph", "pg", "ls-by-pool", f.name))
+	if len(groups.Stats) == 0 {
+		f.Fatalf("the pool %s has no placement groups", f.name)
+	}
+	for _, group := range groups.Stats {
+		f.eventually(func(ctx context.Context) error {
+			var state struct {
+				Epoch int `json:"epoch"`
+			}
+			if err := rig.Ceph.JSON(ctx, &state, "ceph", "tell", group.ID, "query"); err != nil {
+				return err
+			}
+			if state.Epoch < newest.Epoch {
+				return fmt.Errorf("placement group %s is at map %d, the newest is %d", group.ID, state.Epoch, newest.Epoch)
+			}
+			return nil
+		})
+	}
 }
 
 // A pool that is missing at first, and one that nobody initialised.
