@@ -43,6 +43,7 @@ func TestOnCeph(t *testing.T) {
 		Write:      c.write,
 		Trash:      c.trash,
 		AddRemains: c.addRemains,
+		CutOffMove: c.cutOffMove,
 		Pause:      c.pause,
 		Disconnect: c.disconnect,
 	}
@@ -59,6 +60,7 @@ func TestOnCeph(t *testing.T) {
 	c.addPool(t, h.Pool)
 	c.addPool(t, h.OtherPool)
 	h.Restricted = c.addUser(t, "restricted", "mon", "profile rbd", "osd", "profile rbd pool="+h.Pool)
+	h.Manager = c.addUser(t, "manager", "mon", "profile rbd", "osd", "profile rbd", "mgr", "profile rbd")
 	h.NoCaps = c.addUser(t, "no-caps", "mon", "allow r")
 	wg.Wait()
 	if t.Failed() {

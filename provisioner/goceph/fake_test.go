@@ -158,6 +158,14 @@ func (p *fakePool) written(name string) (bool, error) { return false, p.call(nam
 
 func (p *fakePool) finishRemovals([]string) error { return p.callNotes(trashObject) }
 
+func (p *fakePool) trashImage(name string, _ time.Duration) error { return p.call(name) }
+
+func (p *fakePool) trashed(id string) (rbd.Trashed, error) { return rbd.Trashed{}, p.call(id) }
+
+func (p *fakePool) removeTrashed(id string) error { return p.call(id) }
+
+func (p *fakePool) handOverTrashed(id string) error { return p.call(id) }
+
 func (p *fakePool) notes(object string) (map[string][]byte, error) {
 	return map[string][]byte{}, p.callNotes(object)
 }

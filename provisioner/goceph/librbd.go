@@ -98,6 +98,9 @@ func (p *radosPool) image(name string) (rbd.Image, error) {
 }
 
 func (p *radosPool) describe(image *librbd.Image) (info rbd.Image, err error) {
+	if info.ID, err = image.GetId(); err != nil {
+		return rbd.Image{}, err
+	}
 	if info.SizeBytes, err = image.GetSize(); err != nil {
 		return rbd.Image{}, err
 	}
@@ -178,24 +181,6 @@ func (p *radosPool) setMetadata(name string, entries map[string]string) error {
 }
 
 func (p *radosPool) removeImage(name string) error {
-	err := librbd.RemoveImage(p.io, name)
-	if !errors.Is(err, librbd.ErrNotFound) {
-		return err
-	}
-	// librbd moves an image to the pool's trash before it removes it. When
-	// there is no trash yet, and the pool is too full to make one, it says
-	// that there is no image: seen with Ceph 16.2. To believe it would be to
-	// lose an image.
-	image, openErr := librbd.OpenImageReadOnly(p.io, name, librbd.NoSnapshot)
-	if openErr != nil {
-		return openErr // normally that it does not exist
-	}
-	_ = image.Close() // only opened
-	if trashErr := p.io.Create(trashObject, rados.CreateIdempotent); trashErr != nil {
-		return trashErr
-	}
-	if err = librbd.RemoveImage(p.io, name); errors.Is(err, librbd.ErrNotFound) {
-		return errors.New("librbd does not find it, though it can be opened")
-	}
-	return err
+	// librbd moves an image to the trash before it removes it.
+	return p.intoTrash(name, func() error { return librbd.RemoveImage(p.io, name) })
 }

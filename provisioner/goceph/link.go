@@ -28,6 +28,10 @@ type ioctx interface {
 	setMetadata(name string, entries map[string]string) error
 	removeImage(name string) error
 	finishRemovals(names []string) error
+	trashImage(name string, keep time.Duration) error
+	trashed(id string) (rbd.Trashed, error)
+	removeTrashed(id string) error
+	handOverTrashed(id string) error
 	written(name string) (bool, error)
 	notes(object string) (map[string][]byte, error)
 	setNotes(object string, notes map[string][]byte) error

@@ -4,10 +4,7 @@ package goceph
 
 import (
 	"context"
-	"fmt"
 	"maps"
-
-	"k8s.io/klog/v2"
 
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
@@ -53,20 +50,6 @@ func (p *pool) RemoveImage(ctx context.Context, name string) error {
 	_, err := call(ctx, p, "remove", name, func(io ioctx) (struct{}, error) {
 		return struct{}{}, io.removeImage(name)
 	})
-	return err
-}
-
-// FinishRemovals implements rbd.Pool. It holds no image's name: whoever has one
-// now is another image.
-func (p *pool) FinishRemovals(ctx context.Context, names ...string) error {
-	_, err := operate(ctx, p, operation{
-		log: klog.FromContext(ctx), message: "Called librbd", attempt: "finish removals", name: trashObject,
-	}, func(io ioctx) (struct{}, error) {
-		return struct{}{}, io.finishRemovals(names)
-	})
-	if err != nil {
-		err = fmt.Errorf("finish interrupted removals in pool %q: %w", p.name, err)
-	}
 	return err
 }
 

@@ -2,7 +2,10 @@
 
 package goceph
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"time"
+)
 
 const (
 	// trashObject holds a pool's trash: its omap has an entry for each image,
@@ -13,25 +16,42 @@ const (
 	// trashRemoving is who put an image there when RemoveImage did.
 	// Source: TrashImageSource in Ceph's src/cls/rbd/cls_rbd_types.h.
 	trashRemoving = 3
+	// trashMoving is the state of an entry until the image has lost its name.
+	// Source: TrashImageState in the same file.
+	trashMoving = 1
 )
 
-// trashed reads the name of an image from its entry in the trash, and whether it
-// is there because it was being removed. An entry that it can't read is
-// somebody's.
+// trashEntry is what the trash says of an image.
+type trashEntry struct {
+	source byte
+	name   string
+	since  time.Time
+	state  byte
+}
+
+// parseTrashEntry reads an entry of the trash, and reports whether it could.
 //
 // An entry is a header of six bytes (version, oldest version that reads it,
-// length), who put it there (one byte), and the name (length in four bytes, all
-// little endian), and more. Source: TrashImageSpec::encode in the same file.
-func trashed(entry []byte) (name string, removing bool) {
-	const header, length = 6, 4
+// length), who put it there (one byte), the name (length in four bytes), when
+// that was and until when it is kept (seconds and nanoseconds, four bytes each),
+// and the state (one byte), all little endian, and more.
+// Source: TrashImageSpec::encode in the same file.
+func parseTrashEntry(entry []byte) (trashEntry, bool) {
+	const header, length, times = 6, 4, 16
 	if len(entry) < header+1+length || entry[1] > 1 {
-		return "", false
+		return trashEntry{}, false
 	}
-	source, rest := entry[header], entry[header+1:]
+	e := trashEntry{source: entry[header]}
+	rest := entry[header+1:]
 	n := binary.LittleEndian.Uint32(rest)
 	rest = rest[length:]
-	if uint64(n) > uint64(len(rest)) {
-		return "", false
+	if uint64(n)+times > uint64(len(rest)) {
+		return trashEntry{}, false
 	}
-	return string(rest[:n]), source == trashRemoving
+	e.name, rest = string(rest[:n]), rest[n:]
+	e.since = time.Unix(int64(binary.LittleEndian.Uint32(rest)), int64(binary.LittleEndian.Uint32(rest[4:])))
+	if rest = rest[times:]; len(rest) > 0 { // since Ceph 15
+		e.state = rest[0]
+	}
+	return e, true
 }

@@ -110,6 +110,7 @@ type Pool interface {
 	//
 	// Errors: ErrImageNotFound.
 	Written(ctx context.Context, name string) (bool, error)
+	Trash
 	Notes
 	// Close gives the pool back once running calls have ended. It does not
 	// block; calling it twice is harmless.
@@ -154,6 +155,9 @@ type ImageSpec struct {
 
 // Image is what a cluster says about an image.
 type Image struct {
+	// ID names the image inside its pool for as long as it lives, also when it
+	// is renamed or in the trash.
+	ID        string
 	SizeBytes uint64
 	// Features are the names that "rbd info" prints, sorted; "feature-N" for a
 	// bit N that has no name here.

@@ -39,6 +39,7 @@ type Cluster struct {
 	epoch  int           // raised by Disconnect
 	faults []*FakeFault
 	open   int // Clusters and Pools that were not closed
+	images int // that were ever made
 }
 
 type user struct {
@@ -52,6 +53,8 @@ type Caps struct {
 	Pools []string
 	// AllPools stands for every pool, also those made later.
 	AllPools bool
+	// Manager allows to ask the manager for work.
+	Manager bool
 }
 
 func (c Caps) allow(pool string) bool {
@@ -67,15 +70,15 @@ type poolState struct {
 	noImages, noData bool
 	images           map[string]*image
 	remains          map[string]Remains
-	// trash holds the images whose removal was interrupted. hasTrash says that
-	// something was ever in it.
-	trash    map[string]*image
+	// trash is by ID. hasTrash says that something was ever in it.
+	trash    map[string]*trashed
 	hasTrash bool
 	// notes are those of each object.
 	notes map[string]map[string][]byte
 }
 
 type image struct {
+	id        string
 	size      uint64
 	dataPool  string
 	metadata  map[string]string
@@ -184,7 +187,7 @@ func (c *Cluster) AddErasurePool(name string, overwrites bool) {
 }
 
 func (c *Cluster) addPool(p poolState) {
-	p.images, p.remains, p.trash = map[string]*image{}, map[string]Remains{}, map[string]*image{}
+	p.images, p.remains, p.trash = map[string]*image{}, map[string]Remains{}, map[string]*trashed{}
 	p.notes = map[string]map[string][]byte{}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -51,6 +51,26 @@ func TestConformance(t *testing.T) {
 		Write:      func(_ *testing.T, pool, image string) { c.Write(pool, image) },
 		Trash:      func(_ *testing.T, pool string) []string { return c.Trash(pool) },
 		AddRemains: func(_ *testing.T, pool, image string, remains rbdtest.Remains) { c.AddRemains(pool, image, remains) },
+		CutOffMove: func(t *testing.T, pool, image string) {
+			cutOff := errors.New("cut off")
+			c.Fake(rbdtest.FakeFault{Call: rbdtest.CallTrashImage, Image: image, Err: cutOff, HalfWay: true})
+			creds := c.AddUser("dies", everything)
+			cluster, err := c.Connect(t.Context(), creds)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer cluster.Close()
+			p, err := cluster.OpenPool(t.Context(), pool)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			if err := p.TrashImage(t.Context(), image, 0); !errors.Is(err, cutOff) {
+				t.Fatal(err)
+			}
+		},
+		Manager:    c.AddUser("manager", rbdtest.Caps{AllPools: true, Manager: true}),
+		RunManager: c.RunManager,
 		Pause: func(*testing.T) func() {
 			c.Pause()
 			return c.Resume

@@ -46,6 +46,14 @@ type Harness struct {
 	Trash func(t *testing.T, pool string) []string
 	// AddRemains leaves remains of an image that is not there.
 	AddRemains func(t *testing.T, pool, image string, remains Remains)
+	// CutOffMove moves an image to the trash as a client does that dies before
+	// the end of that: it has no name any more, but its entry says that it is
+	// being moved.
+	CutOffMove func(t *testing.T, pool, image string)
+	// Manager may also ask the manager for work. RunManager lets it work; nil
+	// when it does by itself.
+	Manager    rbd.Credentials
+	RunManager func()
 	// Pause stops the OSDs until resume is called. No other test runs
 	// meanwhile.
 	Pause func(t *testing.T) (resume func())
@@ -76,6 +84,9 @@ func Conformance(t *testing.T, h Harness) {
 		{"InterruptedRemoval", s.testInterruptedRemoval},
 		{"FinishRemovals", s.testFinishRemovals},
 		{"Remains", s.testRemains},
+		{"TrashImage", s.testTrashImage},
+		{"RemoveTrashed", s.testRemoveTrashed},
+		{"HandOverTrashed", s.testHandOverTrashed},
 		{"Written", s.testWritten},
 		{"Notes", s.testNotes},
 		{"NotesFaults", s.testNotesFaults},
@@ -131,6 +142,10 @@ func describe(t *testing.T, p rbd.Pool, name string) rbd.Image {
 	if err != nil {
 		t.Fatalf("describe image %q: %v", name, err)
 	}
+	if image.ID == "" {
+		t.Errorf("image %q has no ID", name)
+	}
+	image.ID = "" // any will do
 	return image
 }
 

@@ -20,14 +20,18 @@ const (
 	CallSetNotes    Call = "SetNotes"
 	CallRemoveNotes Call = "RemoveNotes"
 
-	CallFinishRemovals Call = "FinishRemovals"
+	CallFinishRemovals  Call = "FinishRemovals"
+	CallTrashImage      Call = "TrashImage"
+	CallTrashed         Call = "Trashed"
+	CallRemoveTrashed   Call = "RemoveTrashed"
+	CallHandOverTrashed Call = "HandOverTrashed"
 )
 
 // FakeFault makes one call go wrong. Its zero fields change nothing.
 type FakeFault struct {
 	Call Call
-	// Image is the name that the call must be about, of an image or of the
-	// object of notes; empty means any.
+	// Image is the name that the call must be about, of an image, the ID of one
+	// in the trash, or the object of notes; empty means any.
 	Image string
 	// Before runs in the call, before it takes effect and in its own
 	// goroutine: while it blocks, the caller may give up, and the call takes
@@ -38,8 +42,8 @@ type FakeFault struct {
 	Err         error
 	TakesEffect bool
 	// HalfWay makes a CreateImage that does not take effect leave remains of
-	// the image, and a RemoveImage leave it in the trash, as a client does
-	// that dies.
+	// the image, a RemoveImage leave it in the trash, and a TrashImage leave
+	// it without a name and not yet in the trash, as a client does that dies.
 	HalfWay bool
 	// Times is how many calls it hits; 0 means one.
 	Times int

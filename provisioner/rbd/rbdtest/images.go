@@ -37,21 +37,13 @@ func (c *Cluster) Remains(pool string) []string {
 	return slices.Sorted(maps.Keys(c.mustPool(pool).remains))
 }
 
-// Trash returns the names of the images whose removal was interrupted, sorted:
-// they take up room, but Image does not find them.
-func (c *Cluster) Trash(pool string) []string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return slices.Sorted(maps.Keys(c.mustPool(pool).trash))
-}
-
 // AddRemains leaves remains of an image that is not there.
 func (c *Cluster) AddRemains(pool, name string, remains Remains) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	p := c.mustPool(pool)
 	if remains == RemainsUnlisted {
-		p.images[name] = &image{size: 1 << 20, metadata: map[string]string{}}
+		p.images[name] = &image{id: c.newID(), size: 1 << 20, metadata: map[string]string{}}
 		return
 	}
 	p.remains[name] = remains
@@ -107,6 +99,7 @@ func (c *Cluster) mustImage(pool, name string) *image {
 
 func (i *image) describe() rbd.Image {
 	info := rbd.Image{
+		ID:        i.id,
 		SizeBytes: i.size,
 		Features:  []string{rbd.FeatureLayering},
 		DataPool:  i.dataPool,
@@ -151,7 +144,7 @@ func (c *Cluster) createImage(p *poolState, name string, spec rbd.ImageSpec, cap
 	case p.full:
 		return rbd.ErrPoolFull
 	}
-	p.images[name] = &image{size: spec.SizeBytes, dataPool: spec.DataPool, metadata: map[string]string{}}
+	p.images[name] = &image{id: c.newID(), size: spec.SizeBytes, dataPool: spec.DataPool, metadata: map[string]string{}}
 	return nil
 }
 
@@ -186,25 +179,23 @@ func (p *poolState) removeImage(name string, caps Caps, interrupted error) error
 	switch {
 	case p.deleted:
 		return rbd.ErrImageNotFound
-	case i == nil && p.trash[name] == nil:
-		return rbd.ErrImageNotFound
 	case i == nil:
-		i = p.trash[name]
+		t := p.removing(name)
+		if t == nil {
+			return rbd.ErrImageNotFound
+		}
+		i = t.image
 	case len(i.snapshots) > 0:
 		return rbd.ErrImageHasSnapshots
 	case len(i.watchers) > 0:
 		return rbd.ErrImageInUse
 	case p.full && !p.hasTrash:
 		return rbd.ErrPoolFull
+	default:
+		p.moveToTrash(name).removing = true
 	}
-	delete(p.images, name)
-	p.trash[name], p.hasTrash = i, true
-	switch {
-	case interrupted != nil:
+	if interrupted != nil {
 		return interrupted
-	case i.dataPool != "" && !caps.allow(i.dataPool):
-		return rbd.ErrPermissionDenied
 	}
-	delete(p.trash, name)
-	return nil
+	return p.removeTrashed(i.id, caps)
 }

@@ -68,17 +68,6 @@ func (p *pool) RemoveNotes(ctx context.Context, object string, keys ...string) e
 	return err
 }
 
-// FinishRemovals implements rbd.Pool.
-func (p *pool) FinishRemovals(ctx context.Context, names ...string) error {
-	_, err := callNotes(ctx, p, CallFinishRemovals, "finish", "rbd_trash", func() (struct{}, error) {
-		for _, name := range names {
-			delete(p.state.trash, name)
-		}
-		return struct{}{}, nil
-	})
-	return err
-}
-
 // callNotes makes one call about the notes of an object. It locks no name.
 func callNotes[T any](ctx context.Context, p *pool, kind Call, attempt, object string, f func() (T, error)) (T, error) {
 	value, err := func() (T, error) {

@@ -157,6 +157,8 @@ func (p *pool) reach(kind Call, image string, fault FakeFault, f func() (any, er
 		_, _ = f()
 	case fault.HalfWay && kind == CallCreateImage && p.state.images[image] == nil:
 		p.state.remains[image] = RemainsDirectoryOnly
+	case fault.HalfWay && kind == CallTrashImage && p.state.images[image] != nil:
+		p.state.moveToTrash(image).moving = true
 	case fault.HalfWay && kind == CallRemoveImage:
 		// Nor how this went.
 		_ = p.state.removeImage(image, p.session.caps, fault.Err)

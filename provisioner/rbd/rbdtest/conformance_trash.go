@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rbdtest
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+)
+
+// imageID returns the ID of an image that is there.
+func imageID(t *testing.T, p rbd.Pool, name string) string {
+	t.Helper()
+	image, err := p.Image(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return image.ID
+}
+
+// trash moves an image to the trash and returns its ID.
+func trash(t *testing.T, p rbd.Pool, name string) string {
+	t.Helper()
+	id := imageID(t, p, name)
+	if err := p.TrashImage(t.Context(), name, 0); err != nil {
+		t.Fatalf("move image %q to the trash: %v", name, err)
+	}
+	return id
+}
+
+func (s suite) testTrashImage(t *testing.T) {
+	t.Parallel()
+	const pool = "trash"
+	s.AddPool(t, pool)
+	p := s.open(t, s.Admin, pool)
+	lookUp := func(t *testing.T, name, id string) {
+		t.Helper()
+		got, err := p.Trashed(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if age := time.Since(got.Since); got.Name != name || got.Moving || age < -time.Minute || age > time.Hour {
+			t.Errorf("the trash says %+v of an image that was called %q", got, name)
+		}
+	}
+	t.Run("an image", func(t *testing.T) {
+		// An image of any size takes the same time; a removal would exceed the
+		// deadline.
+		create(t, p, "large", rbd.ImageSpec{SizeBytes: 1 << 50})
+		if err := p.SetMetadata(t.Context(), "large", map[string]string{"a": "1"}); err != nil {
+			t.Fatal(err)
+		}
+		id := trash(t, p, "large")
+		_, err := p.Image(t.Context(), "large")
+		wantError(t, err, rbd.ErrImageNotFound, `describe image "large" in pool "trash": `)
+		lookUp(t, "large", id)
+		// Its name is free, and whoever has it now stays.
+		create(t, p, "large", rbd.ImageSpec{SizeBytes: 1 << 20})
+		if again := imageID(t, p, "large"); again == id {
+			t.Errorf("two images have the ID %q", id)
+		}
+		lookUp(t, "large", id)
+	})
+	t.Run("kept for a while", func(t *testing.T) {
+		create(t, p, "kept", rbd.ImageSpec{SizeBytes: 1 << 20})
+		id := imageID(t, p, "kept")
+		if err := p.TrashImage(t.Context(), "kept", 24*time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		lookUp(t, "kept", id)
+		if err := p.RemoveTrashed(t.Context(), id); err != nil {
+			t.Errorf("remove it all the same: %v", err)
+		}
+	})
+	t.Run("no image", func(t *testing.T) {
+		wantError(t, p.TrashImage(t.Context(), "nobody", 0), rbd.ErrImageNotFound, `move to the trash image "nobody" in pool "trash": `)
+		_, err := p.Trashed(t.Context(), "4711")
+		wantError(t, err, rbd.ErrImageNotFound, `look up image "4711" in the trash of pool "trash": `)
+	})
+	t.Run("an ID that begins another", func(t *testing.T) {
+		create(t, p, "long", rbd.ImageSpec{SizeBytes: 1 << 20})
+		id := trash(t, p, "long")
+		_, err := p.Trashed(t.Context(), id[:len(id)-1])
+		wantError(t, err, rbd.ErrImageNotFound, `look up image "`+id[:len(id)-1]+`" in the trash`)
+	})
+	t.Run("a move that was cut off", func(t *testing.T) {
+		create(t, p, "cut", rbd.ImageSpec{SizeBytes: 1 << 20})
+		id := imageID(t, p, "cut")
+		s.CutOffMove(t, pool, "cut")
+		if got, err := p.Trashed(t.Context(), id); err != nil || !got.Moving || got.Name != "cut" {
+			t.Errorf("the trash says %+v, %v", got, err)
+		}
+		wantError(t, p.RemoveTrashed(t.Context(), id), rbd.ErrImageInUse, `remove image "`+id+`" in the trash of pool "trash": `)
+		if err := p.TrashImage(t.Context(), "cut", 0); err != nil {
+			t.Fatal(err)
+		}
+		lookUp(t, "cut", id)
+		if err := p.RemoveTrashed(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("without permission", func(t *testing.T) {
+		denied := s.open(t, s.NoCaps, s.Pool)
+		wantError(t, denied.TrashImage(t.Context(), "any", 0), rbd.ErrPermissionDenied, `move to the trash image "any" in pool "`+s.Pool+`": `)
+		_, err := denied.Trashed(t.Context(), "4711")
+		wantError(t, err, rbd.ErrPermissionDenied, `look up image "4711" in the trash of pool "`+s.Pool+`": `)
+		wantError(t, denied.RemoveTrashed(t.Context(), "4711"), rbd.ErrPermissionDenied, `remove image "4711" in the trash of pool "`+s.Pool+`": `)
+	})
+}
+
+func (s suite) testRemoveTrashed(t *testing.T) {
+	t.Parallel()
+	const pool = "trash-removed"
+	s.AddPool(t, pool)
+	p := s.open(t, s.Admin, pool)
+	gone := func(t *testing.T, id string) {
+		t.Helper()
+		if err := p.RemoveTrashed(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+		_, err := p.Trashed(t.Context(), id)
+		wantError(t, err, rbd.ErrImageNotFound, `look up image "`+id+`" in the trash of pool "`+pool+`": `)
+		wantError(t, p.RemoveTrashed(t.Context(), id), rbd.ErrImageNotFound, `remove image "`+id+`" in the trash of pool "`+pool+`": `)
+	}
+	t.Run("beside a new image of the name", func(t *testing.T) {
+		create(t, p, "twice", rbd.ImageSpec{SizeBytes: 1 << 30})
+		id := trash(t, p, "twice")
+		create(t, p, "twice", rbd.ImageSpec{SizeBytes: 2 << 30})
+		gone(t, id)
+		if image := describe(t, p, "twice"); image.SizeBytes != 2<<30 {
+			t.Errorf("the new image has %d bytes", image.SizeBytes)
+		}
+	})
+	t.Run("watched", func(t *testing.T) {
+		create(t, p, "watched", rbd.ImageSpec{SizeBytes: 1 << 20})
+		_, stop := s.Watch(t, pool, "watched")
+		id := trash(t, p, "watched")
+		wantError(t, p.RemoveTrashed(t.Context(), id), rbd.ErrImageInUse, `remove image "`+id+`" in the trash of pool "`+pool+`": `)
+		stop()
+		gone(t, id)
+	})
+	t.Run("with a snapshot", func(t *testing.T) {
+		create(t, p, "snapped", rbd.ImageSpec{SizeBytes: 1 << 20})
+		s.Snapshot(t, pool, "snapped", "s")
+		id := trash(t, p, "snapped")
+		wantError(t, p.RemoveTrashed(t.Context(), id), rbd.ErrImageHasSnapshots, `remove image "`+id+`" in the trash of pool "`+pool+`": `)
+		if names := s.Trash(t, pool); !slices.Contains(names, "snapped") {
+			t.Errorf("the trash has %v", names)
+		}
+	})
+	t.Run("in a full pool", func(t *testing.T) {
+		const full = "trash-full"
+		s.AddPool(t, full)
+		p := s.open(t, s.Admin, full)
+		create(t, p, "first", rbd.ImageSpec{SizeBytes: 1 << 20})
+		create(t, p, "second", rbd.ImageSpec{SizeBytes: 1 << 20})
+		s.SetFull(t, full, true)
+		// There is no trash yet, and may be no room to make one.
+		if err := p.TrashImage(t.Context(), "first", 0); err != nil {
+			wantError(t, err, rbd.ErrPoolFull, `move to the trash image "first" in pool "`+full+`": `)
+			describe(t, p, "first")
+			s.SetFull(t, full, false)
+			trash(t, p, "first")
+			s.SetFull(t, full, true)
+		}
+		id := trash(t, p, "second")
+		if err := p.RemoveTrashed(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+		s.SetFull(t, full, false)
+	})
+}
+
+func (s suite) testHandOverTrashed(t *testing.T) {
+	t.Parallel()
+	const pool = "trash-manager"
+	s.AddPool(t, pool)
+	p := s.open(t, s.Manager, pool)
+	create(t, p, "handed", rbd.ImageSpec{SizeBytes: 1 << 30})
+	id := trash(t, p, "handed")
+	wantError(t, s.open(t, s.Restricted, s.Pool).HandOverTrashed(t.Context(), trashHere(t, s)), rbd.ErrPermissionDenied,
+		`hand over image `)
+	for range 2 { // twice is harmless
+		if err := p.HandOverTrashed(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s.RunManager != nil {
+		s.RunManager()
+	}
+	often, limit := time.NewTicker(50*time.Millisecond), time.Now().Add(time.Minute)
+	for ; ; <-often.C {
+		_, err := p.Trashed(t.Context(), id)
+		if errors.Is(err, rbd.ErrImageNotFound) {
+			break
+		}
+		if err != nil || time.Now().After(limit) {
+			t.Fatalf("the manager did not remove it: %v", err)
+		}
+	}
+}
+
+// trashHere puts an image into the trash of the suite's pool.
+func trashHere(t *testing.T, s suite) string {
+	t.Helper()
+	p := s.open(t, s.Restricted, s.Pool)
+	create(t, p, "denied", rbd.ImageSpec{SizeBytes: 1 << 20})
+	return trash(t, p, "denied")
+}

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rbdtest
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+)
+
+// trashed is an image in the trash.
+type trashed struct {
+	image *image
+	name  string
+	since time.Time
+	// removing says that it is there because RemoveImage was interrupted,
+	// moving that TrashImage was.
+	removing, moving bool
+	// handedOver says that the manager is to remove it.
+	handedOver bool
+}
+
+// Trash returns the names that the images in a pool's trash had, sorted.
+func (c *Cluster) Trash(pool string) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var names []string
+	for _, t := range c.mustPool(pool).trash {
+		names = append(names, t.name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Restore takes an image out of the trash, as "rbd trash restore" does.
+func (c *Cluster) Restore(pool, id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.mustPool(pool)
+	t := p.trash[id]
+	if t == nil {
+		panic(fmt.Sprintf("rbdtest: the test has no image %q in the trash of pool %q", id, pool))
+	}
+	delete(p.trash, id)
+	p.images[t.name] = t.image
+}
+
+// RunManager lets the cluster's manager remove what it was handed over.
+func (c *Cluster) RunManager() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range c.pools {
+		for id, t := range p.trash {
+			if t.handedOver {
+				delete(p.trash, id)
+			}
+		}
+	}
+}
+
+// newID names a new image. c.mu is held.
+func (c *Cluster) newID() string {
+	c.images++
+	return fmt.Sprintf("%x", 0x1000+c.images)
+}
+
+// FinishRemovals implements rbd.Pool.
+func (p *pool) FinishRemovals(ctx context.Context, names ...string) error {
+	_, err := callNotes(ctx, p, CallFinishRemovals, "finish", "rbd_trash", func() (struct{}, error) {
+		for id, t := range p.state.trash {
+			if t.removing && slices.Contains(names, t.name) {
+				delete(p.state.trash, id)
+			}
+		}
+		return struct{}{}, nil
+	})
+	return err
+}
+
+// TrashImage implements rbd.Trash.
+func (p *pool) TrashImage(ctx context.Context, name string, _ time.Duration) error {
+	_, err := call(ctx, p, CallTrashImage, "move to the trash", name, func() (struct{}, error) {
+		return struct{}{}, p.state.trashImage(name)
+	})
+	return err
+}
+
+// Trashed implements rbd.Trash.
+func (p *pool) Trashed(ctx context.Context, id string) (rbd.Trashed, error) {
+	return callTrash(ctx, p, CallTrashed, "look up", id, func(t *trashed) (rbd.Trashed, error) {
+		return rbd.Trashed{Name: t.name, Since: t.since, Moving: t.moving}, nil
+	})
+}
+
+// RemoveTrashed implements rbd.Trash.
+func (p *pool) RemoveTrashed(ctx context.Context, id string) error {
+	_, err := callTrash(ctx, p, CallRemoveTrashed, "remove", id, func(*trashed) (struct{}, error) {
+		return struct{}{}, p.state.removeTrashed(id, p.session.caps)
+	})
+	return err
+}
+
+// HandOverTrashed implements rbd.Trash.
+func (p *pool) HandOverTrashed(ctx context.Context, id string) error {
+	_, err := callImage(ctx, p, CallHandOverTrashed, id, func() (struct{}, error) {
+		if !p.session.caps.Manager {
+			return struct{}{}, rbd.ErrPermissionDenied
+		}
+		if t := p.state.trash[id]; t != nil {
+			t.handedOver = true
+		}
+		return struct{}{}, nil
+	})
+	if err != nil {
+		err = fmt.Errorf("hand over image %q in the trash of pool %q: %w", id, p.state.name, err)
+	}
+	return err
+}
+
+// callTrash makes one call about an image in the trash. Its ID is locked like a
+// name.
+func callTrash[T any](ctx context.Context, p *pool, kind Call, attempt, id string, f func(*trashed) (T, error)) (T, error) {
+	value, err := callImage(ctx, p, kind, id, func() (T, error) {
+		t := p.state.trash[id]
+		if t == nil || p.state.deleted {
+			var none T
+			return none, rbd.ErrImageNotFound
+		}
+		return f(t)
+	})
+	if err != nil {
+		err = fmt.Errorf("%s image %q in the trash of pool %q: %w", attempt, id, p.state.name, err)
+	}
+	return value, err
+}
+
+// The calls, once they have reached the cluster. Cluster.mu is held.
+
+func (p *poolState) trashImage(name string) error {
+	i := p.images[name]
+	switch {
+	case p.deleted:
+		return rbd.ErrImageNotFound
+	case i != nil && p.full && !p.hasTrash:
+		return rbd.ErrPoolFull
+	case i != nil:
+		p.moveToTrash(name)
+		return nil
+	}
+	for _, t := range p.trash {
+		if t.name == name && t.moving {
+			t.moving = false
+			return nil
+		}
+	}
+	return rbd.ErrImageNotFound
+}
+
+// moveToTrash moves an image that is there.
+func (p *poolState) moveToTrash(name string) *trashed {
+	t := &trashed{image: p.images[name], name: name, since: time.Now()}
+	delete(p.images, name)
+	p.trash[t.image.id], p.hasTrash = t, true
+	return t
+}
+
+// removing returns the image of a name whose removal was interrupted.
+func (p *poolState) removing(name string) *trashed {
+	for _, t := range p.trash {
+		if t.removing && t.name == name {
+			return t
+		}
+	}
+	return nil
+}
+
+func (p *poolState) removeTrashed(id string, caps Caps) error {
+	t := p.trash[id]
+	switch {
+	case len(t.image.snapshots) > 0:
+		return rbd.ErrImageHasSnapshots
+	case len(t.image.watchers) > 0, t.moving:
+		return rbd.ErrImageInUse
+	case t.image.dataPool != "" && !caps.allow(t.image.dataPool):
+		return rbd.ErrPermissionDenied
+	}
+	delete(p.trash, id)
+	return nil
+}
