@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -24,9 +23,10 @@ import (
 // cluster.
 var errOtherCluster = errors.New("the monitors belong to another Ceph cluster")
 
-// Delete removes the image of a released volume; the library then deletes the
-// volume. It returns nil when the image is gone, a bare IgnoredError for volumes
-// of another provisioner, and else an error upon which the library tries again.
+// Delete moves the image of a released volume to the trash, from where it is
+// removed in the background; the library then deletes the volume. It returns nil
+// when the image is there or gone, a bare IgnoredError for volumes of another
+// provisioner, and else an error upon which the library tries again.
 func (p *Provisioner) Delete(ctx context.Context, pv *corev1.PersistentVolume) error {
 	ctx, end, err := p.begin(ctx)
 	if err != nil {
@@ -47,7 +47,9 @@ func (p *Provisioner) Delete(ctx context.Context, pv *corev1.PersistentVolume) e
 		return err
 	}
 	defer pool.Close()
-	if err := p.deleteImage(ctx, p.fence(pool.Pool), pv, record); err != nil {
+	pool.Pool = p.fence(pool.Pool)
+	d := deletion{p, pool, location, pv.Name, record}
+	if err := d.run(ctx); err != nil {
 		return access.Explain(err, location)
 	}
 	return nil
@@ -168,56 +170,4 @@ func (p *Provisioner) classLocation(pv *corev1.PersistentVolume) (volume.Locatio
 		return volume.Location{}, fmt.Errorf("its StorageClass %q is no help: %w", class.Name, err)
 	}
 	return location, nil
-}
-
-// deleteImage removes the image unless it is somebody else's or in use.
-func (p *Provisioner) deleteImage(ctx context.Context, pool rbd.Pool, pv *corev1.PersistentVolume, record volume.Record) error {
-	what := fmt.Sprintf("image %q in pool %q", record.Image, record.Pool)
-	image, err := pool.Image(ctx, record.Image)
-	switch {
-	case errors.Is(err, rbd.ErrImageBusy):
-		return stillRemoving(what)
-	case errors.Is(err, rbd.ErrImageNotFound):
-		// A removal that was cut off leaves what can't be opened: the data in
-		// the trash, or remains that hold the name.
-		err := p.removeImage(ctx, pool, record, what, "Image was gone already")
-		if errors.Is(err, rbd.ErrImageInUse) {
-			return fmt.Errorf("%s: %w by a removal that was interrupted: that ends within half a minute, "+
-				"and it goes on by itself", what, rbd.ErrImageInUse)
-		}
-		return err
-	case err != nil:
-		return err
-	}
-	owner := map[string]string{metaVolume: pv.Name, metaIdentity: p.config.Identity}
-	if whose := foreign(image.Metadata, owner); whose != "" {
-		return fmt.Errorf("%s is not this volume's: %s: it is left alone", what, whose)
-	}
-	if len(image.Watchers) > 0 {
-		return fmt.Errorf("%s: %w by %s: it is removed once no client has it open or mapped",
-			what, rbd.ErrImageInUse, strings.Join(image.Watchers, ", "))
-	}
-	if len(image.Snapshots) > 0 {
-		return fmt.Errorf("%s: %w: %s: it is removed once they are gone",
-			what, rbd.ErrImageHasSnapshots, strings.Join(image.Snapshots, ", "))
-	}
-	return p.removeImage(ctx, pool, record, what, "Image removed")
-}
-
-func (p *Provisioner) removeImage(ctx context.Context, pool rbd.Pool, record volume.Record, what, done string) error {
-	err := removeIfThere(ctx, pool, record.Image)
-	if errors.Is(err, rbd.ErrTimeout) {
-		return stillRemoving(what)
-	}
-	if err != nil {
-		return err
-	}
-	klog.FromContext(ctx).Info(done, "image", record.Image, "pool", record.Pool)
-	return nil
-}
-
-// stillRemoving is about a removal that outlives its deadline. Nothing need be
-// wrong with Ceph: librbd deletes every object that the image could have.
-func stillRemoving(what string) error {
-	return fmt.Errorf("%s is still being removed, which takes longer the larger it is: it goes on by itself", what)
 }

@@ -186,8 +186,6 @@ func TestDeleteKeeps(t *testing.T) {
 			f.ceph.Watch(testPool, testImage, "10.0.2.1:0/77")
 			f.ceph.Watch(testPool, testImage, "10.0.2.2:0/78")
 		}, rbd.ErrImageInUse, []string{`image "kubernetes-dynamic-pvc-1234" in pool "rbd"`, "10.0.2.1:0/77, 10.0.2.2:0/78"}},
-		{"an image that is opened after the look at it", fake(rbdtest.FakeFault{Call: rbdtest.CallRemoveImage, Err: rbd.ErrImageInUse}),
-			rbd.ErrImageInUse, []string{`image "kubernetes-dynamic-pvc-1234"`}},
 		{"an image with snapshots", func(_ *testing.T, f *fixture, _ *corev1.PersistentVolume) {
 			f.ceph.AddSnapshot(testPool, testImage, "b")
 			f.ceph.AddSnapshot(testPool, testImage, "a")
@@ -199,16 +197,23 @@ func TestDeleteKeeps(t *testing.T) {
 		{"no right to look at images", func(t *testing.T, f *fixture, _ *corev1.PersistentVolume) {
 			f.putKey(t, "kube-system", "admin", f.ceph.AddUser("admin", rbdtest.Caps{}).Key)
 		}, rbd.ErrPermissionDenied, []string{`client.admin, with the key in secret "kube-system/admin", needs at least`}},
-		{"no right to remove images", fake(rbdtest.FakeFault{Call: rbdtest.CallRemoveImage, Err: rbd.ErrPermissionDenied}),
+		{"no right to remove images", fake(rbdtest.FakeFault{Call: rbdtest.CallTrashImage, Err: rbd.ErrPermissionDenied}),
 			rbd.ErrPermissionDenied, []string{"client.admin"}},
 		{"a pool that can't be opened in time", fake(rbdtest.FakeFault{Call: rbdtest.CallOpenPool, Err: rbd.ErrTimeout}),
 			rbd.ErrTimeout, []string{"check the health of the Ceph cluster"}},
 		{"an image that can't be looked at in time", fake(rbdtest.FakeFault{Call: rbdtest.CallImage, Err: rbd.ErrTimeout}),
 			rbd.ErrTimeout, []string{"check the health of the Ceph cluster"}},
-		{"a connection that breaks", fake(rbdtest.FakeFault{Call: rbdtest.CallRemoveImage, Err: rbd.ErrConnectionLost}),
+		{"a connection that breaks", fake(rbdtest.FakeFault{Call: rbdtest.CallTrashImage, Err: rbd.ErrConnectionLost}),
 			rbd.ErrConnectionLost, []string{"check the health of the Ceph cluster"}},
-		{"a removal that goes on", fake(rbdtest.FakeFault{Call: rbdtest.CallRemoveImage, Err: rbd.ErrTimeout}), nil,
-			[]string{"is still being removed, which takes longer the larger it is"}},
+		{"a note that can't be made in time", fake(rbdtest.FakeFault{Call: rbdtest.CallSetNotes, Err: rbd.ErrTimeout}),
+			rbd.ErrTimeout, []string{"check the health of the Ceph cluster"}},
+		{"a retention that can't be read", func(_ *testing.T, _ *fixture, pv *corev1.PersistentVolume) {
+			pv.Annotations[volume.AnnTrashRetention] = "a day"
+		}, nil, []string{`the volume's annotation rbd.ceph.com/trash-retention: "a day" is no time`}},
+		{"a full pool that is to keep it for a while", func(_ *testing.T, f *fixture, pv *corev1.PersistentVolume) {
+			pv.Annotations[volume.AnnTrashRetention] = "24h"
+			f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallSetNotes, Err: rbd.ErrPoolFull, Times: 2})
+		}, rbd.ErrPoolFull, []string{"free space"}},
 		{"no pool", func(_ *testing.T, f *fixture, pv *corev1.PersistentVolume) { pv.Spec.RBD.RBDPool = "missing" },
 			rbd.ErrPoolNotFound, []string{`open pool "missing"`}},
 	} {
@@ -249,23 +254,23 @@ func TestDeleteLater(t *testing.T) {
 	}
 }
 
-// TestDeleteInterrupted is about removals whose outcome the caller never learns:
+// TestDeleteInterrupted is about moves whose outcome the caller never learns:
 // the volume stays, and the next attempt leaves nothing.
 func TestDeleteInterrupted(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		fault rbdtest.FakeFault
 	}{
-		{"the image was removed, the answer lost", rbdtest.FakeFault{Err: rbd.ErrTimeout, TakesEffect: true}},
-		{"the image was not removed", rbdtest.FakeFault{Err: rbd.ErrTimeout}},
-		{"the image is in the trash", rbdtest.FakeFault{Err: rbd.ErrTimeout, HalfWay: true}},
+		{"the image was moved, the answer lost", rbdtest.FakeFault{Err: rbd.ErrTimeout, TakesEffect: true}},
+		{"the image was not moved", rbdtest.FakeFault{Err: rbd.ErrTimeout}},
+		{"the image is on its way", rbdtest.FakeFault{Err: rbd.ErrTimeout, HalfWay: true}},
 		{"the connection broke half-way through", rbdtest.FakeFault{Err: rbd.ErrConnectionLost, HalfWay: true}},
 		{"an error that nobody knows", rbdtest.FakeFault{Err: errUnknown, HalfWay: true}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			f := newFixture(t)
 			pv := f.released(t)
-			test.fault.Call = rbdtest.CallRemoveImage
+			test.fault.Call = rbdtest.CallTrashImage
 			f.ceph.Fake(test.fault)
 			if err := f.remove(t.Context(), t, pv); err == nil {
 				t.Fatal("got no error, and so the volume would be gone")
@@ -275,11 +280,13 @@ func TestDeleteInterrupted(t *testing.T) {
 	}
 }
 
-// TestDeleteGoesOn is about a large image: each attempt gets it a bit further,
-// and there is nothing wrong with Ceph.
+// TestDeleteGoesOn is about a large image in a pool that is too full for a note,
+// so that it is removed in place: each attempt gets it a bit further, and there is
+// nothing wrong with Ceph.
 func TestDeleteGoesOn(t *testing.T) {
 	f := newFixture(t)
 	pv := f.released(t)
+	f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallSetNotes, Err: rbd.ErrPoolFull})
 	f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallRemoveImage, Err: rbd.ErrTimeout, HalfWay: true, Times: 2})
 	var texts []string
 	for range 2 {

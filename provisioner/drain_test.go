@@ -62,7 +62,7 @@ func TestDrainWaits(t *testing.T) {
 			_, _, err := f.Provision(f.withLog(ctx), f.options)
 			return err
 		}},
-		{"for Delete", rbdtest.CallRemoveImage, func(ctx context.Context, f *fixture, pv *corev1.PersistentVolume) error {
+		{"for Delete", rbdtest.CallTrashImage, func(ctx context.Context, f *fixture, pv *corev1.PersistentVolume) error {
 			return f.Delete(f.withLog(ctx), pv)
 		}},
 	} {

@@ -5,6 +5,7 @@ package provisioner
 import (
 	"context"
 	"errors"
+	"time"
 
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
@@ -57,6 +58,30 @@ func (p fencedPool) FinishRemovals(ctx context.Context, names ...string) error {
 		return errNotLeading
 	}
 	return p.Pool.FinishRemovals(ctx, names...)
+}
+
+// TrashImage implements rbd.Trash.
+func (p fencedPool) TrashImage(ctx context.Context, name string, keep time.Duration) error {
+	if !p.leading() {
+		return errNotLeading
+	}
+	return p.Pool.TrashImage(ctx, name, keep)
+}
+
+// RemoveTrashed implements rbd.Trash.
+func (p fencedPool) RemoveTrashed(ctx context.Context, id string) error {
+	if !p.leading() {
+		return errNotLeading
+	}
+	return p.Pool.RemoveTrashed(ctx, id)
+}
+
+// HandOverTrashed implements rbd.Trash.
+func (p fencedPool) HandOverTrashed(ctx context.Context, id string) error {
+	if !p.leading() {
+		return errNotLeading
+	}
+	return p.Pool.HandOverTrashed(ctx, id)
 }
 
 // SetNotes implements rbd.Notes.

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/go-logr/logr/funcr"
 	"github.com/google/go-cmp/cmp"
@@ -237,8 +238,17 @@ func (f *fixture) remove(ctx context.Context, t *testing.T, pv *corev1.Persisten
 	before := pv.DeepCopy()
 	err := f.Delete(f.withLog(ctx), pv)
 	checkSame(t, "the volume that was given in", before, pv)
+	f.purgeAll(f.withLog(context.WithoutCancel(ctx)))
 	f.checkAfter(t, err)
 	return err
+}
+
+// purgeAll removes from the trash what is due, as purgeLoop does.
+func (f *fixture) purgeAll(ctx context.Context) {
+	for place, in := range f.purger.begin(time.Now()) {
+		f.purge(ctx, place, in)
+		f.purger.end(place)
+	}
 }
 
 // checkAfter checks that nothing stays open and no secret gets out.
@@ -288,6 +298,7 @@ func (f *fixture) checkMade(t *testing.T) {
 	checkSame(t, "the images", []string{testImage}, f.ceph.Images(testPool))
 	checkSame(t, "the remains", nil, f.ceph.Remains(testPool))
 	image, _ := f.ceph.Image(testPool, testImage)
+	image.ID = "" // any will do
 	checkSame(t, "the image", rbd.Image{SizeBytes: 1 << 30, Features: []string{rbd.FeatureLayering}, Metadata: testMarks()}, image)
 }
 

@@ -88,17 +88,18 @@ func (p *Provisioner) Saved(pv *corev1.PersistentVolume) {
 	p.ledger.Saved(journal.Place{FSID: record.FSID, Pool: record.Pool}, pv.Name, record.Image)
 }
 
-// KeepJournal clears intents whose volume is saved, and cleans up after those
-// that something cut off: an earlier process, or this one where the library gave
-// a claim up. It returns when ctx ends; what it has begun then is an operation
-// that Drain waits for. Run it while leading.
-func (p *Provisioner) KeepJournal(ctx context.Context) {
-	if !p.hasJournal() {
-		return
-	}
+// Keep clears intents whose volume is saved, cleans up after those that something
+// cut off, an earlier process or this one where the library gave a claim up, and
+// removes images of deleted volumes from the trash. It returns when ctx ends; what
+// it has begun then is an operation that Drain waits for, or goes on by itself. Run
+// it while leading.
+func (p *Provisioner) Keep(ctx context.Context) {
 	var loops sync.WaitGroup
-	loops.Go(func() { p.clearLoop(ctx) })
+	if p.hasJournal() {
+		loops.Go(func() { p.clearLoop(ctx) })
+	}
 	loops.Go(func() { p.recoverLoop(ctx) })
+	loops.Go(func() { p.purgeLoop(ctx) })
 	loops.Wait()
 }
 

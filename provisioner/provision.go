@@ -192,6 +192,8 @@ func (p *Provisioner) newVolume(options controller.ProvisionOptions, r request, 
 		FSType:      r.fsType,
 		Admin:       r.params.Admin,
 		AdminSecret: r.params.AdminSecret,
+
+		TrashRetention: r.params.TrashRetention,
 	}.Write(pv)
 	return pv
 }

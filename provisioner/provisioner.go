@@ -12,6 +12,8 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
@@ -30,6 +32,11 @@ const DefaultName = "ceph.com/rbd"
 // imagePrefix begins the names of images; ceph-csi recognises migrated volumes
 // by it.
 const imagePrefix = "kubernetes-dynamic-pvc-"
+
+// unknownCluster stands for a Kubernetes cluster whose identity may not be read.
+// That several share their removals then is harmless: each says which image it is
+// about, and when that may go.
+const unknownCluster = "unknown"
 
 // Config has what New needs. All are required, where they do not say otherwise.
 type Config struct {
@@ -51,13 +58,15 @@ type Config struct {
 	Access  *access.Access
 	// Events tells people of what does not keep a volume from being made.
 	Events record.EventRecorder
-	// Volumes and VolumeLister are required with ClusterUID alone: the server's
-	// volumes, and the cache's.
+	// Volumes and VolumeLister are the server's volumes, and the cache's.
 	Volumes      corev1client.PersistentVolumesGetter
 	VolumeLister corelisters.PersistentVolumeLister
 	// Recovered is told what recovery did about images that were left; nil for
 	// nobody.
 	Recovered func(Outcome)
+	// Purged is told of each image that was removed from the trash; nil for
+	// nobody.
+	Purged func()
 	// Leading reports whether this replica surely leads; it is asked before
 	// each step that changes something. Nil means always.
 	Leading func() bool
@@ -77,11 +86,15 @@ type Provisioner struct {
 	// so that the log says it once.
 	forbidden sync.Map
 
-	// journal is empty without a ClusterUID; ledger and images are used only
-	// with it.
-	journal journal.Journal
-	ledger  journal.Ledger
-	images  imageLocks
+	// operations counts those of the library that run.
+	operations atomic.Int64
+
+	// journal is empty without a ClusterUID; ledger is used only with it.
+	journal  journal.Journal
+	ledger   journal.Ledger
+	images   imageLocks
+	removals journal.Removals
+	purger   purger
 }
 
 var _ controller.BlockProvisioner = (*Provisioner)(nil)
@@ -91,21 +104,25 @@ func New(c Config) (*Provisioner, error) {
 	if c.Name == "" || c.Identity == "" {
 		return nil, errors.New("provisioner: Name and Identity are required")
 	}
-	if c.Claims == nil || c.Classes == nil || c.Access == nil || c.Events == nil {
-		return nil, errors.New("provisioner: Claims, Classes, Access and Events are required")
+	if c.Claims == nil || c.Classes == nil || c.Access == nil || c.Events == nil || c.Volumes == nil || c.VolumeLister == nil {
+		return nil, errors.New("provisioner: Claims, Classes, Access, Events, Volumes and VolumeLister are required")
 	}
 	p := &Provisioner{config: c}
+	cluster := unknownCluster
 	if c.ClusterUID != "" {
-		if c.Volumes == nil || c.VolumeLister == nil {
-			return nil, errors.New("provisioner: Volumes and VolumeLister are required with ClusterUID")
-		}
-		p.journal.Object = journal.Object(c.ClusterUID, c.Name, c.Identity)
+		cluster = c.ClusterUID
+		p.journal.Object = journal.Object(cluster, c.Name, c.Identity)
 	}
+	p.removals.Object = journal.RemovalsObject(cluster, c.Name, c.Identity)
 	return p, nil
 }
 
 // SupportsBlock says that volumes may be of mode Block.
 func (p *Provisioner) SupportsBlock(context.Context) bool { return true }
+
+// Trash returns how many images of deleted volumes are in the trash: those that
+// are to be removed, and those that are kept for a while.
+func (p *Provisioner) Trash() (waiting, kept int) { return p.purger.counts(time.Now()) }
 
 // Drain lets no operation begin any more and waits for those that run, or until
 // ctx ends. Call it before the lease is given up. An operation that Drain did
@@ -145,5 +162,9 @@ func (p *Provisioner) begin(ctx context.Context) (context.Context, func(), error
 		return ctx, nil, errNotLeading
 	}
 	p.running.Add(1)
-	return context.WithoutCancel(ctx), p.running.Done, nil
+	p.operations.Add(1)
+	return context.WithoutCancel(ctx), func() {
+		p.operations.Add(-1)
+		p.running.Done()
+	}, nil
 }

@@ -70,12 +70,21 @@ type recovery struct {
 	leads map[string]journal.Place
 	// absent says since when an image is known not to be there.
 	absent map[imageKey]time.Time
+	// loaded are the places whose removals were taken up.
+	loaded map[journal.Place]bool
 	// said are the locations whose fault is in the log.
 	said map[string]bool
 }
 
 func (p *Provisioner) newRecovery() *recovery {
-	return &recovery{p, map[journal.Place]int{}, map[string]journal.Place{}, map[imageKey]time.Time{}, map[string]bool{}}
+	return &recovery{
+		Provisioner: p,
+		settled:     map[journal.Place]int{},
+		leads:       map[string]journal.Place{},
+		absent:      map[imageKey]time.Time{},
+		loaded:      map[journal.Place]bool{},
+		said:        map[string]bool{},
+	}
 }
 
 func (p *Provisioner) recoverLoop(ctx context.Context) {
@@ -149,7 +158,14 @@ func (r *recovery) visit(ctx context.Context, w whereabout, visited map[journal.
 	if visited[place] || r.isSettled(place) {
 		return place, true, nil
 	}
+	if err := r.loadRemovals(ctx, pool, place, w); err != nil {
+		return place, false, access.Explain(err, w.location)
+	}
 	releases := r.ledger.Releases(place)
+	if !r.hasJournal() {
+		r.settled[place] = releases
+		return place, true, nil
+	}
 	intents, unreadable, err := r.journal.Read(ctx, pool)
 	if err != nil {
 		return place, false, access.Explain(err, w.location)

@@ -26,8 +26,9 @@ type journalFixture struct {
 }
 
 type outcomes struct {
-	mu   sync.Mutex // guards list
-	list []Outcome
+	mu     sync.Mutex // guards what follows
+	list   []Outcome
+	purged int
 }
 
 func newJournalFixture() journalFixture {
@@ -49,7 +50,19 @@ func (j journalFixture) config(c Config) Config {
 		defer j.outcomes.mu.Unlock()
 		j.outcomes.list = append(j.outcomes.list, o)
 	}
+	c.Purged = func() {
+		j.outcomes.mu.Lock()
+		defer j.outcomes.mu.Unlock()
+		j.outcomes.purged++
+	}
 	return c
+}
+
+// purged returns how many images were removed from the trash.
+func (j journalFixture) purged() int {
+	j.outcomes.mu.Lock()
+	defer j.outcomes.mu.Unlock()
+	return j.outcomes.purged
 }
 
 // counted returns the outcomes since the last call.

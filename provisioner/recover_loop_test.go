@@ -149,7 +149,7 @@ func TestKeepJournal(t *testing.T) {
 		f.dropLive(t)
 		ended := make(chan struct{})
 		ctx, cancel := context.WithCancel(f.withLog(t.Context()))
-		go func() { defer close(ended); f.KeepJournal(ctx) }()
+		go func() { defer close(ended); f.Keep(ctx) }()
 		synctest.Wait()
 		f.checkNothing(t)
 		f.checkIntents(t)

@@ -70,6 +70,7 @@ func newController(ctx context.Context, o *options, clusterUID string, client ku
 		Volumes:      client.CoreV1(),
 		VolumeLister: factory.Core().V1().PersistentVolumes().Lister(),
 		Recovered:    newRecoveredCounter(registry),
+		Purged:       newPurgedCounter(registry),
 	})
 	if err == nil {
 		err = onSaved(factory.Core().V1().PersistentVolumes().Informer(), p.Saved)
@@ -78,6 +79,7 @@ func newController(ctx context.Context, o *options, clusterUID string, client ku
 		events.Shutdown()
 		return nil, err
 	}
+	registerTrash(registry, p.Trash)
 	metrics := libmetrics.New("controller")
 	registry.MustRegister(
 		metrics.PersistentVolumeClaimProvisionTotal,
@@ -124,7 +126,7 @@ func (c *controller) run(ctx context.Context) error {
 	logger.Info("Leading")
 	defer c.events.Shutdown()
 	var keeping sync.WaitGroup
-	keeping.Go(func() { c.provisioner.KeepJournal(ctx) })
+	keeping.Go(func() { c.provisioner.Keep(ctx) })
 	c.loop.Run(ctx)
 
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.drainTimeout)

@@ -73,6 +73,29 @@ func (p watchedPool) RemoveImage(ctx context.Context, name string) error {
 	return err
 }
 
+func (p watchedPool) TrashImage(ctx context.Context, name string, keep time.Duration) error {
+	began := time.Now()
+	err := p.Pool.TrashImage(ctx, name, keep)
+	p.visit.saw(began, err)
+	return err
+}
+
+func (p watchedPool) Trashed(ctx context.Context, id string) (rbd.Trashed, error) {
+	began := time.Now()
+	trashed, err := p.Pool.Trashed(ctx, id)
+	p.visit.saw(began, err)
+	return trashed, err
+}
+
+func (p watchedPool) RemoveTrashed(ctx context.Context, id string) error {
+	p.visit.setRemoving(true)
+	defer p.visit.setRemoving(false)
+	began := time.Now()
+	err := p.Pool.RemoveTrashed(ctx, id)
+	p.visit.saw(began, err)
+	return err
+}
+
 func (p watchedPool) Close() {
 	p.Pool.Close()
 	p.visit.leave()

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package journal remembers which images are about to be made, in Ceph, beside
-// them: what a process that is killed leaves behind is known to the next one,
-// also when the claim is gone by then. It owns how an intent is written down,
-// and which intents this process takes care of; what becomes of the others,
-// package provisioner decides.
+// Package journal remembers which images are about to be made and which are about
+// to be removed, in Ceph, beside them: what a process that is killed leaves behind
+// is known to the next one, also when claim and volume are gone by then. It owns
+// how intents and removals are written down, and which intents this process takes
+// care of; what becomes of them, package provisioner decides.
 package journal
 
 import (
@@ -41,7 +41,7 @@ type Journal struct {
 	Object string
 }
 
-// clearAtOnce is how many intents one call clears: an OSD does one call in one
+// clearAtOnce is how many notes one call clears: an OSD does one call in one
 // go.
 const clearAtOnce = 500
 
@@ -49,8 +49,12 @@ const clearAtOnce = 500
 // Kubernetes cluster with a UID. Name and identity may have any characters, so
 // they are hashed.
 func Object(clusterUID, name, identity string) string {
+	return objectName("intents", clusterUID, name, identity)
+}
+
+func objectName(what, clusterUID, name, identity string) string {
 	sum := sha256.Sum256([]byte(name + "\x00" + identity))
-	return fmt.Sprintf("rbd_provisioner.intents.%s.%x", clusterUID, sum[:8])
+	return fmt.Sprintf("rbd_provisioner.%s.%s.%x", what, clusterUID, sum[:8])
 }
 
 // Write writes an intent down, in place of one for the same image. The errors
@@ -85,8 +89,12 @@ func (j Journal) Read(ctx context.Context, pool rbd.Notes) (intents []Intent, un
 // Clear removes the intents for images; that there is none is no error. The
 // errors are those of RemoveNotes.
 func (j Journal) Clear(ctx context.Context, pool rbd.Notes, images ...string) error {
-	for part := range slices.Chunk(images, clearAtOnce) {
-		if err := pool.RemoveNotes(ctx, j.Object, part...); err != nil {
+	return clearNotes(ctx, pool, j.Object, images)
+}
+
+func clearNotes(ctx context.Context, pool rbd.Notes, object string, keys []string) error {
+	for part := range slices.Chunk(keys, clearAtOnce) {
+		if err := pool.RemoveNotes(ctx, object, part...); err != nil {
 			return err
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"k8s.io/apimachinery/pkg/util/validation"
 
@@ -31,6 +32,7 @@ const (
 	KeyFSType               = "fsType"
 	KeyImageFormat          = "imageFormat"
 	KeyImageFeatures        = "imageFeatures"
+	KeyTrashRetention       = "trashRetention"
 )
 
 // What stands in for a parameter that is not given.
@@ -46,7 +48,7 @@ func Keys() []string {
 		KeyMonitors, KeyPool, KeyDataPool,
 		KeyAdminID, KeyAdminSecretName, KeyAdminSecretNamespace,
 		KeyUserID, KeyUserSecretName, KeyUserSecretNamespace,
-		KeyFSType, KeyImageFormat, KeyImageFeatures,
+		KeyFSType, KeyImageFormat, KeyImageFeatures, KeyTrashRetention,
 	}
 }
 
@@ -65,6 +67,9 @@ type Params struct {
 	UserSecret volume.SecretRef
 	// FSType is empty for kubelet's default.
 	FSType string
+	// TrashRetention is for how long images of deleted volumes are kept in the
+	// trash.
+	TrashRetention time.Duration
 }
 
 // Location returns where the class's images are and who makes them.
@@ -97,6 +102,7 @@ func Parse(parameters map[string]string) (Params, error) {
 	p.UserSecret.Name = r.secretName(KeyUserSecretName)
 	p.UserSecret.Namespace = r.namespace(KeyUserSecretNamespace, "")
 	p.FSType = r.fsType()
+	p.TrashRetention = r.trashRetention()
 	r.imageFormat()
 	r.imageFeatures()
 	r.unknown()
@@ -261,6 +267,14 @@ func (r *reader) fsType() string {
 		r.fault("parameter %q: %q is no file system type: use for example ext4 or xfs", KeyFSType, fsType)
 	}
 	return fsType
+}
+
+func (r *reader) trashRetention() time.Duration {
+	retention, err := volume.ParseRetention(r.get(KeyTrashRetention, "0"))
+	if err != nil {
+		r.fault("parameter %q: %w", KeyTrashRetention, err)
+	}
+	return retention
 }
 
 func (r *reader) imageFormat() {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -58,7 +59,7 @@ func TestParse(t *testing.T) {
 				"monitors": "[2001:db8::1]:6789;v2:10.0.0.2:3300 mon.ceph.svc", "pool": "kube", "dataPool": "kube-data",
 				"adminId": "boss", "adminSecretName": "a", "adminSecretNamespace": "kube-system",
 				"userId": "kube", "userSecretName": "u", "userSecretNamespace": "apps",
-				"fsType": "xfs", "imageFormat": "2", "imageFeatures": "layering",
+				"fsType": "xfs", "imageFormat": "2", "imageFeatures": "layering", "trashRetention": "1h30m",
 			},
 			func(p *storageclass.Params) {
 				*p = storageclass.Params{
@@ -70,7 +71,7 @@ func TestParse(t *testing.T) {
 					Pool: "kube", DataPool: "kube-data",
 					Admin: "boss", AdminSecret: volume.SecretRef{Namespace: "kube-system", Name: "a"},
 					User: "kube", UserSecret: volume.SecretRef{Namespace: "apps", Name: "u"},
-					FSType: "xfs",
+					FSType: "xfs", TrashRetention: 90 * time.Minute,
 				}
 			},
 		},
@@ -243,6 +244,6 @@ func written(p storageclass.Params) map[string]string {
 		"monitors": strings.Join(monitors, ","), "pool": p.Pool, "dataPool": p.DataPool,
 		"adminId": p.Admin, "adminSecretName": p.AdminSecret.Name, "adminSecretNamespace": p.AdminSecret.Namespace,
 		"userId": p.User, "userSecretName": p.UserSecret.Name, "userSecretNamespace": p.UserSecret.Namespace,
-		"fsType": p.FSType,
+		"fsType": p.FSType, "trashRetention": p.TrashRetention.String(),
 	}
 }

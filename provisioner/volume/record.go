@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -33,6 +34,9 @@ const (
 	// AnnClusterFSID is the identity of the Ceph cluster. Monitors that moved
 	// can be told from another cluster's by it.
 	AnnClusterFSID = "rbd.ceph.com/cluster-fsid"
+	// AnnTrashRetention is for how long the image of a deleted volume is kept in
+	// the pool's trash, as in "24h". Without it the image is not kept.
+	AnnTrashRetention = "rbd.ceph.com/trash-retention"
 )
 
 // ErrNoRBDSource says that a PersistentVolume has no in-tree rbd source.
@@ -81,6 +85,9 @@ type Record struct {
 	// for volumes of the retired provisioner.
 	Admin       string
 	AdminSecret SecretRef
+	// TrashRetention is for how long the image is kept in the pool's trash once
+	// the volume is deleted; not negative.
+	TrashRetention time.Duration
 }
 
 // Write puts r into pv: its source and its annotations. Read of the result
@@ -99,12 +106,17 @@ func (r Record) Write(pv *corev1.PersistentVolume) {
 			},
 		},
 	}
+	retention := ""
+	if r.TrashRetention > 0 {
+		retention = r.TrashRetention.String()
+	}
 	for _, a := range []struct{ key, value string }{
 		{AnnIdentity, r.Identity},
 		{AnnClusterFSID, r.FSID},
 		{AnnDeletionUser, r.Admin},
 		{AnnDeletionSecretName, r.AdminSecret.Name},
 		{AnnDeletionSecretNamespace, r.AdminSecret.Namespace},
+		{AnnTrashRetention, retention},
 	} {
 		if a.value == "" {
 			delete(pv.Annotations, a.key)
@@ -119,6 +131,15 @@ func (r Record) Write(pv *corev1.PersistentVolume) {
 // another pool or image than the one that was named.
 func IsName(text string) bool {
 	return utf8.ValidString(text) && !strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) })
+}
+
+// ParseRetention reads for how long an image is kept in the trash, as in "24h".
+func ParseRetention(text string) (time.Duration, error) {
+	retention, err := time.ParseDuration(text)
+	if err != nil || retention < 0 || retention%time.Second != 0 {
+		return 0, fmt.Errorf("%q is no time: write hours, minutes and seconds, as in 24h or 1h30m", text)
+	}
+	return retention, nil
 }
 
 // Read returns what pv remembers. What the volume does not say stays empty:
@@ -148,6 +169,13 @@ func Read(pv *corev1.PersistentVolume) (Record, error) {
 	}
 	if !IsName(r.Pool) || !IsName(r.Image) || !IsName(r.Admin) {
 		return Record{}, errors.New("the volume's pool, image or deletion user has a character that can't be printed")
+	}
+	if text := pv.Annotations[AnnTrashRetention]; text != "" {
+		retention, err := ParseRetention(text)
+		if err != nil {
+			return Record{}, fmt.Errorf("the volume's annotation %s: %w", AnnTrashRetention, err)
+		}
+		r.TrashRetention = retention
 	}
 	if source.SecretRef != nil {
 		r.UserSecret = SecretRef{Namespace: source.SecretRef.Namespace, Name: source.SecretRef.Name}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
@@ -22,6 +23,7 @@ func full() volume.Record {
 		User: "kube", UserSecret: volume.SecretRef{Namespace: "apps", Name: "ceph-user"},
 		FSType: "xfs",
 		Admin:  "admin", AdminSecret: volume.SecretRef{Namespace: "kube-system", Name: "ceph-admin"},
+		TrashRetention: 36 * time.Hour,
 	}
 }
 
@@ -32,7 +34,9 @@ func TestRoundTrip(t *testing.T) {
 	}{
 		{"everything said", func(*volume.Record) {}},
 		{"block volume, the user's secret beside the Pod", func(r *volume.Record) { r.FSType, r.UserSecret.Namespace = "", "" }},
-		{"as the retired provisioner wrote it", func(r *volume.Record) { r.FSID, r.Admin, r.AdminSecret = "", "", volume.SecretRef{} }},
+		{"as the retired provisioner wrote it", func(r *volume.Record) {
+			r.FSID, r.Admin, r.AdminSecret, r.TrashRetention = "", "", volume.SecretRef{}, 0
+		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			want := full()
@@ -64,6 +68,7 @@ func TestWriteIsStable(t *testing.T) {
 		"rbdProvisionerIdentity":                                     "ceph.com/rbd",
 		"rbd.ceph.com/cluster-fsid":                                  "1f0c4b3e-0000-4000-8000-000000000001",
 		"rbd.ceph.com/provisioner-deletion-user":                     "admin",
+		"rbd.ceph.com/trash-retention":                               "36h0m0s",
 		"volume.kubernetes.io/provisioner-deletion-secret-name":      "ceph-admin",
 		"volume.kubernetes.io/provisioner-deletion-secret-namespace": "kube-system",
 	}

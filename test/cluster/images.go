@@ -6,13 +6,17 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
+// trashPatience is how long images of deleted volumes may stay in the trash.
+const trashPatience = 90 * time.Second
+
 // ImagesMatchVolumes returns nil when a pool holds exactly the images that
-// PersistentVolumes name, and nothing in its trash. What is being made or
-// removed meanwhile may show as a difference. The rig needs both halves.
+// PersistentVolumes name, and once nothing is left in its trash. What is being
+// made or deleted meanwhile may show as a difference. The rig needs both halves.
 func (c *Cluster) ImagesMatchVolumes(ctx context.Context, pool string) error {
 	volumes, err := c.Kube.Client.CoreV1().PersistentVolumes().List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -33,12 +37,11 @@ func (c *Cluster) ImagesMatchVolumes(ctx context.Context, pool string) error {
 	if !slices.Equal(images, named) {
 		return fmt.Errorf("pool %s has the images %v, volumes name %v", pool, images, named)
 	}
-	trash, err := c.Ceph.Trash(ctx, pool)
-	if err != nil {
+	return Eventually(ctx, trashPatience, func(ctx context.Context) error {
+		trash, err := c.Ceph.Trash(ctx, pool)
+		if err == nil && len(trash) > 0 {
+			err = fmt.Errorf("pool %s has images in its trash: %v", pool, trash)
+		}
 		return err
-	}
-	if len(trash) > 0 {
-		return fmt.Errorf("pool %s has images in its trash: %v", pool, trash)
-	}
-	return nil
+	})
 }

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package provisioner
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/journal"
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+)
+
+const (
+	// purgeEvery is how often it is looked for images that are due.
+	purgeEvery = time.Second
+	// largeImage is from which size on an image is left to the cluster's
+	// manager, if it takes work: a smaller one is removed in seconds.
+	largeImage = 64 << 30
+	// managerCheck is when it is looked whether the manager has removed an image;
+	// when not, it is asked again, which is harmless.
+	managerCheck = time.Minute
+	// managerAgain is how long a manager that refused is not asked.
+	managerAgain = time.Hour
+	// moveTime is how long after it was begun a move to the trash may end. An
+	// image that went there later was restored by somebody and put there again.
+	moveTime = 10 * time.Minute
+)
+
+// errGoesOn says that librbd is still removing an image, which takes the longer
+// the larger it is.
+var errGoesOn = errors.New("the removal goes on")
+
+// purgeLoop removes images from the trash that are due, until ctx ends. What it
+// is in the middle of then, the next leader goes on with.
+func (p *Provisioner) purgeLoop(ctx context.Context) {
+	ticker := time.NewTicker(purgeEvery)
+	defer ticker.Stop()
+	var work sync.WaitGroup
+	defer work.Wait()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		for place, in := range p.purger.begin(time.Now()) {
+			work.Go(func() {
+				defer p.purger.end(place)
+				p.purge(ctx, place, in)
+			})
+		}
+	}
+}
+
+// purge removes what is due in a place.
+func (p *Provisioner) purge(ctx context.Context, place journal.Place, in *purgePlace) {
+	logger := klog.FromContext(ctx).WithValues("pool", place.Pool)
+	ctx = klog.NewContext(ctx, logger)
+	err := p.purgeDue(ctx, place, in)
+	if err == nil {
+		in.backoff, in.said = 0, false
+		return
+	}
+	in.again = time.Now().Add(delay(&in.backoff))
+	if !in.said && ctx.Err() == nil {
+		logger.Info("Images of deleted volumes could not be removed from the trash, trying on", "err", err)
+		in.said = true
+	}
+}
+
+func (p *Provisioner) purgeDue(ctx context.Context, place journal.Place, in *purgePlace) error {
+	location, items := p.purger.due(in, time.Now())
+	pool, err := p.config.Access.OpenForVolume(ctx, location)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	pool.Pool = p.fence(pool.Pool)
+	if pool.FSID != place.FSID {
+		return errOtherCluster
+	}
+	var settled []string
+	for _, item := range items {
+		if ctx.Err() != nil || p.givesWay(item) {
+			break
+		}
+		done, purgeErr := p.purgeImage(ctx, pool.Pool, place, in, item)
+		if done {
+			settled = append(settled, item.removal.ID)
+		}
+		if errors.Is(purgeErr, errGoesOn) {
+			break
+		}
+		if err = purgeErr; err != nil {
+			break
+		}
+	}
+	if len(settled) > 0 {
+		// One whose note stays is looked at once more, and found gone.
+		if clearErr := p.removals.Clear(ctx, pool, settled...); clearErr != nil {
+			return access.Explain(errors.Join(err, clearErr), location)
+		}
+		p.purger.forget(in, settled)
+	}
+	if err != nil {
+		return access.Explain(err, location)
+	}
+	return nil
+}
+
+// givesWay reports whether an image can wait for operations that somebody waits
+// for.
+func (p *Provisioner) givesWay(item *purgeItem) bool {
+	return p.operations.Load() > 0 && time.Since(item.due) < purgePatience
+}
+
+// purgeImage removes one image, and reports whether its removal is settled. An
+// error says that others in the pool would fail, too.
+func (p *Provisioner) purgeImage(ctx context.Context, pool rbd.Pool, place journal.Place, in *purgePlace, item *purgeItem) (settled bool, err error) {
+	removal := item.removal
+	logger := klog.FromContext(ctx).WithValues("image", removal.Image, "id", removal.ID, "PV", removal.Volume)
+	found, err := p.lookUp(ctx, pool, place, item)
+	switch {
+	case err != nil:
+		return false, err
+	case found == nil:
+		return time.Since(item.absent) >= absentFor, nil
+	case found.Name != removal.Image || found.Since.After(removal.At.Add(moveTime)):
+		logger.Info("Left an image in the trash that somebody put there anew")
+		return true, nil
+	}
+	if removal.SizeBytes >= largeImage && p.handOver(klog.NewContext(ctx, logger), pool, in, item) {
+		return false, nil
+	}
+	err = pool.RemoveTrashed(ctx, removal.ID)
+	switch {
+	case err == nil, errors.Is(err, rbd.ErrImageNotFound):
+		logger.Info("Image removed from the trash")
+		if p.config.Purged != nil {
+			p.config.Purged()
+		}
+		return true, nil
+	case errors.Is(err, rbd.ErrTimeout):
+		// The next attempt waits for it. When nothing answers, looking the image
+		// up then shows it.
+		logger.V(2).Info("The image is still being removed from the trash")
+		return false, errGoesOn
+	case errors.Is(err, rbd.ErrImageInUse), errors.Is(err, rbd.ErrImageHasSnapshots):
+		p.purger.postpone(item, time.Now().Add(delay(&item.backoff)))
+		if !item.said {
+			logger.Info("An image of a deleted volume stays in the trash for now", "reason", err)
+			item.said = true
+		}
+		return false, nil
+	}
+	return false, err
+}
+
+// lookUp looks for an image in the trash. It returns nil when it is not there:
+// somebody has restored or removed it; or a call that was cut off still reaches an
+// OSD, so it is looked for again.
+func (p *Provisioner) lookUp(ctx context.Context, pool rbd.Pool, place journal.Place, item *purgeItem) (*rbd.Trashed, error) {
+	// Not in the middle of its deletion.
+	unlock := p.images.lock(place, item.removal.Image)
+	defer unlock()
+	found, err := pool.Trashed(ctx, item.removal.ID)
+	if err == nil && found.Moving {
+		if _, err = pool.Image(ctx, item.removal.Image); errors.Is(err, rbd.ErrImageNotFound) {
+			// No other image has the name: this one's move is ended.
+			err = pool.TrashImage(ctx, item.removal.Image, item.removal.Keep)
+		}
+	}
+	if errors.Is(err, rbd.ErrImageNotFound) {
+		if item.absent.IsZero() {
+			item.absent = time.Now()
+			p.purger.postpone(item, item.absent.Add(absentFor))
+		}
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	item.absent = time.Time{}
+	return &found, nil
+}
+
+// handOver leaves an image to the manager, if that takes work.
+func (p *Provisioner) handOver(ctx context.Context, pool rbd.Pool, in *purgePlace, item *purgeItem) bool {
+	if !in.noManager.IsZero() && time.Since(in.noManager) < managerAgain {
+		return false
+	}
+	logger := klog.FromContext(ctx)
+	if err := pool.HandOverTrashed(ctx, item.removal.ID); err != nil {
+		if in.noManager.IsZero() {
+			logger.Info("Ceph's manager takes no removal of a large image, so it is removed here; "+
+				"the cap mgr 'profile rbd' allows it", "err", err)
+		}
+		in.noManager = time.Now()
+		return false
+	}
+	if !item.said {
+		logger.Info("Ceph's manager removes a large image from the trash")
+		item.said = true
+	}
+	p.purger.postpone(item, time.Now().Add(managerCheck))
+	return true
+}
+
+// loadRemovals takes up what earlier leaders left in the trash of a place.
+func (r *recovery) loadRemovals(ctx context.Context, pool rbd.Pool, place journal.Place, w whereabout) error {
+	if r.loaded[place] {
+		return nil
+	}
+	removals, unreadable, err := r.removals.Read(ctx, pool)
+	if err != nil {
+		return err
+	}
+	if len(unreadable) > 0 {
+		klog.FromContext(ctx).Info("Removals of another version are left alone", "pool", place.Pool,
+			"object", r.removals.Object, "ids", unreadable)
+	}
+	if len(removals) > 0 {
+		klog.FromContext(ctx).Info("Taking up the removal of images in the trash", "pool", place.Pool, "count", len(removals))
+	}
+	for _, removal := range removals {
+		r.purger.add(place, w.location, removal)
+	}
+	r.loaded[place] = true
+	return nil
+}
