@@ -190,18 +190,29 @@ func (f *fixture) delete(claim *corev1.PersistentVolumeClaim) {
 	f.must(rig.Kube.Client.CoreV1().PersistentVolumeClaims(claim.Namespace).Delete(f.Context(), claim.Name, metav1.DeleteOptions{}))
 }
 
-// gone waits until a volume does not exist any more.
+// gone waits until a volume does not exist any more, and its image is not in the
+// trash either: who removes it from there may end with the test.
 func (f *fixture) gone(volume *corev1.PersistentVolume) {
 	f.Helper()
-	f.eventually(func(ctx context.Context) error {
+	f.must(f.goneBy(f.Context(), volume))
+}
+
+func (f *fixture) goneBy(ctx context.Context, volume *corev1.PersistentVolume) error {
+	return cluster.Eventually(ctx, patience, func(ctx context.Context) error {
 		live, err := rig.Kube.Client.CoreV1().PersistentVolumes().Get(ctx, volume.Name, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
+		switch {
+		case err == nil:
+			return fmt.Errorf("volume %s is %s; %s", live.Name, live.Status.Phase, f.events(ctx, live.UID))
+		case !apierrors.IsNotFound(err):
+			return err
+		case volume.Spec.RBD == nil:
 			return nil
 		}
-		if err != nil {
-			return err
+		trash, err := rig.Ceph.Trash(ctx, volume.Spec.RBD.RBDPool)
+		if err == nil && slices.Contains(trash, volume.Spec.RBD.RBDImage) {
+			err = fmt.Errorf("image %s is in the trash", volume.Spec.RBD.RBDImage)
 		}
-		return fmt.Errorf("volume %s is %s; %s", live.Name, live.Status.Phase, f.events(ctx, live.UID))
+		return err
 	})
 }
 

@@ -122,10 +122,12 @@ func (p *pair) settled(claims []*corev1.PersistentVolumeClaim) {
 		}
 		return err
 	})
+	// Their images are in the trash until then.
+	p.must(rig.ImagesMatchVolumes(p.Context(), p.name))
 }
 
 // changing is a line of the log about a call that changes something in Ceph.
-var changing = regexp.MustCompile(`"Called librbd".* call="(create|set metadata of|remove)".* duration="([^"]+)"`)
+var changing = regexp.MustCompile(`"Called librbd".* call="(create|set metadata of|move to the trash|remove|remove trashed|hand over trashed)".* duration="([^"]+)"`)
 
 // A leader that is halted for longer than its lease, and goes on when another
 // leads, does nothing more and ends.

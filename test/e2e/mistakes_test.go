@@ -114,6 +114,7 @@ func TestFaultsBetweenCreationAndDeletion(t *testing.T) {
 					}
 					return errors.New("the pool is not full yet")
 				})
+				f.settleMap()
 			},
 			// The first removal in a pool makes an object, that of its trash.
 			"pool is full or over its quota", "pool is full or over its quota",

@@ -270,13 +270,7 @@ func (r *restricted) released() *corev1.PersistentVolume {
 	r.Cleanup(func() {
 		// Healed by now.
 		if !r.Failed() {
-			if err := cluster.Eventually(context.WithoutCancel(r.Context()), patience, func(ctx context.Context) error {
-				_, err := rig.Kube.Client.CoreV1().PersistentVolumes().Get(ctx, pv.Name, metav1.GetOptions{})
-				if apierrors.IsNotFound(err) {
-					return nil
-				}
-				return errors.Join(err, fmt.Errorf("volume %s is still there", pv.Name))
-			}); err != nil {
+			if err := r.goneBy(context.WithoutCancel(r.Context()), pv); err != nil {
 				r.Error(err)
 			}
 		}
