@@ -72,6 +72,7 @@ func TestOnCeph(t *testing.T) {
 	t.Run("Threads", c.testThreads)
 	t.Run("Monitors", c.testMonitors)
 	t.Run("Output", c.testOutput)
+	t.Run("MetadataLikeLibrbd", c.testMetadataLikeLibrbd)
 	t.Run("Measure", c.testMeasure)
 	t.Run("Conformance", func(t *testing.T) { rbdtest.Conformance(t, h) })
 }

@@ -7,7 +7,6 @@ package goceph
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 
 	"github.com/ceph/go-ceph/rados"
@@ -155,29 +154,6 @@ func (p *radosPool) features(image *librbd.Image) (names []string, dataPool stri
 	}
 	dataPool, err = p.conn.GetPoolByID(id)
 	return names, dataPool, err
-}
-
-func (p *radosPool) setMetadata(name string, entries map[string]string) error {
-	for key, value := range entries {
-		if err := errors.Join(checkName(key), checkText(value)); err != nil {
-			return fmt.Errorf("entry %q: %w", key, err)
-		}
-	}
-	image, err := librbd.OpenImage(p.io, name, librbd.NoSnapshot)
-	if err != nil {
-		return err
-	}
-	// In a fixed order, so that what an interrupted call leaves does not
-	// depend on chance.
-	for _, key := range slices.Sorted(maps.Keys(entries)) {
-		if err = image.SetMetadata(key, entries[key]); err != nil {
-			break
-		}
-	}
-	// Closing takes back the watch that opening made. When it goes wrong, the
-	// cluster forgets the watch by itself, and the entries are stored.
-	_ = image.Close()
-	return err
 }
 
 func (p *radosPool) removeImage(name string) error {

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	librbd "github.com/ceph/go-ceph/rbd"
+
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
@@ -17,17 +19,18 @@ import (
 // depends on the machine.
 func (c *ceph) testMeasure(t *testing.T) {
 	ctx := t.Context()
-	const rounds = 20
+	const rounds = 100
 	connector := newTestConnector(t, Config{})
 	lap := func(what string, call func(i int) error) {
 		t.Helper()
-		begin := time.Now()
+		begin, cpu := time.Now(), cpuTime(t)
 		for i := range rounds {
 			if err := call(i); err != nil {
 				t.Fatal(err)
 			}
 		}
-		t.Logf("%s: %s each", what, (time.Since(begin) / rounds).Round(10*time.Microsecond))
+		t.Logf("%s: %s each, %s of CPU", what, (time.Since(begin) / rounds).Round(10*time.Microsecond),
+			((cpuTime(t) - cpu) / rounds).Round(10*time.Microsecond))
 	}
 	lap("connect and close", func(int) error {
 		made, err := dial(Config{Timeout: time.Minute}, c.admin)
@@ -50,6 +53,17 @@ func (c *ceph) testMeasure(t *testing.T) {
 	lap("create", func(i int) error { return p.CreateImage(ctx, name(i), rbd.ImageSpec{SizeBytes: 1 << 30}) })
 	lap("set four metadata entries", func(i int) error {
 		return p.SetMetadata(ctx, name(i), map[string]string{"a": "1", "b": "2", "c": "3", "d": "4"})
+	})
+	pools := &radosPool{conn: c.conn, io: c.ioctx(t, c.conn, "images")}
+	lap("the same with librbd", func(i int) error {
+		return pools.setMetadataOpen(name(i), map[string]string{"a": "1", "b": "2", "c": "3", "d": "4"})
+	})
+	lap("open and close, to read", func(i int) error {
+		image, err := librbd.OpenImageReadOnly(pools.io, name(i), librbd.NoSnapshot)
+		if err == nil {
+			err = image.Close()
+		}
+		return err
 	})
 	lap("describe", func(i int) error { _, err := p.Image(ctx, name(i)); return err })
 	lap("look into", func(i int) error { _, err := p.Written(ctx, name(i)); return err })

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build cgo
+
+package goceph
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/ceph/go-ceph/rados"
+	librbd "github.com/ceph/go-ceph/rbd"
+)
+
+const (
+	// idObject and headerObject begin the names of the objects that hold an
+	// image's id, by its name, and all that is known of it, by its id.
+	// Source: RBD_ID_PREFIX and RBD_HEADER_PREFIX in Ceph's
+	// src/include/rbd_types.h.
+	idObject     = "rbd_id."
+	headerObject = "rbd_header."
+	// idLength is more than an id has: 20 characters or less (MAX_IMAGE_ID in
+	// src/librbd/Utils.h).
+	idLength = 256
+	// configPrefix begins the keys of entries that are options of librbd.
+	// Source: METADATA_CONF_PREFIX in src/librbd/ImageCtx.h.
+	configPrefix = "conf_"
+)
+
+// setMetadata sets entries in two round trips: it reads the image's id, and has
+// the header's OSD set them all, by the same method of Ceph's object class that
+// librbd calls for each entry (metadata_set in Ceph's src/cls/rbd/cls_rbd.cc).
+// librbd would open the image for that, which makes this client a watcher, and
+// after each entry notify all watchers: for four entries twenty times the CPU and the
+// time.
+//
+// Leaving out the notification is harmless. It tells clients that have the image
+// open to read its header again, but they keep nothing of the metadata but
+// options of librbd; those are set with librbd. Neither does an exclusive lock
+// matter, which orders writes of data: all entries are set at once, or none.
+//
+// Where this finds no image, librbd says what there is: an image of format 1,
+// remains of one, or none.
+func (p *radosPool) setMetadata(name string, entries map[string]string) error {
+	options := false
+	for key, value := range entries {
+		if err := errors.Join(checkName(key), checkText(value)); err != nil {
+			return fmt.Errorf("entry %q: %w", key, err)
+		}
+		options = options || strings.HasPrefix(key, configPrefix)
+	}
+	if options {
+		return p.setMetadataOpen(name, entries)
+	}
+	id, err := p.imageID(name)
+	if err == nil {
+		err = p.setHeaderEntries(id, entries)
+	}
+	if errors.Is(err, rados.ErrNotFound) {
+		return p.setMetadataOpen(name, entries)
+	}
+	return err
+}
+
+// imageID reads the id of an image of format 2.
+func (p *radosPool) imageID(name string) (string, error) {
+	data := make([]byte, idLength)
+	n, err := p.io.Read(idObject+name, data, 0)
+	if err != nil {
+		return "", err
+	}
+	id, _, ok := decodeText(data[:n])
+	if !ok || id == "" {
+		return "", fmt.Errorf("object %q holds no id of an image", idObject+name)
+	}
+	return id, nil
+}
+
+func (p *radosPool) setHeaderEntries(id string, entries map[string]string) error {
+	op := rados.CreateWriteOp()
+	defer op.Release()
+	// The method would make a header where there is none.
+	op.AssertExists()
+	op.Exec("rbd", "metadata_set", encodeEntries(entries))
+	return op.Operate(p.io, headerObject+id, rados.OperationNoFlag)
+}
+
+// setMetadataOpen sets entries with librbd.
+func (p *radosPool) setMetadataOpen(name string, entries map[string]string) error {
+	image, err := librbd.OpenImage(p.io, name, librbd.NoSnapshot)
+	if err != nil {
+		return err
+	}
+	// In a fixed order, so that what an interrupted call leaves does not
+	// depend on chance.
+	for _, key := range slices.Sorted(maps.Keys(entries)) {
+		if err = image.SetMetadata(key, entries[key]); err != nil {
+			break
+		}
+	}
+	// Closing takes back the watch that opening made. When it goes wrong, the
+	// cluster forgets the watch by itself, and the entries are stored.
+	_ = image.Close()
+	return err
+}
