@@ -69,6 +69,7 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 		return nil, errNotStarted{err}
 	}
 	if wanted {
+		defer p.config.Access.ShareSecret(r.userSecret)()
 		if err := p.checkUserSecret(ctx, options.PVC, r); err != nil {
 			return nil, errNotStarted{err}
 		}

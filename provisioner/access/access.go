@@ -3,8 +3,8 @@
 // Package access opens pools: it reads the key from its Secret at the moment of
 // use, resolves the monitors' names and connects. It is where Kubernetes meets
 // Ceph, and where a cluster that does not answer is kept from holding all the
-// workers. It keeps no key and no connection; sharing connections is the
-// Connector's work.
+// workers. It keeps no connection, and a Secret only while an operation works with
+// it; sharing connections is the Connector's work.
 package access
 
 import (
@@ -51,6 +51,7 @@ type Access struct {
 	resolver  Resolver
 	timeout   time.Duration
 	gate      *gate
+	recent    recentSecrets
 }
 
 // New returns an Access, or an error that names what c lacks.
@@ -99,17 +100,19 @@ func (a *Access) enter(ctx context.Context, l volume.Location, u use) (*Pool, er
 	if err != nil {
 		return nil, Explain(err, l)
 	}
+	leave := a.ShareSecret(l.Secret)
 	pool, err := a.open(ctx, l, v)
 	if err != nil {
+		leave()
 		v.leave()
 		return nil, err
 	}
-	pool.Pool = watchedPool{pool.Pool, v}
+	pool.Pool = watchedPool{pool.Pool, v, leave}
 	return pool, nil
 }
 
 func (a *Access) open(ctx context.Context, l volume.Location, v *visit) (*Pool, error) {
-	key, err := a.ReadKey(ctx, l.Secret)
+	key, shared, err := a.readKey(ctx, l.Secret)
 	if err != nil {
 		return nil, err
 	}
@@ -117,6 +120,35 @@ func (a *Access) open(ctx context.Context, l volume.Location, v *visit) (*Pool, 
 	if err != nil {
 		return nil, err
 	}
+	cluster, err := a.connect(ctx, l, monitors, key, v)
+	if refusesKey(err) && shared {
+		// It may have been replaced since somebody else read it.
+		if key, _, err = a.readKey(ctx, l.Secret); err != nil {
+			return nil, err
+		}
+		cluster, err = a.connect(ctx, l, monitors, key, v)
+	}
+	if refusesKey(err) {
+		// Caps are not looked at yet: it is the user or the key.
+		return nil, fmt.Errorf("%w: check that the user exists and that secret %q holds its key", err, l.Secret)
+	}
+	if err != nil {
+		return nil, Explain(err, l)
+	}
+	// The pool holds a share of its own.
+	defer cluster.Close()
+	began := time.Now()
+	pool, err := cluster.OpenPool(ctx, l.Pool)
+	if err != nil {
+		v.saw(began, err)
+		return nil, Explain(err, l)
+	}
+	// That it went well need not be an answer: a connection that is there is
+	// shared, and knows its pools.
+	return &Pool{Pool: pool, FSID: cluster.FSID(), Monitors: monitors}, nil
+}
+
+func (a *Access) connect(ctx context.Context, l volume.Location, monitors Monitors, key rbd.Key, v *visit) (rbd.Cluster, error) {
 	began := time.Now()
 	cluster, err := a.connector.Connect(ctx, rbd.Credentials{
 		Monitors: monitors.Addresses,
@@ -126,24 +158,14 @@ func (a *Access) open(ctx context.Context, l volume.Location, v *visit) (*Pool, 
 	if err != nil {
 		v.saw(began, err)
 	}
-	if errors.Is(err, rbd.ErrPermissionDenied) || errors.Is(err, rbd.ErrInvalidKey) {
-		// Caps are not looked at yet: it is the user or the key.
-		return nil, fmt.Errorf("%w: check that the user exists and that secret %q holds its key", err, l.Secret)
+	if refusesKey(err) {
+		a.recent.forget(l.Secret, nil)
 	}
-	if err != nil {
-		return nil, Explain(err, l)
-	}
-	// The pool holds a share of its own.
-	defer cluster.Close()
-	began = time.Now()
-	pool, err := cluster.OpenPool(ctx, l.Pool)
-	if err != nil {
-		v.saw(began, err)
-		return nil, Explain(err, l)
-	}
-	// That it went well need not be an answer: a connection that is there is
-	// shared, and knows its pools.
-	return &Pool{Pool: pool, FSID: cluster.FSID(), Monitors: monitors}, nil
+	return cluster, err
+}
+
+func refusesKey(err error) bool {
+	return errors.Is(err, rbd.ErrPermissionDenied) || errors.Is(err, rbd.ErrInvalidKey)
 }
 
 // Explain adds to an error of a call to Ceph what its reader can do about it:

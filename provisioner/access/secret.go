@@ -37,16 +37,28 @@ var (
 // Errors: ErrSecretNotFound, ErrSecretForbidden, rbd.ErrInvalidKey. None holds
 // the key.
 func (a *Access) ReadKey(ctx context.Context, ref volume.SecretRef) (rbd.Key, error) {
-	secret, err := a.readSecret(ctx, ref)
+	key, _, err := a.readKey(ctx, ref)
+	return key, err
+}
+
+// readKey is ReadKey; shared tells that somebody else read the secret a moment
+// ago.
+func (a *Access) readKey(ctx context.Context, ref volume.SecretRef) (key rbd.Key, shared bool, err error) {
+	secret, shared, err := a.recentSecret(ctx, ref)
 	if err != nil {
-		return rbd.Key{}, err
+		return rbd.Key{}, shared, err
 	}
 	data, found := secret.Data[KeyEntry]
 	if !found {
-		return rbd.Key{}, fmt.Errorf("%w: secret %q has no entry %q: store the key under that name",
+		err = fmt.Errorf("%w: secret %q has no entry %q: store the key under that name",
 			rbd.ErrInvalidKey, ref, KeyEntry)
+	} else {
+		key, err = parseKey(ref, KeyEntry, data)
 	}
-	return parseKey(ref, KeyEntry, data)
+	if err != nil {
+		a.recent.forget(ref, nil)
+	}
+	return key, shared, err
 }
 
 // CheckUserSecret checks the secret that kubelet will map the image with. It
@@ -57,10 +69,15 @@ func (a *Access) ReadKey(ctx context.Context, ref volume.SecretRef) (rbd.Key, er
 // Errors: ErrSecretNotFound, ErrSecretForbidden, rbd.ErrInvalidKey, or that it
 // does not hold exactly one entry: kubelet takes whichever it meets first.
 func (a *Access) CheckUserSecret(ctx context.Context, ref volume.SecretRef) (warning string, err error) {
-	secret, err := a.readSecret(ctx, ref)
+	secret, _, err := a.recentSecret(ctx, ref)
 	if err != nil {
 		return "", err
 	}
+	defer func() {
+		if err != nil || warning != "" {
+			a.recent.forget(ref, nil)
+		}
+	}()
 	if n := len(secret.Data); n != 1 {
 		return "", fmt.Errorf("secret %q must hold exactly one entry, the user's key: "+
 			"kubelet would take any of them", ref)
@@ -84,6 +101,13 @@ func parseKey(ref volume.SecretRef, entry string, data []byte) (rbd.Key, error) 
 			`store what "ceph auth get-key client.USER" prints`, ref, entry, err)
 	}
 	return key, nil
+}
+
+// recentSecret returns a secret as it is now or, while others work with it, was a
+// moment ago; shared tells the latter. Nobody may change it.
+func (a *Access) recentSecret(ctx context.Context, ref volume.SecretRef) (secret *corev1.Secret, shared bool, err error) {
+	defer a.recent.enter(ref)()
+	return a.recent.get(ctx, ref, func(ctx context.Context) (*corev1.Secret, error) { return a.readSecret(ctx, ref) })
 }
 
 func (a *Access) readSecret(ctx context.Context, ref volume.SecretRef) (*corev1.Secret, error) {
