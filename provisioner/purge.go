@@ -84,14 +84,14 @@ func (p *Provisioner) purgeDue(ctx context.Context, place journal.Place, in *pur
 	if pool.FSID != place.FSID {
 		return errOtherCluster
 	}
-	var settled []string
+	var settled []*purgeItem
 	for _, item := range items {
 		if ctx.Err() != nil || p.givesWay(item) {
 			break
 		}
 		done, purgeErr := p.purgeImage(ctx, pool.Pool, place, in, item)
 		if done {
-			settled = append(settled, item.removal.ID)
+			settled = append(settled, item)
 		}
 		if errors.Is(purgeErr, errGoesOn) {
 			break
@@ -100,16 +100,29 @@ func (p *Provisioner) purgeDue(ctx context.Context, place journal.Place, in *pur
 			break
 		}
 	}
-	if len(settled) > 0 {
+	if clearErr := p.clearRemovals(ctx, pool, in, settled); clearErr != nil {
 		// One whose note stays is looked at once more, and found gone.
-		if clearErr := p.removals.Clear(ctx, pool, settled...); clearErr != nil {
-			return access.Explain(errors.Join(err, clearErr), location)
-		}
-		p.purger.forget(in, settled)
+		err = errors.Join(err, clearErr)
 	}
 	if err != nil {
 		return access.Explain(err, location)
 	}
+	return nil
+}
+
+// clearRemovals clears the notes of images that are settled.
+func (p *Provisioner) clearRemovals(ctx context.Context, pool rbd.Pool, in *purgePlace, settled []*purgeItem) error {
+	if len(settled) == 0 {
+		return nil
+	}
+	ids := make([]string, len(settled))
+	for i, item := range settled {
+		ids[i] = item.removal.ID
+	}
+	if err := p.removals.Clear(ctx, pool, ids...); err != nil {
+		return err
+	}
+	p.purger.forget(in, settled)
 	return nil
 }
 

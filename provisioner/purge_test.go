@@ -146,6 +146,23 @@ func TestTrashRetention(t *testing.T) {
 	})
 }
 
+// TestPurgeRestored: an image that was restored and whose volume is then deleted
+// again is kept for as long as that volume says.
+func TestPurgeRestored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		pv := f.released(t)
+		pv.Annotations[volume.AnnTrashRetention] = "24h"
+		id := f.trash(t, pv)
+		f.purgeFor(t, time.Hour)
+		f.ceph.Restore(testPool, id)
+		delete(pv.Annotations, volume.AnnTrashRetention)
+		f.trash(t, pv)
+		f.purgeAll(f.withLog(t.Context()))
+		f.checkPurged(t)
+	})
+}
+
 // TestPurgeLeavesOthers: only what is noted is removed, and only what was put into
 // the trash by who noted it.
 func TestPurgeLeavesOthers(t *testing.T) {

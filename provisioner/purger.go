@@ -65,8 +65,8 @@ func delay(backoff *time.Duration) time.Duration {
 	return *backoff
 }
 
-// add says that an image is to be removed; one that is known stays as it is. The
-// location is how its pool was opened.
+// add says that an image is to be removed. The location is how its pool was
+// opened.
 func (p *purger) add(place journal.Place, location volume.Location, removal journal.Removal) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -79,7 +79,8 @@ func (p *purger) add(place journal.Place, location volume.Location, removal jour
 		p.places[place] = in
 	}
 	in.location = location
-	if in.items[removal.ID] == nil {
+	// One that was restored since, and deleted again, has a removal anew.
+	if known := in.items[removal.ID]; known == nil || !known.removal.At.Equal(removal.At) {
 		in.items[removal.ID] = &purgeItem{removal: removal, due: removal.Due()}
 	}
 }
@@ -146,11 +147,13 @@ func (p *purger) postpone(item *purgeItem, until time.Time) {
 }
 
 // forget drops images that are settled.
-func (p *purger) forget(in *purgePlace, ids []string) {
+func (p *purger) forget(in *purgePlace, settled []*purgeItem) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, id := range ids {
-		delete(in.items, id)
+	for _, item := range settled {
+		if in.items[item.removal.ID] == item {
+			delete(in.items, item.removal.ID)
+		}
 	}
 }
 

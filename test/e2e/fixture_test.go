@@ -320,10 +320,11 @@ func (f *fixture) end() {
 func (f *fixture) named(text string) string { return strings.ReplaceAll(text, "NAME", f.name) }
 
 // rbd runs the rbd command on the fixture's pool.
-func (f *fixture) rbd(args ...string) {
+func (f *fixture) rbd(args ...string) (output string) {
 	f.Helper()
-	_, err := rig.Ceph.Run(f.Context(), "rbd", append([]string{"--pool", f.name}, args...)...)
+	output, err := rig.Ceph.Run(f.Context(), "rbd", append([]string{"--pool", f.name}, args...)...)
 	f.must(err)
+	return output
 }
 
 // annotate sets annotations of a volume.

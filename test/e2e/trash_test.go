@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+
+	"ceph.com/rbd-provisioner/test/cluster"
+)
+
+// volumeGone waits until a volume does not exist any more, wherever its image is.
+func (f *fixture) volumeGone(volume *corev1.PersistentVolume) {
+	f.Helper()
+	bare := volume.DeepCopy()
+	bare.Spec.RBD = nil
+	f.gone(bare)
+}
+
+// trashed returns the ID of an image in the trash.
+func (f *fixture) trashed(image string) string {
+	f.Helper()
+	var list []struct{ ID, Name string }
+	f.must(rig.Ceph.JSON(f.Context(), &list, "rbd", "trash", "ls", "--pool", f.name))
+	for _, entry := range list {
+		if entry.Name == image {
+			return entry.ID
+		}
+	}
+	f.Fatalf("image %s is not in the trash, which holds %v", image, list)
+	return ""
+}
+
+// The volume of a large image is gone as soon as that of a small one. The image is
+// removed later: by Ceph's manager if the user may ask it, or else by us.
+func TestLargeVolume(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct{ cap, log string }{
+		"with a manager":    {"profile rbd", "Ceph's manager removes a large image from the trash"},
+		"without a manager": {"", "Image removed from the trash"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t)
+			if test.cap != "" {
+				_, err := rig.Ceph.CreateUser(t.Context(), f.name+"-admin", "mon", "profile rbd",
+					"osd", "profile rbd pool="+f.name, "mgr", test.cap)
+				f.must(err)
+			}
+			pv := f.bound(f.claim("large", f.class("a", nil), func(c *corev1.PersistentVolumeClaim) {
+				c.Spec.Resources.Requests[corev1.ResourceStorage] = resource.MustParse("64Gi")
+			}))
+			f.delete(&corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: f.name, Name: "large"}})
+			f.gone(pv)
+			f.eventually(func(context.Context) error {
+				for line := range strings.Lines(log(t, rig.main)) {
+					if strings.Contains(line, test.log) && strings.Contains(line, pv.Spec.RBD.RBDImage) {
+						return nil
+					}
+				}
+				return fmt.Errorf("the log does not say %q about the image", test.log)
+			})
+		})
+	}
+}
+
+// documentedVolume is the PersistentVolume in docs/trash.md.
+var documentedVolume = regexp.MustCompile("(?s)```yaml\n(apiVersion: v1\nkind: PersistentVolume\n.*?)```")
+
+// A claim that was deleted by mistake is brought back with the commands of
+// docs/trash.md, and deleted again.
+func TestTrashRetention(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	class := f.class("a", func(c *storagev1.StorageClass) { c.Parameters["trashRetention"] = "24h" })
+	claim := f.claim("data", class, nil)
+	pv := f.bound(claim)
+	image := pv.Spec.RBD.RBDImage
+	f.delete(claim)
+	f.volumeGone(pv)
+
+	id := f.trashed(image)
+	if _, err := rig.Ceph.Run(t.Context(), "rbd", "trash", "rm", "--pool", f.name, id); err == nil {
+		t.Error("rbd removed it from the trash without --force, though it is to be kept")
+	}
+	f.rbd("trash", "restore", id)
+	meta := f.rbd("image-meta", "list", image)
+	for _, want := range []string{pv.Name, claim.Name, claim.Namespace} {
+		if !strings.Contains(meta, want) {
+			t.Errorf("the image's metadata does not name %q:\n%s", want, meta)
+		}
+	}
+	var info struct{ ID string }
+	f.must(rig.Ceph.JSON(t.Context(), &info, "rbd", "info", "--pool", f.name, image))
+	if info.ID != id {
+		t.Errorf("the image has the ID %q, want %q", info.ID, id)
+	}
+
+	page, err := os.ReadFile(checkout("docs", "trash.md"))
+	f.must(err)
+	block := documentedVolume.FindSubmatch(page)
+	if block == nil {
+		t.Fatal("docs/trash.md has no PersistentVolume")
+	}
+	var again corev1.PersistentVolume
+	f.must(yaml.UnmarshalStrict(block[1], &again))
+	again.Name = pv.Name
+	again.Spec.StorageClassName = class.Name
+	again.Spec.ClaimRef.Namespace, again.Spec.ClaimRef.Name = claim.Namespace, claim.Name
+	again.Spec.RBD.CephMonitors, again.Spec.RBD.RBDPool, again.Spec.RBD.RBDImage = pv.Spec.RBD.CephMonitors, f.name, image
+	again.Spec.RBD.RadosUser, again.Spec.RBD.SecretRef.Name = pv.Spec.RBD.RadosUser, pv.Spec.RBD.SecretRef.Name
+	_, err = rig.Kube.Client.CoreV1().PersistentVolumes().Create(t.Context(), &again, metav1.CreateOptions{})
+	f.must(err)
+	claim = f.claim("data", class, nil)
+	if now := f.bound(claim); now.Name != pv.Name {
+		t.Errorf("the claim has the volume %s, want %s", now.Name, pv.Name)
+	}
+	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
+
+	// The volume that was made by hand does not ask for a retention.
+	f.delete(claim)
+	f.gone(pv)
+	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
+}
+
+// What others have in the trash stays there.
+func TestTrashOfOthers(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.rbd("create", "--size", "1M", "theirs")
+	f.rbd("trash", "mv", "theirs")
+	claim := f.claim("data", f.class("a", nil), nil)
+	pv := f.bound(claim)
+	f.delete(claim)
+	f.gone(pv)
+	f.must(cluster.Eventually(t.Context(), patience, func(ctx context.Context) error {
+		trash, err := rig.Ceph.Trash(ctx, f.name)
+		if err == nil && !slices.Equal(trash, []string{"theirs"}) {
+			err = errors.New("the trash holds " + strings.Join(trash, ", "))
+		}
+		return err
+	}))
+	f.rbd("trash", "rm", "--no-progress", f.trashed("theirs"))
+}
