@@ -3,11 +3,13 @@
 package main
 
 import (
+	"context"
 	"runtime"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"k8s.io/client-go/tools/leaderelection"
+	clientmetrics "k8s.io/client-go/tools/metrics"
 
 	"ceph.com/rbd-provisioner/provisioner/goceph"
 )
@@ -31,8 +33,14 @@ func newRegistry() *prometheus.Registry {
 		Help: "1 while this replica holds the lease of the name, otherwise 0.",
 	}, []string{"name"})}
 	leaderelection.SetProvider(leader)
+	requests := requestCounter{prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "rest_client_requests_total",
+		Help: "Number of HTTP requests, partitioned by status code, method, and host.",
+	}, []string{"code", "method", "host"})}
+	clientmetrics.Register(clientmetrics.RegisterOpts{RequestResult: requests})
 	registry.MustRegister(
 		leader,
+		requests,
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		build,
@@ -51,3 +59,13 @@ func (g leaderGauge) Off(name string)                              { g.WithLabel
 // SlowpathExercised counts renewals that had to read the lease first, which says
 // nothing to an administrator.
 func (g leaderGauge) SlowpathExercised(string) {}
+
+// requestCounter counts requests to the API server, under the name that the
+// components of Kubernetes give it. client-go counts. The adapter in
+// component-base can't be used: it keeps to a registry of its own.
+type requestCounter struct{ *prometheus.CounterVec }
+
+// Increment implements clientmetrics.ResultMetric.
+func (c requestCounter) Increment(_ context.Context, code, method, host string) {
+	c.WithLabelValues(code, method, host).Inc()
+}
