@@ -71,7 +71,7 @@ test-servers: build kubernetes ## Run all tests but those with a node
 
 .PHONY: test-unit
 test-unit: ## Run the tests that need neither cgo nor servers
-	CGO_ENABLED=0 go test $$(CGO_ENABLED=0 go list ./... | grep -v -E '/test/(cluster|demo|e2e|faults|node)')
+	CGO_ENABLED=0 go test $$(CGO_ENABLED=0 go list ./... | grep -v -E '/test/(bench|cluster|demo|e2e|faults|node)')
 
 .PHONY: test-ceph
 test-ceph: ceph-tag ## Run the conformance suite on the real Ceph
@@ -105,6 +105,14 @@ test-node: FORMAT = standard-verbose
 test-node: node ## Run the tests in which Pods use volumes; as root, after deps-node
 	PROVISIONER_ARCHIVE=$$(hack/image/build.sh) && export PROVISIONER_ARCHIVE && \
 	$(GOTESTSUM) -- $(TESTFLAGS) -parallel 2 ./test/node/
+
+# ROUNDS, BURSTS, VOLUMES and CONTENDERS change what is measured, BENCHFLAGS
+# anything (see go run ./test/bench -help); DOCS=1 puts table and plot into docs/.
+.PHONY: bench
+bench: build kubernetes ## Measure speed and cost beside ceiling and baseline, 20 minutes
+	go run ./test/bench -out '$(or $(RESULTS),bin/bench)' $(if $(ROUNDS),-rounds '$(ROUNDS)') $(if $(BURSTS),-bursts '$(BURSTS)') \
+		$(if $(VOLUMES),-volumes '$(VOLUMES)') $(if $(CONTENDERS),-contenders '$(CONTENDERS)') \
+		$(if $(filter-out 0,$(DOCS)),-docs) $(BENCHFLAGS)
 
 .PHONY: deploy-check
 deploy-check: build kubernetes ## Apply rbac/, deploy/ and examples/ to a real API server, as a dry run

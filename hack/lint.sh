@@ -107,6 +107,7 @@ modules() {
 	go mod tidy -diff || rc=1
 	go mod verify >/dev/null || rc=1
 	(cd hack/lint && go mod verify >/dev/null) || rc=1
+	(cd test/bench/plot && go mod tidy -diff && go mod verify >/dev/null && go vet ./...) || rc=1
 	return "$rc"
 }
 
