@@ -56,7 +56,7 @@ func publish(ctx context.Context, o *options, r *report, out io.Writer) error {
 		return err
 	}
 	if o.Docs {
-		if err := updateDocs(o.Root, markdown, path(plotFile)); err != nil {
+		if err := updateDocs(o.Root, "![Medians of the contenders]("+plotFile+")\n\n"+markdown, path(plotFile)); err != nil {
 			return err
 		}
 	}
