@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -23,6 +24,11 @@ import (
 // cluster.
 var errOtherCluster = errors.New("the monitors belong to another Ceph cluster")
 
+// deletedFor is how long it is remembered that a volume's image was deleted. The
+// library asks again for every second volume or so, as its cache does not yet show
+// that it deleted that: Ceph need not be asked again, too.
+const deletedFor = time.Minute
+
 // Delete moves the image of a released volume to the trash, from where it is
 // removed in the background; the library then deletes the volume. It returns nil
 // when the image is there or gone, a bare IgnoredError for volumes of another
@@ -38,6 +44,9 @@ func (p *Provisioner) Delete(ctx context.Context, pv *corev1.PersistentVolume) e
 	if !p.Owns(pv) {
 		return &controller.IgnoredError{Reason: "it was made by a provisioner with another identity"}
 	}
+	if _, done := p.deleted.Get(pv.UID); done {
+		return nil
+	}
 	record, err := volume.Read(pv)
 	if err != nil {
 		return err
@@ -51,6 +60,9 @@ func (p *Provisioner) Delete(ctx context.Context, pv *corev1.PersistentVolume) e
 	d := deletion{p, pool, location, pv.Name, record}
 	if err := d.run(ctx); err != nil {
 		return access.Explain(err, location)
+	}
+	if pv.UID != "" { // as every volume has that was saved
+		p.deleted.Set(pv.UID, true, deletedFor)
 	}
 	return nil
 }

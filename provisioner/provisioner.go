@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"k8s.io/apimachinery/pkg/util/cache"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	storagelisters "k8s.io/client-go/listers/storage/v1"
@@ -95,6 +96,8 @@ type Provisioner struct {
 	images   imageLocks
 	removals journal.Removals
 	purger   purger
+	// deleted has the UIDs of volumes whose image was deleted lately.
+	deleted *cache.Expiring
 }
 
 var _ controller.BlockProvisioner = (*Provisioner)(nil)
@@ -107,7 +110,7 @@ func New(c Config) (*Provisioner, error) {
 	if c.Claims == nil || c.Classes == nil || c.Access == nil || c.Events == nil || c.Volumes == nil || c.VolumeLister == nil {
 		return nil, errors.New("provisioner: Claims, Classes, Access, Events, Volumes and VolumeLister are required")
 	}
-	p := &Provisioner{config: c}
+	p := &Provisioner{config: c, deleted: cache.NewExpiring()}
 	cluster := unknownCluster
 	if c.ClusterUID != "" {
 		cluster = c.ClusterUID

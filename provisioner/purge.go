@@ -18,12 +18,9 @@ import (
 const (
 	// purgeEvery is how often it is looked for images that are due.
 	purgeEvery = time.Second
-	// largeImage is from which size on an image is left to the cluster's
-	// manager, if it takes work: a smaller one is removed in seconds.
-	largeImage = 64 << 30
-	// managerCheck is when it is looked whether the manager has removed an image;
-	// when not, it is asked again, which is harmless.
-	managerCheck = time.Minute
+	// managerPatience is how long Ceph's manager has for an image; then it is
+	// removed here. It has a queue, and may have been told of more by others.
+	managerPatience = time.Hour
 	// managerAgain is how long a manager that refused is not asked.
 	managerAgain = time.Hour
 	// moveTime is how long after it was begun a move to the trash may end. An
@@ -141,22 +138,22 @@ func (p *Provisioner) purgeImage(ctx context.Context, pool rbd.Pool, place journ
 	switch {
 	case err != nil:
 		return false, err
+	case found == nil && !item.handedOver.IsZero():
+		p.purged(logger, "Ceph's manager")
+		return true, nil
 	case found == nil:
 		return time.Since(item.absent) >= absentFor, nil
 	case found.Name != removal.Image || found.Since.After(removal.At.Add(moveTime)):
 		logger.Info("Left an image in the trash that somebody put there anew")
 		return true, nil
 	}
-	if removal.SizeBytes >= largeImage && p.handOver(klog.NewContext(ctx, logger), pool, in, item) {
+	if p.handOver(ctx, pool, in, item) {
 		return false, nil
 	}
 	err = pool.RemoveTrashed(ctx, removal.ID)
 	switch {
 	case err == nil, errors.Is(err, rbd.ErrImageNotFound):
-		logger.Info("Image removed from the trash")
-		if p.config.Purged != nil {
-			p.config.Purged()
-		}
+		p.purged(logger, "this process")
 		return true, nil
 	case errors.Is(err, rbd.ErrTimeout):
 		// The next attempt waits for it. When nothing answers, looking the image
@@ -202,25 +199,36 @@ func (p *Provisioner) lookUp(ctx context.Context, pool rbd.Pool, place journal.P
 	return &found, nil
 }
 
-// handOver leaves an image to the manager, if that takes work.
+// purged tells of an image that was removed.
+func (p *Provisioner) purged(logger klog.Logger, by string) {
+	logger.Info("Image removed from the trash", "by", by)
+	if p.config.Purged != nil {
+		p.config.Purged()
+	}
+}
+
+// handOver leaves an image to Ceph's manager, if that takes work: it goes on when
+// this process ends, and does not take this process's time.
 func (p *Provisioner) handOver(ctx context.Context, pool rbd.Pool, in *purgePlace, item *purgeItem) bool {
 	if !in.noManager.IsZero() && time.Since(in.noManager) < managerAgain {
 		return false
 	}
-	logger := klog.FromContext(ctx)
+	if !item.handedOver.IsZero() && time.Since(item.handedOver) > managerPatience {
+		return false
+	}
+	// Also when it was asked before: it may have forgotten.
 	if err := pool.HandOverTrashed(ctx, item.removal.ID); err != nil {
 		if in.noManager.IsZero() {
-			logger.Info("Ceph's manager takes no removal of a large image, so it is removed here; "+
+			klog.FromContext(ctx).Info("Ceph's manager takes no removals from the trash, so they are done here; "+
 				"the cap mgr 'profile rbd' allows it", "err", err)
 		}
 		in.noManager = time.Now()
 		return false
 	}
-	if !item.said {
-		logger.Info("Ceph's manager removes a large image from the trash")
-		item.said = true
+	if item.handedOver.IsZero() {
+		item.handedOver = time.Now()
 	}
-	p.purger.postpone(item, time.Now().Add(managerCheck))
+	p.purger.postpone(item, time.Now().Add(delay(&item.backoff)))
 	return true
 }
 

@@ -85,6 +85,24 @@ func TestPurge(t *testing.T) {
 	checkSame(t, "the count", 1, f.journals.purged())
 }
 
+// TestDeleteAgain: the library asks again for volumes that it has just deleted.
+func TestDeleteAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		pv := f.released(t)
+		pv.UID = "9b0c"
+		f.checkRemoved(t, pv)
+		f.ceph.SetUnreachable(true)
+		if err := f.remove(t.Context(), t, pv); err != nil {
+			t.Errorf("it asked Ceph again: %v", err)
+		}
+		time.Sleep(deletedFor)
+		if err := f.remove(t.Context(), t, pv); !errors.Is(err, rbd.ErrUnreachable) {
+			t.Errorf("got %v, want that Ceph is asked again", err)
+		}
+	})
+}
+
 // TestPurgeAfterCrash: whatever a process that died was in the middle of, the
 // next one leaves nothing, and loses nothing.
 func TestPurgeAfterCrash(t *testing.T) {
@@ -261,29 +279,33 @@ func TestPurgeLater(t *testing.T) {
 	}
 }
 
-// TestPurgeLarge: Ceph's manager removes large images where it may be asked.
-func TestPurgeLarge(t *testing.T) {
-	for _, manager := range []bool{true, false} {
-		synctest.Test(t, func(t *testing.T) {
-			f := newFixture(t)
-			f.putKey(t, "kube-system", "admin", f.ceph.AddUser("admin", rbdtest.Caps{AllPools: true, Manager: manager}).Key)
-			pv := f.released(t)
-			if err := f.Delete(f.withLog(t.Context()), pv); err != nil {
-				t.Fatal(err)
-			}
-			f.purgeFor(t, time.Minute)
-			f.seed(t, f.ceph, testImage, rbd.ImageSpec{SizeBytes: largeImage}, testMarks())
-			f.trash(t, pv)
-			f.purgeFor(t, 3*managerCheck)
-			if manager {
-				checkSame(t, "the trash", []string{testImage}, f.ceph.Trash(testPool))
-				checkSame(t, "what the log says of it", 1, f.countLog("manager removes a large image"))
-				f.ceph.RunManager()
-				f.purgeFor(t, 3*managerCheck)
-			} else {
-				checkSame(t, "what the log says of it", 1, f.countLog("manager takes no removal"))
-			}
-			f.checkPurged(t)
+// TestPurgeByManager: Ceph's manager removes images where it may be asked, and
+// only what it does not get to in the end is removed here.
+func TestPurgeByManager(t *testing.T) {
+	for name, test := range map[string]struct{ allowed, works bool }{
+		"that works":       {true, true},
+		"that may not":     {false, false},
+		"that never works": {true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFixture(t)
+				f.putKey(t, "kube-system", "admin", f.ceph.AddUser("admin", rbdtest.Caps{AllPools: true, Manager: test.allowed}).Key)
+				f.trash(t, f.released(t))
+				f.purgeFor(t, managerPatience/2)
+				if test.allowed {
+					checkSame(t, "the trash", []string{testImage}, f.ceph.Trash(testPool))
+				} else {
+					checkSame(t, "what the log says of it", 1, f.countLog("manager takes no removals"))
+					f.checkPurged(t)
+				}
+				if test.works {
+					f.ceph.RunManager()
+				}
+				f.purgeFor(t, managerPatience/2+2*purgeRetryCap)
+				f.checkPurged(t)
+				checkSame(t, "the count", 1, f.journals.purged())
+			})
 		})
 	}
 }

@@ -56,7 +56,9 @@ type purgeItem struct {
 	backoff time.Duration
 	// absent is since when it is not in the trash; zero while it is.
 	absent time.Time
-	said   bool
+	// handedOver is since when Ceph's manager is to remove it.
+	handedOver time.Time
+	said       bool
 }
 
 // delay sets off what is tried again, longer each time.
