@@ -44,6 +44,14 @@ func (p fencedPool) SetMetadata(ctx context.Context, name string, entries map[st
 	return p.Pool.SetMetadata(ctx, name, entries)
 }
 
+// GrowImage implements rbd.Pool.
+func (p fencedPool) GrowImage(ctx context.Context, name string, sizeBytes uint64) error {
+	if !p.leading() {
+		return errNotLeading
+	}
+	return p.Pool.GrowImage(ctx, name, sizeBytes)
+}
+
 // RemoveImage implements rbd.Pool.
 func (p fencedPool) RemoveImage(ctx context.Context, name string) error {
 	if !p.leading() {

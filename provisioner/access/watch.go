@@ -39,6 +39,13 @@ func (p watchedPool) SetMetadata(ctx context.Context, name string, entries map[s
 	return err
 }
 
+func (p watchedPool) GrowImage(ctx context.Context, name string, sizeBytes uint64) error {
+	began := time.Now()
+	err := p.Pool.GrowImage(ctx, name, sizeBytes)
+	p.visit.saw(began, err)
+	return err
+}
+
 func (p watchedPool) Written(ctx context.Context, name string) (bool, error) {
 	began := time.Now()
 	written, err := p.Pool.Written(ctx, name)

@@ -152,6 +152,8 @@ func (p *fakePool) image(name string) (rbd.Image, error) { return rbd.Image{}, p
 
 func (p *fakePool) setMetadata(name string, _ map[string]string) error { return p.call(name) }
 
+func (p *fakePool) growImage(name string, _ uint64) error { return p.call(name) }
+
 func (p *fakePool) removeImage(name string) error { return p.call(name) }
 
 func (p *fakePool) written(name string) (bool, error) { return false, p.call(name) }

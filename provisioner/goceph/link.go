@@ -26,6 +26,7 @@ type ioctx interface {
 	createImage(name string, spec rbd.ImageSpec) error
 	image(name string) (rbd.Image, error)
 	setMetadata(name string, entries map[string]string) error
+	growImage(name string, sizeBytes uint64) error
 	removeImage(name string) error
 	finishRemovals(names []string) error
 	trashImage(name string, keep time.Duration) error

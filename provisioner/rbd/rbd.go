@@ -88,6 +88,13 @@ type Pool interface {
 	//
 	// Errors: ErrImageNotFound, ErrPoolFull.
 	SetMetadata(ctx context.Context, name string, entries map[string]string) error
+	// GrowImage gives an image at least that size. One that is larger already
+	// stays as it is, which is no error: no call makes an image smaller. Clients
+	// that have the image open or mapped are no obstacle, and see its new size.
+	// It takes no room.
+	//
+	// Errors: ErrImageNotFound, ErrPoolFull.
+	GrowImage(ctx context.Context, name string, sizeBytes uint64) error
 	// RemoveImage removes an image and its data, or the remains of one, or
 	// what an interrupted RemoveImage of that name left in the trash. It is
 	// safe to repeat after any error. It takes time in proportion to the

@@ -80,6 +80,7 @@ func Conformance(t *testing.T, h Harness) {
 		{"CreateImage", s.testCreateImage},
 		{"DataPool", s.testDataPool},
 		{"Metadata", s.testMetadata},
+		{"GrowImage", s.testGrowImage},
 		{"RemoveImage", s.testRemoveImage},
 		{"InterruptedRemoval", s.testInterruptedRemoval},
 		{"FinishRemovals", s.testFinishRemovals},

@@ -19,6 +19,7 @@ func everyCall(ctx context.Context, p rbd.Pool, image string) map[string]error {
 	}
 	_, errs["describe"] = p.Image(ctx, image)
 	errs["set metadata of"] = p.SetMetadata(ctx, image, map[string]string{"a": "b"})
+	errs["grow"] = p.GrowImage(ctx, image, 2<<20)
 	errs["remove"] = p.RemoveImage(ctx, image)
 	return errs
 }
@@ -76,6 +77,9 @@ func (s suite) testFull(t *testing.T) {
 		if err := p.SetMetadata(t.Context(), "before", map[string]string{"a": "b"}); err != nil {
 			wantError(t, err, rbd.ErrPoolFull, `set metadata of image "before"`+in)
 		}
+		if err := p.GrowImage(t.Context(), "before", 2<<20); err != nil {
+			wantError(t, err, rbd.ErrPoolFull, `grow image "before"`+in)
+		}
 		describe(t, p, "before")
 	}
 	remove(t, pools[used], "before")
@@ -131,7 +135,7 @@ func (s suite) testDeadline(t *testing.T) {
 	c := s.NewConnector(t)
 	cluster := s.connect(t, c, s.Admin)
 	p := openPool(t, cluster, s.Pool)
-	for _, name := range []string{"paused-remove", "paused-metadata", "paused-image", "paused-closed"} {
+	for _, name := range []string{"paused-remove", "paused-metadata", "paused-grow", "paused-image", "paused-closed"} {
 		create(t, p, name, rbd.ImageSpec{SizeBytes: 1 << 20})
 	}
 	closing, err := cluster.OpenPool(t.Context(), s.Pool)
@@ -161,6 +165,7 @@ func (s suite) testDeadline(t *testing.T) {
 		`set metadata of image "paused-metadata"`: func(ctx context.Context) error {
 			return p.SetMetadata(ctx, "paused-metadata", map[string]string{"a": "b"})
 		},
+		`grow image "paused-grow"`:       func(ctx context.Context) error { return p.GrowImage(ctx, "paused-grow", 2<<20) },
 		`describe image "paused-image"`:  func(ctx context.Context) error { _, err := p.Image(ctx, "paused-image"); return err },
 		`describe image "paused-closed"`: func(ctx context.Context) error { _, err := closing.Image(ctx, "paused-closed"); return err },
 	}
@@ -193,6 +198,12 @@ func (s suite) testDeadline(t *testing.T) {
 	}
 	for _, name := range []string{"paused-metadata", "paused-image", "paused-closed"} {
 		describe(t, p, name)
+	}
+	if err := p.GrowImage(t.Context(), "paused-grow", 2<<20); err != nil {
+		t.Error(err)
+	}
+	if got := describe(t, p, "paused-grow").SizeBytes; got != 2<<20 {
+		t.Errorf("the image has %d bytes", got)
 	}
 	if err := p.SetMetadata(t.Context(), "paused-metadata", map[string]string{"c": "d"}); err != nil {
 		t.Error(err)

@@ -259,6 +259,7 @@ func (s suite) testRemains(t *testing.T) {
 			_, err := p.Image(ctx, name)
 			wantError(t, err, rbd.ErrImageNotFound, `describe image "`+name)
 			wantError(t, p.SetMetadata(ctx, name, map[string]string{"a": "b"}), rbd.ErrImageNotFound, `set metadata of image "`+name)
+			wantError(t, p.GrowImage(ctx, name, 1), rbd.ErrImageNotFound, `grow image "`+name)
 			for range 2 {
 				wantError(t, p.CreateImage(ctx, name, rbd.ImageSpec{SizeBytes: 1}), rbd.ErrImageExists, `create image "`+name)
 			}
@@ -299,6 +300,7 @@ func (s suite) testNames(t *testing.T) {
 		_, err = p.Image(ctx, name)
 		wantError(t, err, rbd.ErrNotSupported, "describe image ")
 		wantError(t, p.SetMetadata(ctx, name, nil), rbd.ErrNotSupported, "set metadata of image ")
+		wantError(t, p.GrowImage(ctx, name, 1), rbd.ErrNotSupported, "grow image ")
 		wantError(t, p.RemoveImage(ctx, name), rbd.ErrNotSupported, "remove image ")
 	}
 	create(t, p, "cut", rbd.ImageSpec{SizeBytes: 1 << 20})

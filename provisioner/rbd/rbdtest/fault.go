@@ -14,6 +14,7 @@ const (
 	CallCreateImage Call = "CreateImage"
 	CallImage       Call = "Image"
 	CallSetMetadata Call = "SetMetadata"
+	CallGrowImage   Call = "GrowImage"
 	CallRemoveImage Call = "RemoveImage"
 	CallWritten     Call = "Written"
 	CallNotes       Call = "Notes"

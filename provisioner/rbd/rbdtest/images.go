@@ -168,6 +168,20 @@ func (p *poolState) setMetadata(name string, entries map[string]string) error {
 	return nil
 }
 
+func (p *poolState) growImage(name string, size uint64) error {
+	i, err := p.image(name)
+	switch {
+	case err != nil:
+		return err
+	case i.size >= size:
+		return nil
+	case p.full:
+		return rbd.ErrPoolFull
+	}
+	i.size = size
+	return nil
+}
+
 // removeImage moves an image to the trash and then removes it from there, as
 // librbd does; interrupted is what comes between.
 func (p *poolState) removeImage(name string, caps Caps, interrupted error) error {

@@ -53,6 +53,14 @@ func (p *pool) SetMetadata(ctx context.Context, name string, entries map[string]
 	return err
 }
 
+// GrowImage implements rbd.Pool.
+func (p *pool) GrowImage(ctx context.Context, name string, sizeBytes uint64) error {
+	_, err := call(ctx, p, CallGrowImage, "grow", name, func() (struct{}, error) {
+		return struct{}{}, p.state.growImage(name, sizeBytes)
+	})
+	return err
+}
+
 // RemoveImage implements rbd.Pool.
 func (p *pool) RemoveImage(ctx context.Context, name string) error {
 	_, err := call(ctx, p, CallRemoveImage, "remove", name, func() (struct{}, error) {
