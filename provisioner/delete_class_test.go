@@ -169,13 +169,13 @@ func TestDeleteKeepsWithoutHelp(t *testing.T) {
 			f.putParameter(t, "monitors", otherMonitor)
 			letIn(t, f)
 			f.seed(t, f.other, testImage, rbd.ImageSpec{SizeBytes: 1 << 30}, testMarks())
-		}, errOtherCluster, nil},
+		}, access.ErrOtherCluster, nil},
 		{"another cluster is at the volume's address, and the class is gone", func(t *testing.T, f *fixture, pv *corev1.PersistentVolume) {
 			moveAway(pv, otherMonitor)
 			f.dropClass(t)
 			letIn(t, f)
 			f.seed(t, f.other, testImage, rbd.ImageSpec{SizeBytes: 1 << 30}, testMarks())
-		}, errOtherCluster, nil},
+		}, access.ErrOtherCluster, nil},
 		{"another cluster is at the volume's address, and the class's is dead", func(t *testing.T, f *fixture, pv *corev1.PersistentVolume) {
 			moveAway(pv, otherMonitor)
 			f.putParameter(t, "monitors", deadMonitor)
@@ -206,7 +206,7 @@ func TestDeleteUnknownCluster(t *testing.T) {
 			f.checkKept(t, pv, nil, volume.AnnClusterFSID, `what "ceph fsid" prints`)
 
 			pv.Annotations[volume.AnnClusterFSID] = f.other.FSID()
-			f.checkKept(t, pv, errOtherCluster)
+			f.checkKept(t, pv, access.ErrOtherCluster)
 
 			pv.Annotations[volume.AnnClusterFSID] = f.ceph.FSID()
 			f.checkRemoved(t, pv)

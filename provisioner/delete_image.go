@@ -50,7 +50,7 @@ func (d deletion) run(ctx context.Context) error {
 		return err
 	}
 	owner := map[string]string{metaVolume: d.volume, metaIdentity: d.config.Identity}
-	if whose := foreign(image.Metadata, owner); whose != "" {
+	if whose := volume.Foreign(image.Metadata, owner); whose != "" {
 		return fmt.Errorf("%s is not this volume's: %s: it is left alone", d.what(), whose)
 	}
 	if len(image.Watchers) > 0 {

@@ -21,8 +21,8 @@ import (
 const (
 	metaClaim          = "kubernetes.io/created-for/pvc/name"
 	metaClaimNamespace = "kubernetes.io/created-for/pvc/namespace"
-	metaVolume         = "kubernetes.io/created-for/pv/name"
-	metaIdentity       = volume.AnnIdentity
+	metaVolume         = volume.MetaVolume
+	metaIdentity       = volume.MetaIdentity
 )
 
 // errImageConflict says that an image of the wanted name is not the wanted one.
@@ -132,7 +132,7 @@ func removeIfThere(ctx context.Context, pool rbd.Pool, image string) error {
 // it, or returns an empty text.
 func conflict(image rbd.Image, r request, owner map[string]string) string {
 	const remedy = ": rename or remove it"
-	if whose := foreign(image.Metadata, owner); whose != "" {
+	if whose := volume.Foreign(image.Metadata, owner); whose != "" {
 		return whose + remedy
 	}
 	features := []string{rbd.FeatureLayering}
@@ -152,17 +152,6 @@ func conflict(image rbd.Image, r request, owner map[string]string) string {
 		return "it does not say whose it is, and somebody uses it: if that does not end, rename or remove it"
 	case image.Metadata[metaVolume] == "" && len(image.Snapshots) > 0:
 		return "it does not say whose it is, and it has snapshots" + remedy
-	}
-	return ""
-}
-
-// foreign says whose an image is by its metadata, if it is somebody else's.
-// Entries that are missing prove nothing.
-func foreign(metadata, owner map[string]string) string {
-	for _, key := range []string{metaVolume, metaIdentity} {
-		if value := metadata[key]; value != "" && value != owner[key] {
-			return fmt.Sprintf("its metadata %s is %q", key, value)
-		}
 	}
 	return ""
 }

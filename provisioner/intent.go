@@ -139,7 +139,7 @@ func (p *Provisioner) clear(ctx context.Context, batch journal.Batch) error {
 	defer pool.Close()
 	pool.Pool = p.fence(pool.Pool)
 	if pool.FSID != batch.Place.FSID {
-		return errOtherCluster
+		return access.ErrOtherCluster
 	}
 	if err := p.clearIntents(ctx, pool, batch.Images...); err != nil {
 		return access.Explain(err, batch.Location)

@@ -79,7 +79,7 @@ func (p *Provisioner) purgeDue(ctx context.Context, place journal.Place, in *pur
 	defer pool.Close()
 	pool.Pool = p.fence(pool.Pool)
 	if pool.FSID != place.FSID {
-		return errOtherCluster
+		return access.ErrOtherCluster
 	}
 	var settled []*purgeItem
 	for _, item := range items {

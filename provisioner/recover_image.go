@@ -10,6 +10,7 @@ import (
 
 	"ceph.com/rbd-provisioner/provisioner/journal"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
 // removeLeft removes the image of an intent, whose claim is gone and that has no
@@ -48,7 +49,7 @@ func (r *recovery) removeLeft(ctx context.Context, pool rbd.Pool, place journal.
 // empty text. An error says that it can't be told yet.
 func (r *recovery) notOurs(ctx context.Context, pool rbd.Pool, place journal.Place, in journal.Intent, image rbd.Image) (string, error) {
 	owner := map[string]string{metaVolume: in.Volume, metaIdentity: r.config.Identity}
-	if whose := foreign(image.Metadata, owner); whose != "" {
+	if whose := volume.Foreign(image.Metadata, owner); whose != "" {
 		return whose, nil
 	}
 	// One that died is a watcher for half a minute.

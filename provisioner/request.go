@@ -5,20 +5,15 @@ package provisioner
 import (
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
 	"ceph.com/rbd-provisioner/provisioner/storageclass"
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
-
-// mib is what sizes are rounded up to: the unit of the rbd command.
-const mib = 1 << 20
 
 // supportedModes are the access modes that kubelet's rbd plugin implements.
 var supportedModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce, corev1.ReadOnlyMany}
@@ -61,7 +56,7 @@ func (p *Provisioner) newRequest(options controller.ProvisionOptions) (request, 
 		r.fsType = ""
 	}
 	var faults storageclass.Faults
-	r.sizeBytes, err = imageSize(claim.Spec.Resources)
+	r.sizeBytes, err = volume.ImageSize(claim.Spec.Resources)
 	if err != nil {
 		faults = append(faults, err)
 	}
@@ -69,23 +64,6 @@ func (p *Provisioner) newRequest(options controller.ProvisionOptions) (request, 
 		return request{}, faults
 	}
 	return r, nil
-}
-
-// imageSize returns the requested size in bytes, rounded up to a MiB.
-func imageSize(resources corev1.VolumeResourceRequirements) (int64, error) {
-	wanted := resources.Requests[corev1.ResourceStorage]
-	if wanted.Sign() <= 0 {
-		return 0, errors.New("the claim requests no storage: set spec.resources.requests.storage")
-	}
-	if wanted.CmpInt64(math.MaxInt64-mib) > 0 {
-		return 0, errors.New("the claim requests more storage than an image can have")
-	}
-	size := (wanted.Value() + mib - 1) / mib * mib
-	if limit, given := resources.Limits[corev1.ResourceStorage]; given && limit.CmpInt64(size) < 0 {
-		return 0, fmt.Errorf("the claim's limit %s is below its request rounded up to a MiB, %s",
-			limit.String(), resource.NewQuantity(size, resource.BinarySI))
-	}
-	return size, nil
 }
 
 // checkClaim refuses what would be given an empty or unfit volume otherwise.

@@ -90,7 +90,8 @@ func (a *Access) Open(ctx context.Context, l volume.Location) (*Pool, error) {
 	return a.enter(ctx, l, forClaim)
 }
 
-// OpenForVolume is Open for the removal of a volume's image.
+// OpenForVolume is Open for work on a volume that is there. Its caller mostly has
+// Volumes find the location.
 func (a *Access) OpenForVolume(ctx context.Context, l volume.Location) (*Pool, error) {
 	return a.enter(ctx, l, forVolume)
 }

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package access
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	storagelisters "k8s.io/client-go/listers/storage/v1"
+	"k8s.io/klog/v2"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/storageclass"
+	"ceph.com/rbd-provisioner/provisioner/volume"
+)
+
+// ErrOtherCluster says that monitors answered, but not those of the volume's
+// cluster.
+var ErrOtherCluster = errors.New("the monitors belong to another Ceph cluster")
+
+// Volumes opens the pools of volumes that are there. All fields are required.
+type Volumes struct {
+	Access  *Access
+	Classes storagelisters.StorageClassLister
+	// Provisioner is what a StorageClass names as its provisioner; what other
+	// classes say is not believed.
+	Provisioner string
+}
+
+// Open opens the volume's pool by what the volume itself says, where record is
+// what Read returns of it. What it does not say, or what no longer holds, is
+// taken from its StorageClass if there still is one: the user and secret for
+// volumes of the retired provisioner or whose secret is gone; the monitors when
+// those of the volume do not answer and the class's lead to the same cluster.
+//
+// The location is that which was tried last, also beside an error. The errors are
+// those of OpenForVolume, and ErrOtherCluster.
+func (v Volumes) Open(ctx context.Context, pv *corev1.PersistentVolume, record volume.Record) (*Pool, volume.Location, error) {
+	location, err := record.Location()
+	if err != nil {
+		return nil, location, err
+	}
+	class, classErr := v.classLocation(pv)
+	if !record.Complete() {
+		if classErr != nil {
+			return nil, location, fmt.Errorf("the volume does not say who deletes its image, and %w: make the class again, "+
+				"or set the volume's annotations %s, %s and %s", classErr,
+				volume.AnnDeletionUser, volume.AnnDeletionSecretName, volume.AnnDeletionSecretNamespace)
+		}
+		location.User, location.Secret = class.User, class.Secret
+	}
+
+	moved := false
+	for {
+		pool, err := v.openSame(ctx, location, record.FSID, moved)
+		switch {
+		case err == nil:
+			return pool, location, nil
+		case classErr != nil:
+			return nil, location, err
+		case badCredentials(err) && (location.User != class.User || location.Secret != class.Secret):
+			klog.FromContext(ctx).V(2).Info("Trying the user and secret of the StorageClass", "err", err)
+			location.User, location.Secret = class.User, class.Secret
+		case wrongMonitors(err, record) && !moved && hasOthers(class.Monitors, location.Monitors):
+			klog.FromContext(ctx).V(2).Info("Trying the monitors of the StorageClass", "err", err)
+			location.Monitors, moved = class.Monitors, true
+		default:
+			return nil, location, err
+		}
+	}
+}
+
+// openSame opens a pool if it is in the cluster that the volume was made in.
+// Where the volume does not name its cluster, its own monitors are believed;
+// others (moved) are not.
+func (v Volumes) openSame(ctx context.Context, location volume.Location, fsid string, moved bool) (*Pool, error) {
+	pool, err := v.Access.OpenForVolume(ctx, location)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case fsid == "" && moved:
+		pool.Close()
+		return nil, fmt.Errorf("the volume's monitors do not answer, and it does not say which Ceph cluster it is in: "+
+			"if its StorageClass's monitors are the right ones, set the volume's annotation %s to what \"ceph fsid\" prints",
+			volume.AnnClusterFSID)
+	case fsid != "" && pool.FSID != fsid:
+		pool.Close()
+		return nil, fmt.Errorf("%w: they are of %q, the volume is in %q: correct the monitors of its StorageClass, "+
+			"or the volume's annotation %s", ErrOtherCluster, pool.FSID, fsid, volume.AnnClusterFSID)
+	}
+	return pool, nil
+}
+
+func badCredentials(err error) bool {
+	return errors.Is(err, ErrSecretNotFound) || errors.Is(err, ErrSecretForbidden) ||
+		errors.Is(err, rbd.ErrInvalidKey) || errors.Is(err, rbd.ErrPermissionDenied)
+}
+
+func wrongMonitors(err error, record volume.Record) bool {
+	switch {
+	case errors.Is(err, rbd.ErrUnreachable), errors.Is(err, ErrNoAddress), errors.Is(err, ErrOtherCluster):
+		return true
+	case errors.Is(err, rbd.ErrPermissionDenied):
+		// It may be another cluster that does not know us; which one the
+		// class leads to can be told only where the volume names its own.
+		return record.FSID != ""
+	}
+	return false
+}
+
+// hasOthers reports whether monitors has one that is not among known. What the
+// kernel is given is compared, since people write one address in several ways.
+func hasOthers(monitors, known []volume.Monitor) bool {
+	return slices.ContainsFunc(monitors, func(m volume.Monitor) bool {
+		address, ok := m.KernelAddress()
+		return ok && !slices.ContainsFunc(known, func(k volume.Monitor) bool {
+			other, ok := k.KernelAddress()
+			return ok && other == address
+		})
+	})
+}
+
+// classLocation reads the class that the volume was made by.
+func (v Volumes) classLocation(pv *corev1.PersistentVolume) (volume.Location, error) {
+	class, err := v.Classes.Get(pv.Spec.StorageClassName)
+	switch {
+	case apierrors.IsNotFound(err):
+		return volume.Location{}, fmt.Errorf("its StorageClass %q is gone", pv.Spec.StorageClassName)
+	case err != nil:
+		return volume.Location{}, fmt.Errorf("read StorageClass %q: %w", pv.Spec.StorageClassName, err)
+	case class.Provisioner != v.Provisioner:
+		return volume.Location{}, fmt.Errorf("its StorageClass %q is now that of another provisioner", class.Name)
+	}
+	location, err := storageclass.ParseLocation(class.Parameters)
+	if err != nil {
+		return volume.Location{}, fmt.Errorf("its StorageClass %q is no help: %w", class.Name, err)
+	}
+	return location, nil
+}
