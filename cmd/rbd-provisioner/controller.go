@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -46,7 +47,9 @@ type controller struct {
 	drainTimeout time.Duration
 	loop         *libcontroller.ProvisionController
 	provisioner  *provisioner.Provisioner
-	events       record.EventBroadcaster
+	// expansion is nil when volumes are not to be grown.
+	expansion *expansion
+	events    record.EventBroadcaster
 }
 
 // newController sets the library up. Its defaults give up on claims, delete
@@ -72,6 +75,10 @@ func newController(ctx context.Context, o *options, clusterUID string, client ku
 		Recovered:    newRecoveredCounter(registry),
 		Purged:       newPurgedCounter(registry),
 	})
+	var grow *expansion
+	if err == nil && o.expansion {
+		grow, err = newExpansion(o, client, factory, open, leading, registry)
+	}
 	if err == nil {
 		err = onSaved(factory.Core().V1().PersistentVolumes().Informer(), p.Saved)
 	}
@@ -111,6 +118,7 @@ func newController(ctx context.Context, o *options, clusterUID string, client ku
 		drainTimeout: o.commandTimeout + drainGrace,
 		loop:         loop,
 		provisioner:  p,
+		expansion:    grow,
 		events:       events,
 	}, nil
 }
@@ -127,11 +135,17 @@ func (c *controller) run(ctx context.Context) error {
 	defer c.events.Shutdown()
 	var keeping sync.WaitGroup
 	keeping.Go(func() { c.provisioner.Keep(ctx) })
+	if c.expansion != nil {
+		keeping.Go(func() { c.expansion.run(ctx) })
+	}
 	c.loop.Run(ctx)
 
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.drainTimeout)
 	defer cancel()
-	if err := c.provisioner.Drain(drain); err != nil {
+	// Both at once: each lets nothing begin any more before it waits.
+	drained := make(chan error, 1)
+	go func() { drained <- c.expansion.drain(drain) }()
+	if err := errors.Join(c.provisioner.Drain(drain), <-drained); err != nil {
 		return err
 	}
 	// Nothing of it is under way any more: it ends at once.

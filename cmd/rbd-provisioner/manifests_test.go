@@ -51,6 +51,7 @@ func TestPermissionsAreThoseOfTheManifests(t *testing.T) {
 		}
 	}
 	add("", manifest[rbacv1.ClusterRole](t, "rbac/clusterrole.yaml").Rules)
+	add("", manifest[rbacv1.ClusterRole](t, "rbac/resize-clusterrole.yaml").Rules)
 	add(namespace, manifest[rbacv1.Role](t, "rbac/role.yaml").Rules)
 
 	var checked []string

@@ -30,6 +30,7 @@ type options struct {
 	usePVName       bool
 	commandTimeout  time.Duration
 	workers         int
+	expansion       bool
 
 	qps   float64
 	burst int
@@ -84,6 +85,7 @@ func parseOptions(args []string, getenv func(string) string, stdout io.Writer) (
 	fs.BoolVar(&o.usePVName, "use-pv-name", false, "name images like their PersistentVolume, pvc-UID, instead of kubernetes-dynamic-pvc-UID")
 	fs.IntVar(&commandTimeout, "command-timeout", 15, "`seconds` that one Ceph operation may take")
 	fs.IntVar(&o.workers, "worker-threads", 100, "claims, and likewise volumes, worked on at a time")
+	fs.BoolVar(&o.expansion, "expansion", true, "grow volumes whose claim asks for more, which needs the rights of rbac/resize-*.yaml")
 	fs.Float64Var(&o.qps, "kube-api-qps", 200, "requests per second to the API server, in the long run")
 	fs.IntVar(&o.burst, "kube-api-burst", 400, "requests to the API server in a burst")
 	fs.BoolVar(&o.leaderElection, "leader-election", true, "let one of several replicas work at a time")

@@ -27,6 +27,10 @@ type permission struct {
 	name string
 }
 
+// expansionPermission is what growing volumes needs beside all that is needed
+// anyway.
+var expansionPermission = permission{resource: "persistentvolumeclaims/status", verbs: []string{"patch"}}
+
 // permissions are those that rbac/ grants; a test holds the two together.
 func (o *options) permissions(podNamespace string) []permission {
 	list := []permission{
@@ -36,6 +40,9 @@ func (o *options) permissions(podNamespace string) []permission {
 		{resource: "events", verbs: []string{"create", "patch"}},
 		{resource: "namespaces", verbs: []string{"get"}, name: clusterNamespace},
 		{resource: "secrets", verbs: []string{"get"}, namespace: podNamespace},
+	}
+	if o.expansion {
+		list = append(list, expansionPermission)
 	}
 	if o.leaderElection {
 		list = append(list,
@@ -55,24 +62,34 @@ func logMissingPermissions(ctx context.Context, client authorizationclient.SelfS
 	defer cancel()
 	for _, p := range list {
 		for _, verb := range p.verbs {
-			review, err := client.Create(ctx, &authorizationv1.SelfSubjectAccessReview{
-				Spec: authorizationv1.SelfSubjectAccessReviewSpec{
-					ResourceAttributes: &authorizationv1.ResourceAttributes{
-						Group: p.group, Resource: p.resource, Verb: verb, Namespace: p.namespace, Name: p.name,
-					},
-				},
-			}, metav1.CreateOptions{})
+			allowed, err := p.allowed(ctx, client, verb)
 			if err != nil {
 				// Every account may ask, unless somebody removed the cluster's
 				// own roles; then requests will tell.
 				logger.Error(err, "Permissions could not be checked")
 				return
 			}
-			if !review.Status.Allowed {
+			if !allowed {
 				logger.Error(nil, "Permission is missing: apply the manifests of rbac/", "permission", p.describe(verb))
 			}
 		}
 	}
+}
+
+// allowed asks the API server.
+func (p permission) allowed(ctx context.Context, client authorizationclient.SelfSubjectAccessReviewInterface, verb string) (bool, error) {
+	resource, subresource, _ := strings.Cut(p.resource, "/")
+	review, err := client.Create(ctx, &authorizationv1.SelfSubjectAccessReview{
+		Spec: authorizationv1.SelfSubjectAccessReviewSpec{
+			ResourceAttributes: &authorizationv1.ResourceAttributes{
+				Group: p.group, Resource: resource, Subresource: subresource, Verb: verb, Namespace: p.namespace, Name: p.name,
+			},
+		},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return false, err
+	}
+	return review.Status.Allowed, nil
 }
 
 func (p permission) describe(verb string) string {

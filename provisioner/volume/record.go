@@ -20,6 +20,9 @@ import (
 
 // The annotations of a PersistentVolume that this package reads and writes.
 const (
+	// AnnProvisionedBy names the provisioner of a volume that was made on demand,
+	// as a StorageClass does. Kubernetes' libraries set it.
+	AnnProvisionedBy = "pv.kubernetes.io/provisioned-by"
 	// AnnIdentity says which provisioner made the volume; the retired
 	// rbd-provisioner set it too.
 	AnnIdentity = "rbdProvisionerIdentity"

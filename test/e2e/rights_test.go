@@ -9,6 +9,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -72,9 +73,11 @@ func (r right) rule() rbacv1.PolicyRule {
 // installed are the rights of rbac/.
 func installed(t *testing.T) []right {
 	t.Helper()
-	var everywhere rbacv1.ClusterRole
+	var everywhere, resize rbacv1.ClusterRole
 	var own rbacv1.Role
-	for file, role := range map[string]any{"clusterrole.yaml": &everywhere, "role.yaml": &own} {
+	for file, role := range map[string]any{
+		"clusterrole.yaml": &everywhere, "resize-clusterrole.yaml": &resize, "role.yaml": &own,
+	} {
 		text, err := os.ReadFile(checkout("rbac", file))
 		if err != nil {
 			t.Fatal(err)
@@ -83,7 +86,7 @@ func installed(t *testing.T) []right {
 			t.Fatal(err)
 		}
 	}
-	return append(rights(false, everywhere.Rules), rights(true, own.Rules)...)
+	return slices.Concat(rights(false, everywhere.Rules), rights(false, resize.Rules), rights(true, own.Rules))
 }
 
 // documentedRight is a row of the table in docs/security.md, with something in
@@ -199,11 +202,12 @@ func (f *fixture) grant(ns string, granted, all []right) {
 	}
 	f.eventually(func(ctx context.Context) error {
 		for _, r := range all {
+			resource, subresource, _ := strings.Cut(r.resource, "/")
 			review, err := rig.Kube.Client.AuthorizationV1().SubjectAccessReviews().Create(ctx, &authorizationv1.SubjectAccessReview{
 				Spec: authorizationv1.SubjectAccessReviewSpec{
 					User: "system:serviceaccount:" + ns + ":" + account,
 					ResourceAttributes: &authorizationv1.ResourceAttributes{
-						Group: r.group, Resource: r.resource, Verb: r.verb, Name: r.name,
+						Group: r.group, Resource: resource, Subresource: subresource, Verb: r.verb, Name: r.name,
 						Namespace: map[bool]string{true: ns}[r.own],
 					},
 				},

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	authorizationclient "k8s.io/client-go/kubernetes/typed/authorization/v1"
+	"k8s.io/klog/v2"
+
+	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/resize"
+)
+
+const (
+	// maxExpansionWorkers is how many claims grow at a time, at most. Each
+	// takes one Ceph call and a few requests; external-resizer has as many.
+	maxExpansionWorkers = 10
+	// expansionRetry is how often a leader that may not grow volumes asks
+	// whether it may now.
+	expansionRetry = 10 * time.Second
+	// expansionTimeout bounds one such question.
+	expansionTimeout = 10 * time.Second
+)
+
+// expansion is the loop that grows volumes, once that is allowed: its rights are
+// a piece of rbac/ of their own, which an administrator may leave out.
+type expansion struct {
+	loop    *resize.Loop
+	reviews authorizationclient.SelfSubjectAccessReviewInterface
+}
+
+func newExpansion(o *options, client kubernetes.Interface, factory informers.SharedInformerFactory, open *access.Access, leading func() bool, registry prometheus.Registerer) (*expansion, error) {
+	loop, err := resize.New(resize.Config{
+		Identity: o.identity,
+		Volumes: access.Volumes{
+			Access: open, Classes: factory.Storage().V1().StorageClasses().Lister(), Provisioner: o.provisionerName,
+		},
+		Client:       client,
+		Factory:      factory,
+		ResyncPeriod: resyncPeriod,
+		Workers:      min(o.workers, maxExpansionWorkers),
+		BackoffStart: backoffStart,
+		BackoffCap:   backoffCap,
+		Leading:      leading,
+		Resized:      newResizedCounter(registry),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &expansion{loop: loop, reviews: client.AuthorizationV1().SelfSubjectAccessReviews()}, nil
+}
+
+// run grows volumes until ctx ends.
+func (e *expansion) run(ctx context.Context) {
+	if err := e.waitAllowed(ctx); err != nil {
+		return // ctx has ended
+	}
+	e.loop.Run(ctx)
+}
+
+// waitAllowed waits for the right without which claims could not be told what
+// becomes of them, and says once that it does. It returns an error only when ctx
+// ends.
+func (e *expansion) waitAllowed(ctx context.Context) error {
+	logger := klog.FromContext(ctx)
+	said := false
+	return wait.PollUntilContextCancel(ctx, expansionRetry, true, func(ctx context.Context) (bool, error) {
+		ctx, cancel := context.WithTimeout(ctx, expansionTimeout)
+		defer cancel()
+		verb := expansionPermission.verbs[0]
+		allowed, err := expansionPermission.allowed(ctx, e.reviews, verb)
+		if apierrors.IsForbidden(err) {
+			return true, nil // requests will tell
+		}
+		if err == nil && !allowed && !said {
+			logger.Info("Volumes do not grow, also where their class has allowVolumeExpansion: apply rbac/resize-*.yaml, "+
+				"or give -expansion=false", "permission", expansionPermission.describe(verb))
+			said = true
+		}
+		return err == nil && allowed, nil
+	})
+}
+
+// drain waits for volumes that grow, or until ctx ends. Nothing else begins then.
+// A nil expansion has none.
+func (e *expansion) drain(ctx context.Context) error {
+	if e == nil {
+		return nil
+	}
+	return e.loop.Drain(ctx)
+}
+
+// newResizedCounter counts attempts to grow volumes.
+func newResizedCounter(registry prometheus.Registerer) func(error) {
+	counter := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "rbd_provisioner_expansions_total",
+		Help: "Attempts to give the image of a volume the size that its claim asks for, by result: success or failure (tried again).",
+	}, []string{"result"})
+	registry.MustRegister(counter)
+	// Both are there from the start, at 0.
+	success, failure := counter.WithLabelValues("success"), counter.WithLabelValues("failure")
+	return func(err error) {
+		if err != nil {
+			failure.Inc()
+			return
+		}
+		success.Inc()
+	}
+}

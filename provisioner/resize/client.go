@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package resize
+
+import (
+	"context"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+
+	"ceph.com/rbd-provisioner/provisioner/access"
+)
+
+// fencedClient is the client of external-resizer, which patches claims and volumes
+// without a deadline and whoever leads. Here each has a deadline, counts as an
+// operation under way, and is refused to a replica that may not lead any more: it
+// would take a newer size back. Events are let through.
+type fencedClient struct {
+	kubernetes.Interface
+	loop *Loop
+}
+
+// CoreV1 implements kubernetes.Interface.
+func (c fencedClient) CoreV1() corev1client.CoreV1Interface {
+	return fencedCore{c.Interface.CoreV1(), c.loop}
+}
+
+type fencedCore struct {
+	corev1client.CoreV1Interface
+	loop *Loop
+}
+
+// PersistentVolumes implements CoreV1Interface.
+func (c fencedCore) PersistentVolumes() corev1client.PersistentVolumeInterface {
+	return fencedVolumes{c.CoreV1Interface.PersistentVolumes(), c.loop}
+}
+
+// PersistentVolumeClaims implements CoreV1Interface.
+func (c fencedCore) PersistentVolumeClaims(namespace string) corev1client.PersistentVolumeClaimInterface {
+	return fencedClaims{c.CoreV1Interface.PersistentVolumeClaims(namespace), c.loop}
+}
+
+type fencedVolumes struct {
+	corev1client.PersistentVolumeInterface
+	loop *Loop
+}
+
+// Patch implements PersistentVolumeInterface.
+func (v fencedVolumes) Patch(ctx context.Context, name string, kind types.PatchType, data []byte, options metav1.PatchOptions, subresources ...string) (*corev1.PersistentVolume, error) {
+	end, err := v.loop.begin()
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
+	defer cancel()
+	return v.PersistentVolumeInterface.Patch(ctx, name, kind, data, options, subresources...)
+}
+
+type fencedClaims struct {
+	corev1client.PersistentVolumeClaimInterface
+	loop *Loop
+}
+
+// Patch implements PersistentVolumeClaimInterface.
+func (c fencedClaims) Patch(ctx context.Context, name string, kind types.PatchType, data []byte, options metav1.PatchOptions, subresources ...string) (*corev1.PersistentVolumeClaim, error) {
+	end, err := c.loop.begin()
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
+	defer cancel()
+	return c.PersistentVolumeClaimInterface.Patch(ctx, name, kind, data, options, subresources...)
+}
