@@ -5,6 +5,8 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -105,16 +107,271 @@ func TestExpand(t *testing.T) {
 		f.grown(claim, "2862Mi") // 3 GB, rounded up to a MiB
 		unwatch()
 		f.kubelet(claim, "2862Mi")
-		f.ask(claim, "100Gi")
-		f.grown(claim, "100Gi")
+		f.ask(claim, "5Gi")
+		f.grown(claim, "5Gi")
 	})
 	t.Run("a device", func(t *testing.T) {
 		f := f.in(t)
 		claim := f.claim("raw", class, block)
 		f.bound(claim)
-		for _, size := range []string{"2Gi", "1Ti"} {
+		for _, size := range []string{"2Gi", "4Gi"} {
 			f.ask(claim, size)
 			f.grown(claim, size)
 		}
 	})
+}
+
+// What asks for nothing more changes nothing: the same size, one below it, and a
+// class that does not let claims ask. The API server refuses the last two.
+func TestExpandNothing(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	claim := f.claim("data", f.class("a", growing), block)
+	pv := f.bound(claim)
+	fixed := f.claim("fixed", f.class("fixed", nil), block)
+	f.bound(fixed)
+	f.ask(claim, "1024Mi")
+	for _, refused := range []struct {
+		claim      *corev1.PersistentVolumeClaim
+		size, want string
+	}{
+		{claim, "512Mi", "less than"},
+		{fixed, "2Gi", "must support resize"},
+	} {
+		if err := f.tryAsk(refused.claim, refused.size); err == nil || !strings.Contains(err.Error(), refused.want) {
+			t.Errorf("claim %s asked for %s: got %v, want %q", refused.claim.Name, refused.size, err, refused.want)
+		}
+	}
+	// Once one that came later has grown, the others were passed over.
+	later := f.claim("later", f.class("later", growing), block)
+	f.bound(later)
+	f.ask(later, "2Gi")
+	f.grown(later, "2Gi")
+	for _, c := range []*corev1.PersistentVolumeClaim{claim, fixed} {
+		if events := f.events(t.Context(), c.UID); strings.Contains(events, "esiz") {
+			t.Errorf("claim %s: %s", c.Name, events)
+		}
+	}
+	if got := f.image(f.name, pv.Spec.RBD.RBDImage).Size; got != 1<<30 {
+		t.Errorf("the image has %d bytes", got)
+	}
+}
+
+// What keeps an image from growing. It stays as it is, an event says why, and
+// once the obstacle goes the volume grows by itself.
+func TestObstaclesToExpansion(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name string
+		put  func(f *fixture, image string)
+		want string // NAME is the fixture's, IMAGE the image's
+		take func(f *fixture, image string)
+	}{
+		{
+			"the image was renamed",
+			func(f *fixture, image string) { f.rbd("rename", image, "aside") },
+			`describe image "IMAGE" in pool "NAME": image does not exist: bring it back under its name, or delete the claim`,
+			func(f *fixture, image string) { f.rbd("rename", "aside", image) },
+		},
+		{
+			"the image is another volume's",
+			func(f *fixture, image string) {
+				f.rbd("image-meta", "set", image, "kubernetes.io/created-for/pv/name", "pvc-other")
+			},
+			`image "IMAGE" in pool "NAME" is not this volume's: its metadata kubernetes.io/created-for/pv/name is "pvc-other": it is left alone`,
+			func(f *fixture, image string) {
+				f.rbd("image-meta", "remove", image, "kubernetes.io/created-for/pv/name")
+			},
+		},
+		{
+			"the user may only read",
+			func(f *fixture, _ string) { f.caps("profile rbd-read-only pool=" + f.name) },
+			`permission denied: client.NAME-admin, with the key in secret "kube-system/NAME-admin", needs at least`,
+			func(f *fixture, _ string) { f.caps("profile rbd pool=" + f.name) },
+		},
+		{
+			"the secret is gone",
+			func(f *fixture, _ string) {
+				f.must(rig.Kube.Client.CoreV1().Secrets(namespace).Delete(f.Context(), f.name+"-admin", metav1.DeleteOptions{}))
+			},
+			`secret "kube-system/NAME-admin"`,
+			func(f *fixture, _ string) { f.secret(namespace, f.name+"-admin", corev1.SecretTypeOpaque, f.adminKey) },
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t)
+			claim := f.claim("data", f.class("a", growing), block)
+			image := f.bound(claim).Spec.RBD.RBDImage
+			test.put(f, image)
+			f.ask(claim, "2Gi")
+			f.event(claim, `by resizer "ceph.com/rbd" failed: `)
+			f.event(claim, strings.ReplaceAll(f.named(test.want), "IMAGE", image))
+			test.take(f, image)
+			f.grown(claim, "2Gi")
+		})
+	}
+}
+
+// caps gives the fixture's admin other caps on the OSDs, and ends the connections
+// that it has.
+func (f *fixture) caps(osd string) {
+	f.Helper()
+	_, err := rig.Ceph.Run(f.Context(), "ceph", "auth", "caps", "client."+f.name+"-admin", "mon", "profile rbd", "osd", osd)
+	f.must(err)
+	f.reconnect()
+}
+
+// An image takes no room to grow: neither a pool that is full nor its quota is in
+// the way.
+func TestExpandInFullPool(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	claim := f.claim("data", f.class("a", growing), block)
+	f.bound(claim)
+	f.fill()
+	f.ask(claim, "2Gi")
+	f.grown(claim, "2Gi")
+	f.quota("0")
+}
+
+// An image that is larger than its volume stays as it is, whether a crash or a
+// person left it so: the volume gets the size that it has.
+func TestExpandToLargerImage(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	claim := f.claim("data", f.class("a", growing), block)
+	pv := f.bound(claim)
+	f.rbd("resize", "--no-progress", "--size=5G", pv.Spec.RBD.RBDImage)
+	f.ask(claim, "2Gi")
+	f.grown(claim, "5Gi")
+}
+
+// A provisioner is killed when it has grown an image and could not save that in
+// the volume. The next one ends it.
+func TestExpandAfterCrash(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	all := installed(t)
+	saving := all[slices.IndexFunc(all, func(r right) bool { return r.String() == "patch persistentvolumes" })]
+	r := newRestricted(t, f, "crash", all, saving, nil, []string{"-leader-election=false"})
+	r.allowExpansion(r.class)
+	claim := r.claim("data", r.class, block)
+	pv := r.bound(claim)
+	r.ask(claim, "2Gi")
+	r.event(claim, `cannot patch resource "persistentvolumes"`)
+	if got := f.image(f.name, pv.Spec.RBD.RBDImage).Size; got != 2<<30 {
+		t.Errorf("the image has %d bytes", got)
+	}
+	r.process.Kill()
+	r.grant(r.ns, r.named(all), r.named(all))
+	r.must(r.process.Start(t.Context()))
+	r.grown(claim, "2Gi")
+	r.delete(claim)
+	r.gone(pv)
+}
+
+// allowExpansion lets claims of a class that is there ask for more.
+func (f *fixture) allowExpansion(class *storagev1.StorageClass) {
+	f.Helper()
+	_, err := rig.Kube.Client.StorageV1().StorageClasses().Patch(f.Context(), class.Name,
+		types.MergePatchType, []byte(`{"allowVolumeExpansion":true}`), metav1.PatchOptions{})
+	f.must(err)
+}
+
+// What claims ask for while no provisioner runs, the next one does; it needs no
+// class. One that is stopped in the middle leaves nothing half done.
+func TestExpandAcrossRestarts(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	name := "example.com/" + f.name
+	p := start(t, []string{"PROVISIONER_NAME=" + name}, "-leader-election=false")
+	class := f.class("a", func(c *storagev1.StorageClass) {
+		growing(c)
+		c.Provisioner = name
+	})
+	claims := make([]*corev1.PersistentVolumeClaim, 10)
+	for i := range claims {
+		claims[i] = f.claim(fmt.Sprint("data-", i), class, block)
+	}
+	for _, claim := range claims {
+		f.bound(claim)
+	}
+	for _, claim := range claims {
+		f.ask(claim, "2Gi")
+	}
+	f.must(p.Stop()) // status 0
+	for _, claim := range claims {
+		f.ask(claim, "3Gi")
+	}
+	f.must(rig.Kube.Client.StorageV1().StorageClasses().Delete(t.Context(), class.Name, metav1.DeleteOptions{}))
+	f.must(p.Start(t.Context()))
+	for _, claim := range claims {
+		f.grown(claim, "3Gi")
+		f.delete(claim)
+	}
+	f.eventually(func(ctx context.Context) error { // before this provisioner ends
+		volumes, err := f.volumes(ctx, f.name)
+		if err == nil && len(volumes) > 0 {
+			err = fmt.Errorf("%d volumes are left", len(volumes))
+		}
+		return err
+	})
+	metrics, err := get(t.Context(), p.URL+"/metrics")
+	f.must(err)
+	if !strings.Contains(metrics, `rbd_provisioner_expansions_total{result="failure"} 0`) {
+		t.Error("attempts failed")
+	}
+}
+
+// Volumes that the retired provisioner made grow through their class, and, once
+// it is gone, as their annotations say.
+func TestExpandVolumesOfTheRetiredProvisioner(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	class := f.class("old", growing)
+	claim := f.retiredVolume(class, "data")
+	pv := f.bound(claim)
+	f.ask(claim, "2Gi")
+	f.grown(claim, "2Gi")
+	f.kubelet(claim, "2Gi")
+
+	f.rbd("rename", pv.Spec.RBD.RBDImage, "aside") // so that the class goes first
+	f.ask(claim, "3Gi")
+	f.event(claim, "image does not exist")
+	f.must(rig.Kube.Client.StorageV1().StorageClasses().Delete(t.Context(), class.Name, metav1.DeleteOptions{}))
+	f.rbd("rename", "aside", pv.Spec.RBD.RBDImage)
+	f.event(claim, fmt.Sprintf("the volume does not say who deletes its image, and its StorageClass %q is gone", class.Name))
+	f.annotate(pv, map[string]string{
+		"rbd.ceph.com/provisioner-deletion-user":                     f.name + "-admin",
+		"volume.kubernetes.io/provisioner-deletion-secret-name":      f.name + "-admin",
+		"volume.kubernetes.io/provisioner-deletion-secret-namespace": namespace,
+	})
+	f.grown(claim, "3Gi")
+}
+
+// No monitor of the volume answers any more, and none of its class: an event says
+// so until the class has others, which are the same cluster's.
+func TestExpandAfterOutage(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	class := f.class("a", func(c *storagev1.StorageClass) {
+		growing(c)
+		c.Parameters["monitors"] = "127.0.0.1:1"
+	})
+	f.rbd("create", "--size=1G", "--image-feature=layering", "moved")
+	pv := f.static(f.name+"-moved", class.Name, corev1.PersistentVolumeSource{RBD: &corev1.RBDPersistentVolumeSource{
+		CephMonitors: []string{"127.0.0.1:1"}, RBDPool: f.name, RBDImage: "moved",
+	}}, map[string]string{
+		"pv.kubernetes.io/provisioned-by": "ceph.com/rbd",
+		"rbdProvisionerIdentity":          "ceph.com/rbd",
+		"rbd.ceph.com/cluster-fsid":       rig.Ceph.FSID,
+	}, "data")
+	claim := f.claim("data", class, func(c *corev1.PersistentVolumeClaim) { c.Spec.VolumeName = pv.Name })
+	f.bound(claim)
+	f.ask(claim, "2Gi")
+	f.event(claim, `failed: pool "`+f.name+`", monitors "127.0.0.1:1"`)
+	f.must(rig.Kube.Client.StorageV1().StorageClasses().Delete(t.Context(), class.Name, metav1.DeleteOptions{}))
+	f.class("a", growing) // parameters can't be changed
+	f.grown(claim, "2Gi")
 }

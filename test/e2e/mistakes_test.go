@@ -100,22 +100,7 @@ func TestFaultsBetweenCreationAndDeletion(t *testing.T) {
 			// Ceph counts every five seconds or so what a pool holds, and then
 			// refuses writes.
 			"the pool is over its quota",
-			func(f *fixture) {
-				f.quota("1")
-				f.eventually(func(ctx context.Context) error {
-					out, err := rig.Ceph.Run(ctx, "ceph", "osd", "pool", "ls", "detail")
-					if err != nil {
-						return err
-					}
-					for line := range strings.Lines(out) {
-						if strings.Contains(line, "'"+f.name+"'") && strings.Contains(line, "full_quota") {
-							return nil
-						}
-					}
-					return errors.New("the pool is not full yet")
-				})
-				f.settleMap()
-			},
+			(*fixture).fill,
 			// The first removal in a pool makes an object, that of its trash.
 			"pool is full or over its quota", "pool is full or over its quota",
 			func(f *fixture) { f.quota("0") },
@@ -146,6 +131,25 @@ func TestFaultsBetweenCreationAndDeletion(t *testing.T) {
 			f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
 		})
 	}
+}
+
+// fill makes the fixture's pool full, by a quota that it is over.
+func (f *fixture) fill() {
+	f.Helper()
+	f.quota("1")
+	f.eventually(func(ctx context.Context) error {
+		out, err := rig.Ceph.Run(ctx, "ceph", "osd", "pool", "ls", "detail")
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(out) {
+			if strings.Contains(line, "'"+f.name+"'") && strings.Contains(line, "full_quota") {
+				return nil
+			}
+		}
+		return errors.New("the pool is not full yet")
+	})
+	f.settleMap()
 }
 
 // quota limits how many objects the fixture's pool may hold; 0 is no limit.

@@ -101,6 +101,20 @@ var without = map[string]struct {
 			r.Errorf("events were counted up to %v", counts)
 		}
 	}},
+	"patch persistentvolumeclaims/status": {fails: func(r *restricted) {
+		r.refused(`msg="Volumes do not grow, also where their class has allowVolumeExpansion: apply rbac/resize-*.yaml`)
+		r.allowExpansion(r.class)
+		claim := r.claim(r.ns, r.class, block)
+		r.bound(claim)
+		r.ask(claim, "2Gi")
+		// All else works, also what comes after it.
+		r.served(r.claim(r.ns+"-later", r.class, nil))
+		if events := r.events(r.Context(), claim.UID); strings.Contains(events, "external-resizer") {
+			r.Errorf("it tries all the same: %s", events)
+		}
+		r.grant(r.ns, r.named(installed(r.T)), r.named(installed(r.T)))
+		r.grown(claim, "2Gi")
+	}},
 	"get secrets": {fails: func(r *restricted) {
 		claim := r.claim(r.ns, r.class, nil)
 		r.event(claim, "reading the secret is not allowed")
