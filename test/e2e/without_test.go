@@ -102,7 +102,7 @@ var without = map[string]struct {
 		}
 	}},
 	"patch persistentvolumeclaims/status": {fails: func(r *restricted) {
-		r.refused(`msg="Volumes do not grow, also where their class has allowVolumeExpansion: apply rbac/resize-*.yaml`)
+		r.refused(`"Volumes do not grow, also where their class has allowVolumeExpansion: apply rbac/resize-*.yaml`)
 		r.allowExpansion(r.class)
 		claim := r.claim(r.ns, r.class, block)
 		r.bound(claim)
