@@ -376,4 +376,6 @@ func TestExpandAfterOutage(t *testing.T) {
 	f.must(rig.Kube.Client.StorageV1().StorageClasses().Delete(t.Context(), class.Name, metav1.DeleteOptions{}))
 	f.class("a", growing) // parameters can't be changed
 	f.grown(claim, "2Gi")
+	f.delete(claim)
+	f.gone(pv) // before the class
 }
