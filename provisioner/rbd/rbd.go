@@ -91,7 +91,7 @@ type Pool interface {
 	// GrowImage gives an image at least that size. One that is larger already
 	// stays as it is, which is no error: no call makes an image smaller. Clients
 	// that have the image open or mapped are no obstacle, and see its new size.
-	// It takes no room.
+	// It takes no room, so that a pool over its quota need not be one.
 	//
 	// Errors: ErrImageNotFound, ErrPoolFull.
 	GrowImage(ctx context.Context, name string, sizeBytes uint64) error

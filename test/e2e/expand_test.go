@@ -186,10 +186,10 @@ func TestObstaclesToExpansion(t *testing.T) {
 			},
 		},
 		{
-			"the user may only read",
-			func(f *fixture, _ string) { f.caps("profile rbd-read-only pool=" + f.name) },
-			`permission denied: client.NAME-admin, with the key in secret "kube-system/NAME-admin", needs at least`,
-			func(f *fixture, _ string) { f.caps("profile rbd pool=" + f.name) },
+			"the secret holds another user's key",
+			func(f *fixture, _ string) { f.secret(namespace, f.name+"-admin", corev1.SecretTypeOpaque, f.userKey) },
+			`permission denied: check that the user exists and that secret "kube-system/NAME-admin" holds its key`,
+			func(f *fixture, _ string) { f.secret(namespace, f.name+"-admin", corev1.SecretTypeOpaque, f.adminKey) },
 		},
 		{
 			"the secret is gone",
@@ -215,17 +215,8 @@ func TestObstaclesToExpansion(t *testing.T) {
 	}
 }
 
-// caps gives the fixture's admin other caps on the OSDs, and ends the connections
-// that it has.
-func (f *fixture) caps(osd string) {
-	f.Helper()
-	_, err := rig.Ceph.Run(f.Context(), "ceph", "auth", "caps", "client."+f.name+"-admin", "mon", "profile rbd", "osd", osd)
-	f.must(err)
-	f.reconnect()
-}
-
-// An image takes no room to grow: neither a pool that is full nor its quota is in
-// the way.
+// An image takes no room to grow: a pool that is full, by its quota, is not in the
+// way.
 func TestExpandInFullPool(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
