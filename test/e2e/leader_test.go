@@ -127,7 +127,7 @@ func (p *pair) settled(claims []*corev1.PersistentVolumeClaim) {
 }
 
 // changing is a line of the log about a call that changes something in Ceph.
-var changing = regexp.MustCompile(`"Called librbd".* call="(create|set metadata of|move to the trash|remove|remove trashed|hand over trashed)".* duration="([^"]+)"`)
+var changing = regexp.MustCompile(`"Called librbd".* call="(create|set metadata of|grow|move to the trash|remove|remove trashed|hand over trashed)".* duration="([^"]+)"`)
 
 // A leader that is halted for longer than its lease, and goes on when another
 // leads, does nothing more and ends.
