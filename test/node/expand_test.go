@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -27,6 +28,7 @@ func TestFileSystemGrowsUnderAPod(t *testing.T) {
 				class.Parameters["fsType"] = fsType
 				class.AllowVolumeExpansion = ptr.To(true)
 			})
+			f.hideKey()
 			f.claim("data", nil)
 			f.start(f.newPodWith("running", "data", "sleep 3600", filesystem))
 			f.running("running")
@@ -57,6 +59,22 @@ func TestFileSystemGrowsUnderAPod(t *testing.T) {
 			f.deletePod("running")
 		})
 	}
+}
+
+// hideKey gives the admin's secret a type that kube-controller-manager does not
+// take: in the rig it has the rbd command, and would grow the image itself.
+func (f *fixture) hideKey() {
+	f.Helper()
+	secrets := rig.Kube.Client.CoreV1().Secrets(namespace)
+	secret, err := secrets.Get(f.Context(), f.name+"-admin", metav1.GetOptions{})
+	f.must(err)
+	f.must(secrets.Delete(f.Context(), secret.Name, metav1.DeleteOptions{}))
+	_, err = secrets.Create(f.Context(), &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Name: secret.Name, Labels: secret.Labels},
+		Type:       corev1.SecretTypeOpaque,
+		Data:       secret.Data,
+	}, metav1.CreateOptions{})
+	f.must(err)
 }
 
 // sizeMiB is the size of the file system that a Pod has in /data.
