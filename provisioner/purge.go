@@ -138,8 +138,8 @@ func (p *Provisioner) purgeImage(ctx context.Context, pool rbd.Pool, place journ
 	switch {
 	case err != nil:
 		return false, err
-	case found == nil && !item.handedOver.IsZero():
-		p.purged(logger, "Ceph's manager")
+	case found == nil && item.by != "":
+		p.purged(logger, item)
 		return true, nil
 	case found == nil:
 		return time.Since(item.absent) >= absentFor, nil
@@ -150,10 +150,11 @@ func (p *Provisioner) purgeImage(ctx context.Context, pool rbd.Pool, place journ
 	if p.handOver(ctx, pool, in, item) {
 		return false, nil
 	}
+	item.by = "this process"
 	err = pool.RemoveTrashed(ctx, removal.ID)
 	switch {
 	case err == nil, errors.Is(err, rbd.ErrImageNotFound):
-		p.purged(logger, "this process")
+		p.purged(logger, item)
 		return true, nil
 	case errors.Is(err, rbd.ErrTimeout):
 		// The next attempt waits for it. When nothing answers, looking the image
@@ -200,8 +201,8 @@ func (p *Provisioner) lookUp(ctx context.Context, pool rbd.Pool, place journal.P
 }
 
 // purged tells of an image that was removed.
-func (p *Provisioner) purged(logger klog.Logger, by string) {
-	logger.Info("Image removed from the trash", "by", by)
+func (p *Provisioner) purged(logger klog.Logger, item *purgeItem) {
+	logger.Info("Image removed from the trash", "by", item.by)
 	if p.config.Purged != nil {
 		p.config.Purged()
 	}
@@ -226,7 +227,7 @@ func (p *Provisioner) handOver(ctx context.Context, pool rbd.Pool, in *purgePlac
 		return false
 	}
 	if item.handedOver.IsZero() {
-		item.handedOver = time.Now()
+		item.handedOver, item.by = time.Now(), "Ceph's manager"
 	}
 	p.purger.postpone(item, time.Now().Add(delay(&item.backoff)))
 	return true

@@ -310,6 +310,19 @@ func TestPurgeByManager(t *testing.T) {
 	}
 }
 
+// TestPurgeGoesOn: the removal of a large image outlives its deadline, and is over
+// by the next look at it.
+func TestPurgeGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		f.trash(t, f.released(t))
+		f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallRemoveTrashed, Err: rbd.ErrTimeout, TakesEffect: true})
+		f.purgeFor(t, 5*time.Second)
+		f.checkPurged(t)
+		checkSame(t, "the count", 1, f.journals.purged())
+	})
+}
+
 // TestPurgeGivesWay: what nobody waits for comes after claims and volumes, but not
 // for ever.
 func TestPurgeGivesWay(t *testing.T) {

@@ -58,7 +58,9 @@ type purgeItem struct {
 	absent time.Time
 	// handedOver is since when Ceph's manager is to remove it.
 	handedOver time.Time
-	said       bool
+	// by is who was told last to remove it; empty for nobody.
+	by   string
+	said bool
 }
 
 // delay sets off what is tried again, longer each time.

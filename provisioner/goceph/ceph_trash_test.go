@@ -35,7 +35,7 @@ func (c *ceph) cutOffMove(t *testing.T, pool, image string) {
 		t.Fatal(err)
 	}
 	entry := entries[key]
-	// Header, source, length of the name, name, two times.
+	// Behind header, source, the name's length, the name and two times.
 	state := 6 + 1 + 4 + len(image) + 16
 	if len(entry) <= state || entry[state] != 0 {
 		t.Fatalf("the entry is %x", entry)
