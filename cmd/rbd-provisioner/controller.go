@@ -10,7 +10,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
@@ -189,13 +188,3 @@ func (anyNode) Get(name string) (*corev1.Node, error) {
 
 // List returns nothing; the library does not call it.
 func (anyNode) List(labels.Selector) ([]*corev1.Node, error) { return nil, nil }
-
-// dropManagedFields takes out of an object what nobody here reads and what is
-// often the larger part of it, before it is cached.
-func dropManagedFields(obj any) (any, error) {
-	if accessor, err := meta.Accessor(obj); err == nil {
-		accessor.SetManagedFields(nil)
-	}
-	// A tombstone has no metadata, and needs nothing taken out.
-	return obj, nil
-}

@@ -91,8 +91,7 @@ func serve(ctx context.Context, o *options) (err error) {
 		return err
 	}
 
-	factory := informers.NewSharedInformerFactoryWithOptions(clients.main, resyncPeriod,
-		informers.WithTransform(dropManagedFields))
+	factory := newInformers(clients.main)
 	tenure := newTenure(o.renewDeadline)
 	leading := tenure.leading
 	if !o.leaderElection {

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/klog/v2/ktesting"
+	libcontroller "sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
+)
+
+func fullMeta(name string) metav1.ObjectMeta {
+	return metav1.ObjectMeta{
+		Name: name, UID: types.UID("uid-of-" + name), ResourceVersion: "7",
+		Labels: map[string]string{"team": "blue"},
+		Annotations: map[string]string{
+			corev1.LastAppliedConfigAnnotation:  "all of it",
+			"pv.kubernetes.io/provisioned-by":   "ceph.com/rbd",
+			"example.com/what-others-put-there": "yes",
+		},
+		Finalizers:    []string{"kubernetes.io/pv-protection"},
+		ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "kubectl"}},
+	}
+}
+
+func fullVolume(name string) *corev1.PersistentVolume {
+	return &corev1.PersistentVolume{
+		ObjectMeta: fullMeta(name),
+		Spec: corev1.PersistentVolumeSpec{
+			Capacity:                      corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")},
+			StorageClassName:              "rbd",
+			PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimDelete,
+			ClaimRef:                      &corev1.ObjectReference{Kind: "PersistentVolumeClaim", APIVersion: "v1", Namespace: "default", Name: name},
+			PersistentVolumeSource: corev1.PersistentVolumeSource{RBD: &corev1.RBDPersistentVolumeSource{
+				CephMonitors: []string{"10.0.0.1:6789"}, RBDPool: "kube", RBDImage: name, RadosUser: "kube",
+				SecretRef: &corev1.SecretReference{Namespace: "default", Name: "key"},
+			}},
+			NodeAffinity: &corev1.VolumeNodeAffinity{},
+		},
+		Status: corev1.PersistentVolumeStatus{Phase: corev1.VolumeBound},
+	}
+}
+
+// FakePages answers lists of volumes in pages, as the API server does unless it
+// is content with any version.
+type FakePages struct {
+	volumes []corev1.PersistentVolume
+	pages   atomic.Int32
+}
+
+func (f *FakePages) list(action clienttesting.Action) (bool, runtime.Object, error) {
+	options := action.(clienttesting.ListActionImpl).GetListOptions()
+	begin, _ := strconv.Atoi(options.Continue) // the first has none
+	end := len(f.volumes)
+	var next string
+	if options.Limit > 0 && options.ResourceVersion != "0" && begin+int(options.Limit) < end {
+		end = begin + int(options.Limit)
+		next = strconv.Itoa(end)
+	}
+	f.pages.Add(1)
+	list := &corev1.PersistentVolumeList{ListMeta: metav1.ListMeta{ResourceVersion: "9", Continue: next}}
+	for _, volume := range f.volumes[begin:end] {
+		list.Items = append(list.Items, *volume.DeepCopy())
+	}
+	return true, list, nil
+}
+
+func TestCachesAreFilledByPages(t *testing.T) {
+	pages := &FakePages{}
+	for i := range 1200 {
+		pages.volumes = append(pages.volumes, *fullVolume(fmt.Sprintf("volume-%d", i)))
+	}
+	client := fake.NewClientset()
+	client.PrependReactor("list", "persistentvolumes", pages.list)
+	ctx, cancel := context.WithCancel(t.Context())
+	factory := newInformers(client)
+	defer factory.Shutdown()
+	defer cancel()
+	volumes := factory.Core().V1().PersistentVolumes().Informer()
+	factory.StartWithContext(ctx)
+	if err := waitForCaches(ctx, factory); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(volumes.GetStore().List()); n != len(pages.volumes) {
+		t.Errorf("%d volumes are cached, want %d", n, len(pages.volumes))
+	}
+	for _, object := range volumes.GetStore().List() {
+		if object.(*corev1.PersistentVolume).ManagedFields != nil {
+			t.Fatal("a volume was cached as it came")
+		}
+	}
+	if n := pages.pages.Load(); n != 3 {
+		t.Errorf("they came in %d pages, want 3", n)
+	}
+}
+
+// FakeStorage makes nothing.
+type FakeStorage struct{ libcontroller.Provisioner }
+
+// TestNothingTrimmedIsLost lets the library write to a volume that it knows
+// trimmed.
+func TestNothingTrimmedIsLost(t *testing.T) {
+	const finalizer = "external-provisioner.volume.kubernetes.io/finalizer"
+	full := fullVolume("a")
+	client := fake.NewClientset(full.DeepCopy())
+	logger, ctx := ktesting.NewTestContext(t)
+	ctx, cancel := context.WithCancel(ctx)
+	factory := newInformers(client)
+	loop := libcontroller.NewProvisionController(logger, client, "ceph.com/rbd", FakeStorage{},
+		libcontroller.LeaderElection(false),
+		libcontroller.ClaimsInformer(factory.Core().V1().PersistentVolumeClaims().Informer()),
+		libcontroller.VolumesInformer(factory.Core().V1().PersistentVolumes().Informer()),
+		libcontroller.ClassesInformer(factory.Storage().V1().StorageClasses().Informer()),
+		libcontroller.NodesLister(anyNode{}),
+		libcontroller.AddFinalizer(true),
+	)
+	factory.StartWithContext(ctx)
+	stopped := make(chan struct{})
+	go func() { defer close(stopped); loop.Run(ctx) }()
+	defer func() { cancel(); factory.Shutdown(); <-stopped }()
+
+	var live *corev1.PersistentVolume
+	if err := wait.PollUntilContextTimeout(ctx, 10*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+		var err error
+		live, err = client.CoreV1().PersistentVolumes().Get(ctx, "a", metav1.GetOptions{})
+		return err == nil && slices.Contains(live.Finalizers, finalizer), err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	full.Finalizers = append(full.Finalizers, finalizer)
+	live.ManagedFields, full.ManagedFields = nil, nil // the server's own
+	if diff := cmp.Diff(full, live); diff != "" {
+		t.Errorf("the volume changed (-want +got):\n%s", diff)
+	}
+}
