@@ -4,7 +4,12 @@ package main
 
 import (
 	"context"
+	"maps"
+	"slices"
+	"strconv"
+	"sync"
 	"time"
+	"unique"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -20,17 +25,18 @@ import (
 // of each volume and claim in the cluster, and with what the first list of them
 // takes: so that comes in pages, each of which is trimmed before the next is read.
 func newInformers(client kubernetes.Interface) informers.SharedInformerFactory {
+	trim := new(trimmer).trim
 	factory := informers.NewSharedInformerFactoryWithOptions(client, resyncPeriod, informers.WithTransform(trim))
 	factory.InformerFor(&corev1.PersistentVolume{}, func(client kubernetes.Interface, resync time.Duration) cache.SharedIndexInformer {
 		volumes := client.CoreV1().PersistentVolumes()
-		return newInformer(client, &corev1.PersistentVolume{}, resync, volumes.Watch,
+		return newInformer(client, &corev1.PersistentVolume{}, resync, trim, volumes.Watch,
 			func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 				return volumes.List(ctx, options)
 			})
 	})
 	factory.InformerFor(&corev1.PersistentVolumeClaim{}, func(client kubernetes.Interface, resync time.Duration) cache.SharedIndexInformer {
 		claims := client.CoreV1().PersistentVolumeClaims(metav1.NamespaceAll)
-		return newInformer(client, &corev1.PersistentVolumeClaim{}, resync, claims.Watch,
+		return newInformer(client, &corev1.PersistentVolumeClaim{}, resync, trim, claims.Watch,
 			func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 				return claims.List(ctx, options)
 			})
@@ -41,7 +47,7 @@ func newInformers(client kubernetes.Interface) informers.SharedInformerFactory {
 // newInformer is what the factory would make, with a list that is trimmed page by
 // page. A server that can send the list as a stream is asked for that.
 func newInformer(
-	client kubernetes.Interface, kind runtime.Object, resync time.Duration,
+	client kubernetes.Interface, kind runtime.Object, resync time.Duration, trim cache.TransformFunc,
 	watch func(context.Context, metav1.ListOptions) (watch.Interface, error),
 	list func(context.Context, metav1.ListOptions) (runtime.Object, error),
 ) cache.SharedIndexInformer {
@@ -64,12 +70,139 @@ func newInformer(
 	}, client), kind, resync, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc})
 }
 
-// trim takes out of an object what nobody here reads and what is often the larger
-// part of it, before it is cached.
-func trim(obj any) (any, error) {
-	if accessor, err := meta.Accessor(obj); err == nil {
-		accessor.SetManagedFields(nil)
+// trimmer makes objects small before they are cached. It takes out what nobody
+// here reads, and lets objects share what is the same in many: half of what a
+// volume and its claim take are maps with one or few entries, each of which has
+// room for eight. As all that is cached, what is shared is not to be changed.
+//
+// Nothing is lost to others. A claim that waits for a volume stays whole, as the
+// library may write it back; of others, and of volumes, it only ever sends the
+// difference between two copies of the trimmed object.
+type trimmer struct {
+	texts     pool[map[string]string]
+	resources pool[corev1.ResourceList]
+}
+
+// trim is a cache.TransformFunc.
+func (t *trimmer) trim(obj any) (any, error) {
+	object, err := meta.Accessor(obj)
+	if err != nil {
+		// A tombstone has no metadata, and needs nothing taken out.
+		return obj, nil //nolint:nilerr // as said
 	}
-	// A tombstone has no metadata, and needs nothing taken out.
+	object.SetManagedFields(nil)
+	switch object := obj.(type) {
+	case *corev1.PersistentVolume:
+		t.trimMeta(&object.ObjectMeta)
+		t.trimVolume(&object.Spec)
+	case *corev1.PersistentVolumeClaim:
+		if object.Spec.VolumeName == "" {
+			break
+		}
+		t.trimMeta(&object.ObjectMeta)
+		if class := object.Spec.StorageClassName; class != nil {
+			share(class)
+		}
+		object.Spec.Resources.Requests = t.shareResources(object.Spec.Resources.Requests)
+		object.Status.Capacity = t.shareResources(object.Status.Capacity)
+		object.Status.AllocatedResources = t.shareResources(object.Status.AllocatedResources)
+	}
 	return obj, nil
+}
+
+func (t *trimmer) trimMeta(object *metav1.ObjectMeta) {
+	// What kubectl apply was given: a second copy of all the rest. Not plain
+	// delete, which also writes to a map without it: this one may be shared
+	// already.
+	maps.DeleteFunc(object.Annotations, func(key, _ string) bool {
+		return key == corev1.LastAppliedConfigAnnotation
+	})
+	object.Annotations = t.shareTexts(object.Annotations)
+	object.Labels = t.shareTexts(object.Labels)
+	share(&object.Namespace)
+	shareAll(object.Finalizers)
+}
+
+func (t *trimmer) trimVolume(spec *corev1.PersistentVolumeSpec) {
+	spec.Capacity = t.shareResources(spec.Capacity)
+	share(&spec.StorageClassName)
+	if ref := spec.ClaimRef; ref != nil {
+		share(&ref.Kind, &ref.Namespace, &ref.APIVersion)
+	}
+	if source := spec.RBD; source != nil {
+		shareAll(source.CephMonitors)
+		share(&source.RBDPool, &source.RadosUser, &source.Keyring, &source.FSType)
+		if secret := source.SecretRef; secret != nil {
+			share(&secret.Namespace, &secret.Name)
+		}
+		return
+	}
+	// Of volumes that are none of ours only the name is of interest.
+	spec.PersistentVolumeSource = corev1.PersistentVolumeSource{}
+	spec.NodeAffinity = nil
+}
+
+func (t *trimmer) shareTexts(texts map[string]string) map[string]string {
+	if len(texts) == 0 {
+		return nil
+	}
+	key := make([]byte, 0, keyRoom)
+	for _, name := range slices.Sorted(maps.Keys(texts)) {
+		key = strconv.AppendQuote(strconv.AppendQuote(key, name), texts[name])
+	}
+	return t.texts.share(key, texts)
+}
+
+func (t *trimmer) shareResources(resources corev1.ResourceList) corev1.ResourceList {
+	if len(resources) == 0 {
+		return nil
+	}
+	key := make([]byte, 0, keyRoom)
+	for _, name := range slices.Sorted(maps.Keys(resources)) {
+		quantity := resources[name]
+		key = strconv.AppendQuote(strconv.AppendQuote(key, string(name)), quantity.String())
+	}
+	return t.resources.share(key, resources)
+}
+
+// poolSize is how many different maps are shared at most. Users may give each
+// claim another annotation; those maps would only be held twice.
+const poolSize = 1000
+
+// keyRoom is enough for what most maps have in them.
+const keyRoom = 512
+
+// pool has maps that many objects share. The zero pool is empty.
+type pool[M any] struct {
+	mu   sync.Mutex // guards maps
+	maps map[string]M
+}
+
+// share returns a map that is equal to m, as all of that key are.
+func (p *pool[M]) share(key []byte, m M) M {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if known, ok := p.maps[string(key)]; ok {
+		return known
+	}
+	if len(p.maps) >= poolSize {
+		return m
+	}
+	if p.maps == nil {
+		p.maps = map[string]M{}
+	}
+	p.maps[string(key)] = m
+	return m
+}
+
+func share(texts ...*string) {
+	for _, text := range texts {
+		*text = unique.Make(*text).Value()
+	}
+}
+
+func shareAll(texts []string) {
+	for i := range texts {
+		share(&texts[i])
+	}
 }

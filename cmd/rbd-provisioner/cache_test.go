@@ -5,8 +5,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"reflect"
 	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -21,6 +23,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/klog/v2/ktesting"
+	"k8s.io/utils/ptr"
 	libcontroller "sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 )
 
@@ -54,6 +57,121 @@ func fullVolume(name string) *corev1.PersistentVolume {
 		},
 		Status: corev1.PersistentVolumeStatus{Phase: corev1.VolumeBound},
 	}
+}
+
+func fullClaim(name, volume string) *corev1.PersistentVolumeClaim {
+	claim := &corev1.PersistentVolumeClaim{
+		ObjectMeta: fullMeta(name),
+		Spec: corev1.PersistentVolumeClaimSpec{
+			StorageClassName: ptr.To("rbd"), VolumeName: volume,
+			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}},
+		},
+		Status: corev1.PersistentVolumeClaimStatus{
+			Capacity: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")},
+		},
+	}
+	claim.Namespace = "default"
+	return claim
+}
+
+func trimmed[T any](t *testing.T, trimmer *trimmer, object T) T {
+	t.Helper()
+	got, err := trimmer.trim(object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got.(T)
+}
+
+// TestTrim checks what is cached of an object, beside that it is equal.
+func TestTrim(t *testing.T) {
+	var trimmer trimmer
+	bare := func(object *metav1.ObjectMeta) {
+		object.ManagedFields = nil
+		delete(object.Annotations, corev1.LastAppliedConfigAnnotation)
+	}
+	volume := fullVolume("a")
+	bare(&volume.ObjectMeta)
+	foreign := fullVolume("b")
+	foreign.Spec.PersistentVolumeSource = corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: "other"}}
+	wantForeign := foreign.DeepCopy()
+	bare(&wantForeign.ObjectMeta)
+	wantForeign.Spec.PersistentVolumeSource, wantForeign.Spec.NodeAffinity = corev1.PersistentVolumeSource{}, nil
+	bound := fullClaim("a", "a")
+	bare(&bound.ObjectMeta)
+	waiting := fullClaim("c", "")
+	waiting.ManagedFields = nil
+	for _, test := range []struct {
+		name      string
+		full, got any
+	}{
+		{"a volume", volume, trimmed(t, &trimmer, fullVolume("a"))},
+		{"one that is trimmed already", volume, trimmed(t, &trimmer, trimmed(t, &trimmer, fullVolume("a")))},
+		{"one of another kind of storage", wantForeign, trimmed(t, &trimmer, foreign)},
+		{"a claim", bound, trimmed(t, &trimmer, fullClaim("a", "a"))},
+		{"a claim that waits", waiting, trimmed(t, &trimmer, fullClaim("c", ""))},
+	} {
+		if diff := cmp.Diff(test.full, test.got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", test.name, diff)
+		}
+	}
+}
+
+// TestTrimShares checks that equal maps of several objects are one, and others
+// are not.
+func TestTrimShares(t *testing.T) {
+	var trimmer trimmer
+	claim := trimmed(t, &trimmer, fullClaim("a", "a"))
+	volume := trimmed(t, &trimmer, fullVolume("a"))
+	larger := fullClaim("b", "b")
+	larger.Spec.Resources.Requests[corev1.ResourceStorage] = resource.MustParse("2Gi")
+	larger.Labels["team"] = "red"
+	larger = trimmed(t, &trimmer, larger)
+	same := func(a, b any) bool { return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer() }
+	for name, ok := range map[string]bool{
+		"annotations":       same(claim.Annotations, volume.Annotations) && same(claim.Annotations, larger.Annotations),
+		"labels":            same(claim.Labels, volume.Labels),
+		"other labels":      !same(claim.Labels, larger.Labels) && larger.Labels["team"] == "red",
+		"sizes":             same(claim.Spec.Resources.Requests, volume.Spec.Capacity) && same(claim.Status.Capacity, volume.Spec.Capacity),
+		"other sizes":       !same(claim.Spec.Resources.Requests, larger.Spec.Resources.Requests),
+		"what is not there": claim.Status.AllocatedResources == nil,
+	} {
+		if !ok {
+			t.Errorf("%s: not as they should be", name)
+		}
+	}
+	// Users can't fill the memory with maps that are never needed again.
+	for i := range 2 * poolSize {
+		object := fullClaim("c", "c")
+		object.Labels["number"] = strconv.Itoa(i)
+		if got := trimmed(t, &trimmer, object).Labels["number"]; got != strconv.Itoa(i) {
+			t.Fatalf("label %d became %q", i, got)
+		}
+	}
+	if n := len(trimmer.texts.maps); n != poolSize {
+		t.Errorf("%d maps are shared, want %d", n, poolSize)
+	}
+}
+
+// TestTrimByMany trims objects that share maps at once, as the caches of volumes
+// and of claims do. It is the race detector that would complain.
+func TestTrimByMany(t *testing.T) {
+	var trimmer trimmer
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 100 {
+				for _, object := range []any{fullVolume("a"), fullClaim("a", "a")} {
+					for range 2 {
+						if _, err := trimmer.trim(object); err != nil {
+							t.Error(err)
+						}
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // FakePages answers lists of volumes in pages, as the API server does unless it
