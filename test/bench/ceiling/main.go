@@ -27,8 +27,8 @@ import (
 // What cmd/rbd-provisioner has by default.
 const (
 	workers = 100
-	qps     = 200
-	burst   = 400
+	qps     = 500
+	burst   = 1000
 	resync  = 15 * time.Minute
 )
 
