@@ -65,10 +65,17 @@ func (c *ceph) testMeasure(t *testing.T) {
 		}
 		return err
 	})
-	lap("describe", func(i int) error { _, err := p.Image(ctx, name(i)); return err })
+	ids := make([]string, rounds)
+	lap("describe", func(i int) error {
+		image, err := p.Image(ctx, name(i))
+		ids[i] = image.ID
+		return err
+	})
 	lap("look into", func(i int) error { _, err := p.Written(ctx, name(i)); return err })
 	c.measureNotes(t, p)
-	lap("remove 1 GiB", func(i int) error { return p.RemoveImage(ctx, name(i)) })
+	lap("move to the trash", func(i int) error { return p.TrashImage(ctx, name(i), 0) })
+	lap("look up in the trash", func(i int) error { _, err := p.Trashed(ctx, ids[i]); return err })
+	lap("remove 1 GiB from the trash", func(i int) error { return p.RemoveTrashed(ctx, ids[i]) })
 }
 
 // measureNotes logs what notes cost, also in CPU time of this process.

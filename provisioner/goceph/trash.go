@@ -34,8 +34,7 @@ func (p *radosPool) finishRemovals(names []string) error {
 		if !ok || e.source != trashRemoving || !slices.Contains(names, e.name) {
 			continue
 		}
-		err := librbd.TrashRemove(p.io, strings.TrimPrefix(key, trashKey), true)
-		if err != nil && !errors.Is(err, librbd.ErrNotFound) {
+		if err := p.removeTrashed(strings.TrimPrefix(key, trashKey)); err != nil && !errors.Is(err, librbd.ErrNotFound) {
 			return err
 		}
 	}
@@ -69,30 +68,67 @@ func (p *radosPool) intoTrash(name string, move func() error) error {
 }
 
 func (p *radosPool) trashed(id string) (rbd.Trashed, error) {
-	// The prefix of a key may be that of others, so the first is the shortest.
-	key := trashKey + id
-	found, err := p.io.GetOmapValues(trashObject, "", key, 1)
+	e, err := p.trashEntry(id)
 	if err != nil {
 		return rbd.Trashed{}, err
-	}
-	entry, ok := found[key]
-	if !ok {
-		return rbd.Trashed{}, rbd.ErrImageNotFound
-	}
-	e, ok := parseTrashEntry(entry)
-	if !ok {
-		return rbd.Trashed{}, fmt.Errorf("its entry in the trash is %w", rbd.ErrNotSupported)
 	}
 	return rbd.Trashed{Name: e.name, Since: e.since, Moving: e.state == trashMoving}, nil
 }
 
+func (p *radosPool) trashEntry(id string) (trashEntry, error) {
+	// The prefix of a key may be that of others, so the first is the shortest.
+	key := trashKey + id
+	found, err := p.io.GetOmapValues(trashObject, "", key, 1)
+	if err != nil {
+		return trashEntry{}, err
+	}
+	entry, ok := found[key]
+	if !ok {
+		return trashEntry{}, rbd.ErrImageNotFound
+	}
+	e, ok := parseTrashEntry(entry)
+	if !ok {
+		return trashEntry{}, fmt.Errorf("its entry in the trash is %w", rbd.ErrNotSupported)
+	}
+	return e, nil
+}
+
 func (p *radosPool) removeTrashed(id string) error {
 	err := librbd.TrashRemove(p.io, id, true)
-	if number, _ := errno(err); number == syscall.EUCLEAN {
-		// It is being moved, removed or restored.
+	if number, _ := errno(err); number != syscall.EUCLEAN {
+		return err
+	}
+	// It is being moved, removed or restored; or was, by a client that died.
+	if err := p.endMove(id); err != nil {
+		return err
+	}
+	return librbd.TrashRemove(p.io, id, true)
+}
+
+// endMove ends a move to the trash that was cut off, where another image has the
+// name by now: all that is missing is that the entry says so. Where nobody has it,
+// librbd ends the move by the name.
+func (p *radosPool) endMove(id string) error {
+	e, err := p.trashEntry(id)
+	if err != nil {
+		return err
+	}
+	if e.state != trashMoving {
 		return rbd.ErrImageInUse
 	}
-	return err
+	switch holder, err := p.imageID(e.name); {
+	case errors.Is(err, rados.ErrNotFound), err == nil && holder == id:
+		return rbd.ErrImageInUse
+	case err != nil:
+		return err
+	}
+	op := rados.CreateWriteOp()
+	defer op.Release()
+	op.AssertExists()
+	// Source: trash_state_set in Ceph's src/cls/rbd/cls_rbd.cc. It changes nothing
+	// when the state is no longer the expected one.
+	op.Exec("rbd", "trash_state_set", append(appendText(nil, id), trashNormal, trashMoving))
+	return op.Operate(p.io, trashObject, rados.OperationNoFlag)
 }
 
 func (p *radosPool) handOverTrashed(id string) error {

@@ -16,8 +16,9 @@ const (
 	// trashRemoving is who put an image there when RemoveImage did.
 	// Source: TrashImageSource in Ceph's src/cls/rbd/cls_rbd_types.h.
 	trashRemoving = 3
-	// trashMoving is the state of an entry until the image has lost its name.
-	// Source: TrashImageState in the same file.
+	// trashMoving is the state of an entry until the image has lost its name, and
+	// trashNormal that after it. Source: TrashImageState in the same file.
+	trashNormal = 0
 	trashMoving = 1
 )
 

@@ -33,9 +33,9 @@ type Trash interface {
 	// the image's size.
 	//
 	// Errors: ErrImageNotFound; ErrImageInUse when a client watches it, or while
-	// another one is removing it, or when its move to the trash was cut off and
-	// TrashImage has to go on with that; ErrImageHasSnapshots, as the source of
-	// a clone has.
+	// another one is removing it, or when its move to the trash was cut off,
+	// nobody else has its name, and so TrashImage has to go on with that;
+	// ErrImageHasSnapshots, as the source of a clone has.
 	RemoveTrashed(ctx context.Context, id string) error
 	// HandOverTrashed has the cluster's manager remove an image in the trash, one
 	// after the other, which goes on when this process ends. It does not wait for

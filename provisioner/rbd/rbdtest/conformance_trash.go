@@ -102,6 +102,18 @@ func (s suite) testTrashImage(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	t.Run("a move that was cut off, and a new image of the name", func(t *testing.T) {
+		create(t, p, "cut-again", rbd.ImageSpec{SizeBytes: 1 << 20})
+		id := imageID(t, p, "cut-again")
+		s.CutOffMove(t, pool, "cut-again")
+		create(t, p, "cut-again", rbd.ImageSpec{SizeBytes: 2 << 20})
+		if err := p.RemoveTrashed(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+		if image := describe(t, p, "cut-again"); image.SizeBytes != 2<<20 {
+			t.Errorf("the new image has %d bytes", image.SizeBytes)
+		}
+	})
 	t.Run("without permission", func(t *testing.T) {
 		denied := s.open(t, s.NoCaps, s.Pool)
 		wantError(t, denied.TrashImage(t.Context(), "any", 0), rbd.ErrPermissionDenied, `move to the trash image "any" in pool "`+s.Pool+`": `)

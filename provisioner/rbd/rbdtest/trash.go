@@ -182,7 +182,7 @@ func (p *poolState) removeTrashed(id string, caps Caps) error {
 	switch {
 	case len(t.image.snapshots) > 0:
 		return rbd.ErrImageHasSnapshots
-	case len(t.image.watchers) > 0, t.moving:
+	case len(t.image.watchers) > 0, t.moving && p.images[t.name] == nil:
 		return rbd.ErrImageInUse
 	case t.image.dataPool != "" && !caps.allow(t.image.dataPool):
 		return rbd.ErrPermissionDenied
