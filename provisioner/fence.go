@@ -84,14 +84,6 @@ func (p fencedPool) RemoveTrashed(ctx context.Context, id string) error {
 	return p.Pool.RemoveTrashed(ctx, id)
 }
 
-// HandOverTrashed implements rbd.Trash.
-func (p fencedPool) HandOverTrashed(ctx context.Context, id string) error {
-	if !p.leading() {
-		return errNotLeading
-	}
-	return p.Pool.HandOverTrashed(ctx, id)
-}
-
 // SetNotes implements rbd.Notes.
 func (p fencedPool) SetNotes(ctx context.Context, object string, notes map[string][]byte) error {
 	if !p.leading() {

@@ -18,11 +18,6 @@ import (
 const (
 	// purgeEvery is how often it is looked for images that are due.
 	purgeEvery = time.Second
-	// managerPatience is how long Ceph's manager has for an image; then it is
-	// removed here. It has a queue, and may have been told of more by others.
-	managerPatience = time.Hour
-	// managerAgain is how long a manager that refused is not asked.
-	managerAgain = time.Hour
 	// moveTime is how long after it was begun a move to the trash may end. An
 	// image that went there later was restored by somebody and put there again.
 	moveTime = 10 * time.Minute
@@ -138,8 +133,8 @@ func (p *Provisioner) purgeImage(ctx context.Context, pool rbd.Pool, place journ
 	switch {
 	case err != nil:
 		return false, err
-	case found == nil && item.by != "":
-		p.purged(logger, item)
+	case found == nil && item.tried:
+		p.purged(logger)
 		return true, nil
 	case found == nil:
 		return time.Since(item.absent) >= absentFor, nil
@@ -147,14 +142,11 @@ func (p *Provisioner) purgeImage(ctx context.Context, pool rbd.Pool, place journ
 		logger.Info("Left an image in the trash that somebody put there anew")
 		return true, nil
 	}
-	if p.handOver(ctx, pool, in, item) {
-		return false, nil
-	}
-	item.by = "this process"
+	item.tried = true
 	err = pool.RemoveTrashed(ctx, removal.ID)
 	switch {
 	case err == nil, errors.Is(err, rbd.ErrImageNotFound):
-		p.purged(logger, item)
+		p.purged(logger)
 		return true, nil
 	case errors.Is(err, rbd.ErrTimeout):
 		// The next attempt waits for it. When nothing answers, looking the image
@@ -201,36 +193,11 @@ func (p *Provisioner) lookUp(ctx context.Context, pool rbd.Pool, place journal.P
 }
 
 // purged tells of an image that was removed.
-func (p *Provisioner) purged(logger klog.Logger, item *purgeItem) {
-	logger.Info("Image removed from the trash", "by", item.by)
+func (p *Provisioner) purged(logger klog.Logger) {
+	logger.Info("Image removed from the trash")
 	if p.config.Purged != nil {
 		p.config.Purged()
 	}
-}
-
-// handOver leaves an image to Ceph's manager, if that takes work: it goes on when
-// this process ends, and does not take this process's time.
-func (p *Provisioner) handOver(ctx context.Context, pool rbd.Pool, in *purgePlace, item *purgeItem) bool {
-	if !in.noManager.IsZero() && time.Since(in.noManager) < managerAgain {
-		return false
-	}
-	if !item.handedOver.IsZero() && time.Since(item.handedOver) > managerPatience {
-		return false
-	}
-	// Also when it was asked before: it may have forgotten.
-	if err := pool.HandOverTrashed(ctx, item.removal.ID); err != nil {
-		if in.noManager.IsZero() {
-			klog.FromContext(ctx).Info("Ceph's manager takes no removals from the trash, so they are done here; "+
-				"the cap mgr 'profile rbd' allows it", "err", err)
-		}
-		in.noManager = time.Now()
-		return false
-	}
-	if item.handedOver.IsZero() {
-		item.handedOver, item.by = time.Now(), "Ceph's manager"
-	}
-	p.purger.postpone(item, time.Now().Add(delay(&item.backoff)))
-	return true
 }
 
 // loadRemovals takes up what earlier leaders left in the trash of a place.

@@ -279,37 +279,6 @@ func TestPurgeLater(t *testing.T) {
 	}
 }
 
-// TestPurgeByManager: Ceph's manager removes images where it may be asked, and
-// only what it does not get to in the end is removed here.
-func TestPurgeByManager(t *testing.T) {
-	for name, test := range map[string]struct{ allowed, works bool }{
-		"that works":       {true, true},
-		"that may not":     {false, false},
-		"that never works": {true, false},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				f := newFixture(t)
-				f.putKey(t, "kube-system", "admin", f.ceph.AddUser("admin", rbdtest.Caps{AllPools: true, Manager: test.allowed}).Key)
-				f.trash(t, f.released(t))
-				f.purgeFor(t, managerPatience/2)
-				if test.allowed {
-					checkSame(t, "the trash", []string{testImage}, f.ceph.Trash(testPool))
-				} else {
-					checkSame(t, "what the log says of it", 1, f.countLog("manager takes no removals"))
-					f.checkPurged(t)
-				}
-				if test.works {
-					f.ceph.RunManager()
-				}
-				f.purgeFor(t, managerPatience/2+2*purgeRetryCap)
-				f.checkPurged(t)
-				checkSame(t, "the count", 1, f.journals.purged())
-			})
-		})
-	}
-}
-
 // TestPurgeGoesOn: the removal of a large image outlives its deadline, and is over
 // by the next look at it.
 func TestPurgeGoesOn(t *testing.T) {

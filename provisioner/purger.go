@@ -44,8 +44,6 @@ type purgePlace struct {
 	again   time.Time
 	backoff time.Duration
 	said    bool
-	// noManager says since when the manager is known not to take work.
-	noManager time.Time
 }
 
 // purgeItem is an image to remove. Who works in its place owns it.
@@ -56,11 +54,8 @@ type purgeItem struct {
 	backoff time.Duration
 	// absent is since when it is not in the trash; zero while it is.
 	absent time.Time
-	// handedOver is since when Ceph's manager is to remove it.
-	handedOver time.Time
-	// by is who was told last to remove it; empty for nobody.
-	by   string
-	said bool
+	// tried says that its removal was begun, said that the log has why it stays.
+	tried, said bool
 }
 
 // delay sets off what is tried again, longer each time.

@@ -25,7 +25,7 @@ func registerTrash(registry prometheus.Registerer, count func() (waiting, kept i
 func newPurgedCounter(registry prometheus.Registerer) func() {
 	counter := prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "rbd_provisioner_purged_images_total",
-		Help: "Images of deleted volumes that were removed from the trash, by this process or at its wish by Ceph's manager.",
+		Help: "Images of deleted volumes that were removed from the trash.",
 	})
 	registry.MustRegister(counter)
 	return counter.Inc

@@ -60,7 +60,6 @@ func TestOnCeph(t *testing.T) {
 	c.addPool(t, h.Pool)
 	c.addPool(t, h.OtherPool)
 	h.Restricted = c.addUser(t, "restricted", "mon", "profile rbd", "osd", "profile rbd pool="+h.Pool)
-	h.Manager = c.addUser(t, "manager", "mon", "profile rbd", "osd", "profile rbd", "mgr", "profile rbd")
 	h.NoCaps = c.addUser(t, "no-caps", "mon", "allow r")
 	wg.Wait()
 	if t.Failed() {

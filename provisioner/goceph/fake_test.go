@@ -166,8 +166,6 @@ func (p *fakePool) trashed(id string) (rbd.Trashed, error) { return rbd.Trashed{
 
 func (p *fakePool) removeTrashed(id string) error { return p.call(id) }
 
-func (p *fakePool) handOverTrashed(id string) error { return p.call(id) }
-
 func (p *fakePool) notes(object string) (map[string][]byte, error) {
 	return map[string][]byte{}, p.callNotes(object)
 }

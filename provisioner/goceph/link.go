@@ -32,7 +32,6 @@ type ioctx interface {
 	trashImage(name string, keep time.Duration) error
 	trashed(id string) (rbd.Trashed, error)
 	removeTrashed(id string) error
-	handOverTrashed(id string) error
 	written(name string) (bool, error)
 	notes(object string) (map[string][]byte, error)
 	setNotes(object string, notes map[string][]byte) error

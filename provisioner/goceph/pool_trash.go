@@ -47,14 +47,6 @@ func (p *pool) RemoveTrashed(ctx context.Context, id string) error {
 	return err
 }
 
-// HandOverTrashed implements rbd.Trash.
-func (p *pool) HandOverTrashed(ctx context.Context, id string) error {
-	_, err := callTrash(ctx, p, "hand over", id, func(io ioctx) (struct{}, error) {
-		return struct{}{}, io.handOverTrashed(id)
-	})
-	return err
-}
-
 // callTrash is call for an image in the trash. An image has one ID for life, so
 // that it holds the name of an image that is called like that is no harm.
 func callTrash[T any](ctx context.Context, p *pool, attempt, id string, f func(ioctx) (T, error)) (T, error) {

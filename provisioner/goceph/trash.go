@@ -14,7 +14,6 @@ import (
 
 	"github.com/ceph/go-ceph/rados"
 	librbd "github.com/ceph/go-ceph/rbd"
-	"github.com/ceph/go-ceph/rbd/admin"
 
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
@@ -129,13 +128,4 @@ func (p *radosPool) endMove(id string) error {
 	// when the state is no longer the expected one.
 	op.Exec("rbd", "trash_state_set", append(appendText(nil, id), trashNormal, trashMoving))
 	return op.Operate(p.io, trashObject, rados.OperationNoFlag)
-}
-
-func (p *radosPool) handOverTrashed(id string) error {
-	pool, err := p.io.GetPoolName()
-	if err != nil {
-		return err
-	}
-	_, err = admin.NewFromConn(p.conn).Task().AddTrashRemove(admin.NewImageSpec(pool, "", id))
-	return err
 }

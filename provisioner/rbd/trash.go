@@ -37,13 +37,6 @@ type Trash interface {
 	// nobody else has its name, and so TrashImage has to go on with that;
 	// ErrImageHasSnapshots, as the source of a clone has.
 	RemoveTrashed(ctx context.Context, id string) error
-	// HandOverTrashed has the cluster's manager remove an image in the trash, one
-	// after the other, which goes on when this process ends. It does not wait for
-	// that, nor need the image be there; asking again is harmless.
-	//
-	// Errors: ErrPermissionDenied without the cap mgr 'profile rbd', and others
-	// where there is no manager: RemoveTrashed may do.
-	HandOverTrashed(ctx context.Context, id string) error
 }
 
 // Trashed is what a cluster says about an image in the trash.

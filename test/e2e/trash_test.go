@@ -5,7 +5,6 @@ package e2e
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"regexp"
 	"slices"
@@ -44,36 +43,26 @@ func (f *fixture) trashed(image string) string {
 }
 
 // The volume of a large image is gone as soon as that of a small one. The image is
-// removed later: by Ceph's manager if the user may ask it, or else by us.
+// removed later.
 func TestLargeVolume(t *testing.T) {
 	t.Parallel()
-	for name, test := range map[string]struct{ cap, log string }{
-		"with a manager":    {"profile rbd", `by="Ceph's manager"`},
-		"without a manager": {"", `by="this process"`},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			f := newFixture(t)
-			if test.cap != "" {
-				_, err := rig.Ceph.CreateUser(t.Context(), f.name+"-admin", "mon", "profile rbd",
-					"osd", "profile rbd pool="+f.name, "mgr", test.cap)
-				f.must(err)
+	f := newFixture(t)
+	claim := f.claim("large", f.class("a", nil), func(c *corev1.PersistentVolumeClaim) {
+		c.Spec.Resources.Requests[corev1.ResourceStorage] = resource.MustParse("256Gi")
+	})
+	pv := f.bound(claim)
+	f.delete(claim)
+	f.volumeGone(pv)
+	f.trashed(pv.Spec.RBD.RBDImage) // for seconds
+	f.gone(pv)
+	f.eventually(func(context.Context) error {
+		for line := range strings.Lines(log(t, rig.main)) {
+			if strings.Contains(line, "Image removed from the trash") && strings.Contains(line, pv.Spec.RBD.RBDImage) {
+				return nil
 			}
-			pv := f.bound(f.claim("large", f.class("a", nil), func(c *corev1.PersistentVolumeClaim) {
-				c.Spec.Resources.Requests[corev1.ResourceStorage] = resource.MustParse("64Gi")
-			}))
-			f.delete(&corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: f.name, Name: "large"}})
-			f.gone(pv)
-			f.eventually(func(context.Context) error {
-				for line := range strings.Lines(log(t, rig.main)) {
-					if strings.Contains(line, test.log) && strings.Contains(line, pv.Spec.RBD.RBDImage) {
-						return nil
-					}
-				}
-				return fmt.Errorf("the log does not say %q about the image", test.log)
-			})
-		})
-	}
+		}
+		return errors.New("the log does not say that the image was removed")
+	})
 }
 
 // documentedVolume is the PersistentVolume in docs/trash.md.

@@ -92,6 +92,7 @@ func TestTwoIdentities(t *testing.T) {
 	third := f.bound(own)
 	f.delete(own)
 	f.gone(third)
+	f.purged(third) // while the one that deleted it runs
 	f.rbd("info", waiting.Spec.RBD.RBDImage)
 	f.released(waiting)
 	f.must(impostor.Stop())

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"os"
 	"strings"
 
@@ -57,6 +58,19 @@ func (f *fixture) gone(pv *corev1.PersistentVolume) {
 		}
 		if apierrors.IsNotFound(err) {
 			return nil
+		}
+		return err
+	})
+}
+
+// purged waits until the image of a volume that is gone has left the trash. Ceph must
+// answer.
+func (f *fixture) purged(pv *corev1.PersistentVolume) {
+	f.Helper()
+	f.eventually(func(ctx context.Context) error {
+		trash, err := f.ceph.Trash(ctx, f.name)
+		if err == nil && slices.Contains(trash, pv.Spec.RBD.RBDImage) {
+			err = fmt.Errorf("image %s is in the trash", pv.Spec.RBD.RBDImage)
 		}
 		return err
 	})

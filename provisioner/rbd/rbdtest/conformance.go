@@ -50,10 +50,6 @@ type Harness struct {
 	// the end of that: it has no name any more, but its entry says that it is
 	// being moved.
 	CutOffMove func(t *testing.T, pool, image string)
-	// Manager may also ask the manager for work. RunManager lets it work; nil
-	// when it does by itself.
-	Manager    rbd.Credentials
-	RunManager func()
 	// Pause stops the OSDs until resume is called. No other test runs
 	// meanwhile.
 	Pause func(t *testing.T) (resume func())
@@ -87,7 +83,6 @@ func Conformance(t *testing.T, h Harness) {
 		{"Remains", s.testRemains},
 		{"TrashImage", s.testTrashImage},
 		{"RemoveTrashed", s.testRemoveTrashed},
-		{"HandOverTrashed", s.testHandOverTrashed},
 		{"Written", s.testWritten},
 		{"Notes", s.testNotes},
 		{"NotesFaults", s.testNotesFaults},

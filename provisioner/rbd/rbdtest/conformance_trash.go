@@ -3,7 +3,6 @@
 package rbdtest
 
 import (
-	"errors"
 	"slices"
 	"testing"
 	"time"
@@ -184,41 +183,4 @@ func (s suite) testRemoveTrashed(t *testing.T) {
 		}
 		s.SetFull(t, full, false)
 	})
-}
-
-func (s suite) testHandOverTrashed(t *testing.T) {
-	t.Parallel()
-	const pool = "trash-manager"
-	s.AddPool(t, pool)
-	p := s.open(t, s.Manager, pool)
-	create(t, p, "handed", rbd.ImageSpec{SizeBytes: 1 << 30})
-	id := trash(t, p, "handed")
-	wantError(t, s.open(t, s.Restricted, s.Pool).HandOverTrashed(t.Context(), trashHere(t, s)), rbd.ErrPermissionDenied,
-		`hand over image `)
-	for range 2 { // twice is harmless
-		if err := p.HandOverTrashed(t.Context(), id); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if s.RunManager != nil {
-		s.RunManager()
-	}
-	often, limit := time.NewTicker(50*time.Millisecond), time.Now().Add(time.Minute)
-	for ; ; <-often.C {
-		_, err := p.Trashed(t.Context(), id)
-		if errors.Is(err, rbd.ErrImageNotFound) {
-			break
-		}
-		if err != nil || time.Now().After(limit) {
-			t.Fatalf("the manager did not remove it: %v", err)
-		}
-	}
-}
-
-// trashHere puts an image into the trash of the suite's pool.
-func trashHere(t *testing.T, s suite) string {
-	t.Helper()
-	p := s.open(t, s.Restricted, s.Pool)
-	create(t, p, "denied", rbd.ImageSpec{SizeBytes: 1 << 20})
-	return trash(t, p, "denied")
 }

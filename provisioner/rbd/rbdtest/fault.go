@@ -21,11 +21,10 @@ const (
 	CallSetNotes    Call = "SetNotes"
 	CallRemoveNotes Call = "RemoveNotes"
 
-	CallFinishRemovals  Call = "FinishRemovals"
-	CallTrashImage      Call = "TrashImage"
-	CallTrashed         Call = "Trashed"
-	CallRemoveTrashed   Call = "RemoveTrashed"
-	CallHandOverTrashed Call = "HandOverTrashed"
+	CallFinishRemovals Call = "FinishRemovals"
+	CallTrashImage     Call = "TrashImage"
+	CallTrashed        Call = "Trashed"
+	CallRemoveTrashed  Call = "RemoveTrashed"
 )
 
 // FakeFault makes one call go wrong. Its zero fields change nothing.

@@ -19,8 +19,6 @@ type trashed struct {
 	// removing says that it is there because RemoveImage was interrupted,
 	// moving that TrashImage was.
 	removing, moving bool
-	// handedOver says that the manager is to remove it.
-	handedOver bool
 }
 
 // Trash returns the names that the images in a pool's trash had, sorted.
@@ -46,19 +44,6 @@ func (c *Cluster) Restore(pool, id string) {
 	}
 	delete(p.trash, id)
 	p.images[t.name] = t.image
-}
-
-// RunManager lets the cluster's manager remove what it was handed over.
-func (c *Cluster) RunManager() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, p := range c.pools {
-		for id, t := range p.trash {
-			if t.handedOver {
-				delete(p.trash, id)
-			}
-		}
-	}
 }
 
 // newID names a new image. c.mu is held.
@@ -100,23 +85,6 @@ func (p *pool) RemoveTrashed(ctx context.Context, id string) error {
 	_, err := callTrash(ctx, p, CallRemoveTrashed, "remove", id, func(*trashed) (struct{}, error) {
 		return struct{}{}, p.state.removeTrashed(id, p.session.caps)
 	})
-	return err
-}
-
-// HandOverTrashed implements rbd.Trash.
-func (p *pool) HandOverTrashed(ctx context.Context, id string) error {
-	_, err := callImage(ctx, p, CallHandOverTrashed, id, func() (struct{}, error) {
-		if !p.session.caps.Manager {
-			return struct{}{}, rbd.ErrPermissionDenied
-		}
-		if t := p.state.trash[id]; t != nil {
-			t.handedOver = true
-		}
-		return struct{}{}, nil
-	})
-	if err != nil {
-		err = fmt.Errorf("hand over image %q in the trash of pool %q: %w", id, p.state.name, err)
-	}
 	return err
 }
 
