@@ -81,7 +81,7 @@ func (p *Provisioner) purgeDue(ctx context.Context, place journal.Place, in *pur
 		if ctx.Err() != nil || p.givesWay(item) {
 			break
 		}
-		done, purgeErr := p.purgeImage(ctx, pool.Pool, place, in, item)
+		done, purgeErr := p.purgeImage(ctx, pool.Pool, place, item)
 		if done {
 			settled = append(settled, item)
 		}
@@ -126,7 +126,7 @@ func (p *Provisioner) givesWay(item *purgeItem) bool {
 
 // purgeImage removes one image, and reports whether its removal is settled. An
 // error says that others in the pool would fail, too.
-func (p *Provisioner) purgeImage(ctx context.Context, pool rbd.Pool, place journal.Place, in *purgePlace, item *purgeItem) (settled bool, err error) {
+func (p *Provisioner) purgeImage(ctx context.Context, pool rbd.Pool, place journal.Place, item *purgeItem) (settled bool, err error) {
 	removal := item.removal
 	logger := klog.FromContext(ctx).WithValues("image", removal.Image, "id", removal.ID, "PV", removal.Volume)
 	found, err := p.lookUp(ctx, pool, place, item)
