@@ -154,6 +154,7 @@ func (p *Provisioner) purgeImage(ctx context.Context, pool rbd.Pool, place journ
 		logger.V(2).Info("The image is still being removed from the trash")
 		return false, errGoesOn
 	case errors.Is(err, rbd.ErrImageInUse), errors.Is(err, rbd.ErrImageHasSnapshots):
+		item.tried = false // when it is gone the next time, that was somebody else
 		p.purger.postpone(item, time.Now().Add(delay(&item.backoff)))
 		if !item.said {
 			logger.Info("An image of a deleted volume stays in the trash for now", "reason", err)

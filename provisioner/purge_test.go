@@ -279,6 +279,25 @@ func TestPurgeLater(t *testing.T) {
 	}
 }
 
+// TestPurgeInUseRestored: an image that could not be removed, and that somebody then
+// took out of the trash, is not told of as removed.
+func TestPurgeInUseRestored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		pv := f.released(t)
+		f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallTrashImage, TakesEffect: true, Before: func() {
+			f.ceph.Watch(testPool, testImage, "10.0.2.1:0/77")
+		}})
+		id := f.trash(t, pv)
+		f.purgeFor(t, time.Minute)
+		f.ceph.Restore(testPool, id)
+		f.purgeFor(t, 2*purgeRetryCap)
+		checkSame(t, "the images", []string{testImage}, f.ceph.Images(testPool))
+		checkSame(t, "the notes", nil, f.noted())
+		checkSame(t, "the count", 0, f.journals.purged())
+	})
+}
+
 // TestPurgeGoesOn: the removal of a large image outlives its deadline, and is over
 // by the next look at it.
 func TestPurgeGoesOn(t *testing.T) {
