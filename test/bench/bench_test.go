@@ -29,7 +29,8 @@ func TestBench(t *testing.T) {
 	}
 	var out bytes.Buffer
 	if err := run(t.Context(), o, &out); err != nil {
-		t.Fatalf("%v\n%s", err, out.String())
+		// Last, since that is where one looks.
+		t.Fatalf("%s\n%v", out.String(), err)
 	}
 	read := func(name string) []byte {
 		t.Helper()

@@ -30,11 +30,15 @@ const (
 	calm = 1500 * time.Millisecond
 	// asking is how often it is asked whether it is settled.
 	asking = 500 * time.Millisecond
+	// settling is after which time it is not waited for any more: on a machine
+	// that is overloaded, being asked costs more than it may use.
+	settling = time.Minute
 )
 
 // process is a running contender.
 type process struct {
 	*cluster.Provisioner
+	say          func(string)
 	stopSampling context.CancelFunc
 	sampled      chan struct{} // closed after family was written last
 	// family is the highest sum of the resident memory of the process and its
@@ -44,9 +48,9 @@ type process struct {
 
 // watchProcess begins to sample the memory of the process and its children, if it
 // may have some. The kernel keeps the peak of one process by itself.
-func watchProcess(p *cluster.Provisioner, children bool) *process {
+func watchProcess(p *cluster.Provisioner, children bool, say func(string)) *process {
 	ctx, cancel := context.WithCancel(context.Background())
-	w := &process{Provisioner: p, stopSampling: cancel, sampled: make(chan struct{})}
+	w := &process{Provisioner: p, say: say, stopSampling: cancel, sampled: make(chan struct{})}
 	go func() {
 		defer close(w.sampled)
 		if !children {
@@ -210,10 +214,9 @@ func parseCPU(stat []byte) (time.Duration, error) {
 }
 
 // settled waits until the process has nothing to do any more, and returns what it
-// has used by then.
+// has used by then. One that does not come to rest spoils figures, but ends nothing.
 func (p *process) settled(ctx context.Context) (usage, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("%s is still at work after %s", p.Name, patience))
-	defer cancel()
+	begin := time.Now()
 	// Asking costs the process some time, so it is done seldom.
 	ticker := time.NewTicker(asking)
 	defer ticker.Stop()
@@ -223,6 +226,12 @@ func (p *process) settled(ctx context.Context) (usage, error) {
 		now, err := p.usage(ctx)
 		if err != nil {
 			return now, err
+		}
+		if time.Since(begin) >= settling {
+			used := now.since(base)
+			p.say(fmt.Sprintf("%s has not come to rest within %s: in its last %s it used %s of CPU and sent %v",
+				p.Name, settling, time.Since(since).Round(time.Second), used.cpu, used.kinds))
+			return now, nil
 		}
 		// Being asked costs a tick now and then, as does the lease.
 		if since.IsZero() || now.requests-now.leases != base.requests-base.leases || now.cpu-base.cpu > 5*tick {
@@ -234,7 +243,7 @@ func (p *process) settled(ctx context.Context) (usage, error) {
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
-			return now, context.Cause(ctx)
+			return now, ctx.Err()
 		}
 	}
 }
