@@ -106,6 +106,52 @@ func (p watchedPool) RemoveTrashed(ctx context.Context, id string) error {
 	return err
 }
 
+func (p watchedPool) SnapshotImage(ctx context.Context, image, snapshot string) error {
+	began := time.Now()
+	err := p.Pool.SnapshotImage(ctx, image, snapshot)
+	p.visit.saw(began, err)
+	return err
+}
+
+func (p watchedPool) CloneImage(ctx context.Context, name string, spec rbd.CloneSpec) error {
+	began := time.Now()
+	err := p.Pool.CloneImage(ctx, name, spec)
+	p.visit.saw(began, err)
+	return err
+}
+
+func (p watchedPool) RemoveSnapshot(ctx context.Context, id, snapshot string) error {
+	began := time.Now()
+	err := p.Pool.RemoveSnapshot(ctx, id, snapshot)
+	p.visit.saw(began, err)
+	return err
+}
+
+func (p watchedPool) Snapshots(ctx context.Context, id string) ([]string, error) {
+	began := time.Now()
+	snapshots, err := p.Pool.Snapshots(ctx, id)
+	p.visit.saw(began, err)
+	return snapshots, err
+}
+
+func (p watchedPool) CloneDepth(ctx context.Context, name string) (int, error) {
+	began := time.Now()
+	depth, err := p.Pool.CloneDepth(ctx, name)
+	p.visit.saw(began, err)
+	return depth, err
+}
+
+// FlattenImage takes the longer the larger the image is, like a removal, and so
+// says nothing of an outage.
+func (p watchedPool) FlattenImage(ctx context.Context, name string) error {
+	p.visit.setRemoving(true)
+	defer p.visit.setRemoving(false)
+	began := time.Now()
+	err := p.Pool.FlattenImage(ctx, name)
+	p.visit.saw(began, err)
+	return err
+}
+
 func (p watchedPool) Close() {
 	p.Pool.Close()
 	p.leave()

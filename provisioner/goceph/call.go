@@ -53,7 +53,7 @@ func run[T any](ctx context.Context, f func() (T, error), discard func(T)) (T, e
 func call[T any](ctx context.Context, p *pool, attempt, image string, f func(ioctx) (T, error)) (T, error) {
 	value, err := operate(ctx, p, operation{
 		log: klog.FromContext(ctx).WithValues("image", image), message: "Called librbd", attempt: attempt,
-		name: image, notFound: rbd.ErrImageNotFound, lock: true,
+		name: image, notFound: rbd.ErrImageNotFound, lock: image,
 	}, f)
 	if err != nil {
 		err = fmt.Errorf("%s image %q in pool %q: %w", attempt, image, p.name, err)
@@ -84,8 +84,9 @@ type operation struct {
 	name string
 	// notFound is what ENOENT means; nil for success.
 	notFound error
-	// lock says that the image's name is held until the call returns.
-	lock bool
+	// lock is the name of an image that is held until the call returns; empty for
+	// none.
+	lock string
 }
 
 // operate runs f, and holds a share in the pool until f returns, not until the
@@ -103,9 +104,9 @@ func operate[T any](ctx context.Context, p *pool, o operation, f func(ioctx) (T,
 	ctx, cancel := context.WithTimeout(ctx, p.connector.cfg.Timeout+grace)
 	defer cancel()
 	unlock := func() {}
-	if o.lock {
+	if o.lock != "" {
 		var err error
-		if unlock, err = p.connector.names.lock(ctx, imageName{p.link.fsid(), p.io.id(), o.name}); err != nil {
+		if unlock, err = p.connector.names.lock(ctx, imageName{p.link.fsid(), p.io.id(), o.lock}); err != nil {
 			return none, fmt.Errorf("%w: %w", rbd.ErrImageBusy, err)
 		}
 	}

@@ -166,6 +166,18 @@ func (p *fakePool) trashed(id string) (rbd.Trashed, error) { return rbd.Trashed{
 
 func (p *fakePool) removeTrashed(id string) error { return p.call(id) }
 
+func (p *fakePool) snapshotImage(name, _ string) error { return p.call(name) }
+
+func (p *fakePool) cloneImage(name string, _ rbd.CloneSpec) error { return p.call(name) }
+
+func (p *fakePool) removeSnapshot(id, _ string) error { return p.call(id) }
+
+func (p *fakePool) snapshots(id string) ([]string, error) { return nil, p.call(id) }
+
+func (p *fakePool) cloneDepth(name string) (int, error) { return 0, p.call(name) }
+
+func (p *fakePool) flattenImage(name string) error { return p.call(name) }
+
 func (p *fakePool) notes(object string) (map[string][]byte, error) {
 	return map[string][]byte{}, p.callNotes(object)
 }

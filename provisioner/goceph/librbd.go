@@ -29,23 +29,33 @@ func (p *radosPool) createImage(name string, spec rbd.ImageSpec) error {
 	if err := p.checkDataPool(spec.DataPool); err != nil {
 		return err
 	}
-	options := librbd.NewRbdImageOptions()
-	defer options.Destroy()
-	if err := errors.Join(
-		options.SetUint64(librbd.ImageOptionFormat, 2),
-		options.SetUint64(librbd.ImageOptionFeatures, librbd.FeatureLayering),
-		// Also when it is empty: the cluster's configuration may name a
-		// default, which the caller did not ask for.
-		options.SetString(librbd.ImageOptionDataPool, spec.DataPool),
-	); err != nil {
+	options, err := imageOptions(spec.DataPool)
+	if err != nil {
 		return err
 	}
-	err := librbd.CreateImage(p.io, name, spec.SizeBytes, options)
+	defer options.Destroy()
+	err = librbd.CreateImage(p.io, name, spec.SizeBytes, options)
 	if errors.Is(err, librbd.ErrNotFound) {
 		// The pool was open, so it has been deleted since.
 		return rbd.ErrPoolNotFound
 	}
 	return err
+}
+
+// imageOptions returns the options of images that are made here, to be destroyed.
+func imageOptions(dataPool string) (*librbd.ImageOptions, error) {
+	options := librbd.NewRbdImageOptions()
+	if err := errors.Join(
+		options.SetUint64(librbd.ImageOptionFormat, 2),
+		options.SetUint64(librbd.ImageOptionFeatures, librbd.FeatureLayering),
+		// Also when it is empty: the cluster's configuration may name a
+		// default, which the caller did not ask for.
+		options.SetString(librbd.ImageOptionDataPool, dataPool),
+	); err != nil {
+		options.Destroy()
+		return nil, err
+	}
+	return options, nil
 }
 
 // checkDataPool looks at the data pool itself: librbd's ENOENT would not say
@@ -116,16 +126,15 @@ func (p *radosPool) describe(image *librbd.Image) (info rbd.Image, err error) {
 	for _, w := range watchers {
 		info.Watchers = append(info.Watchers, w.Addr)
 	}
-	snapshots, err := image.GetSnapshotNames()
-	if err != nil {
+	slices.Sort(info.Watchers)
+	if info.Snapshots, info.Kept, err = listSnapshots(image); err != nil {
 		return rbd.Image{}, err
 	}
-	for _, s := range snapshots {
-		info.Snapshots = append(info.Snapshots, s.Name)
+	parent, err := parentOf(image)
+	if parent != nil {
+		info.Parent = parent.ImageID
 	}
-	slices.Sort(info.Watchers)
-	slices.Sort(info.Snapshots)
-	return info, nil
+	return info, err
 }
 
 // features returns the names of an image's features, and that of its data pool

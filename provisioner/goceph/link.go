@@ -32,6 +32,12 @@ type ioctx interface {
 	trashImage(name string, keep time.Duration) error
 	trashed(id string) (rbd.Trashed, error)
 	removeTrashed(id string) error
+	snapshotImage(name, snapshot string) error
+	cloneImage(name string, spec rbd.CloneSpec) error
+	removeSnapshot(id, snapshot string) error
+	snapshots(id string) ([]string, error)
+	cloneDepth(name string) (int, error)
+	flattenImage(name string) error
 	written(name string) (bool, error)
 	notes(object string) (map[string][]byte, error)
 	setNotes(object string, notes map[string][]byte) error

@@ -59,7 +59,7 @@ func (p *radosPool) written(name string) (bool, error) {
 	err = image.DiffIterate(librbd.DiffIterateConfig{
 		SnapName:      librbd.NoSnapshot,
 		Length:        min(info.Size, info.Obj_size),
-		IncludeParent: librbd.IncludeParent,
+		IncludeParent: librbd.ExcludeParent,
 		WholeObject:   librbd.EnableWholeObject,
 		Callback: func(_, _ uint64, exists int, _ any) int {
 			written = written || exists != 0

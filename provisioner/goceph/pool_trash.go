@@ -52,7 +52,7 @@ func (p *pool) RemoveTrashed(ctx context.Context, id string) error {
 func callTrash[T any](ctx context.Context, p *pool, attempt, id string, f func(ioctx) (T, error)) (T, error) {
 	value, err := operate(ctx, p, operation{
 		log: klog.FromContext(ctx).WithValues("id", id), message: "Called librbd", attempt: attempt + " trashed",
-		name: id, notFound: rbd.ErrImageNotFound, lock: true,
+		name: id, notFound: rbd.ErrImageNotFound, lock: id,
 	}, f)
 	if err != nil {
 		err = fmt.Errorf("%s image %q in the trash of pool %q: %w", attempt, id, p.name, err)

@@ -112,12 +112,13 @@ type Pool interface {
 	// so does what somebody has put into the trash. Nothing to do is no error.
 	FinishRemovals(ctx context.Context, names ...string) error
 	// Written reports whether something was written into the first object of an
-	// image, as whoever makes a file system or a partition table does. It
-	// changes nothing.
+	// image, as whoever makes a file system or a partition table does. What a
+	// clone shares with its parent does not count. It changes nothing.
 	//
 	// Errors: ErrImageNotFound.
 	Written(ctx context.Context, name string) (bool, error)
 	Trash
+	Clones
 	Notes
 	// Close gives the pool back once running calls have ended. It does not
 	// block; calling it twice is harmless.
@@ -176,12 +177,24 @@ type Image struct {
 	// Watchers are the addresses of the clients that have the image open or
 	// mapped, sorted.
 	Watchers []string
-	// Snapshots are the names of its snapshots, sorted.
+	// Snapshots are the names of its snapshots, sorted, without those that
+	// Kept counts.
 	Snapshots []string
+	// Kept is how many snapshots were removed, and are kept out of sight for the
+	// clones that depend on them. They go with the last of these, and are no
+	// obstacle to TrashImage, but to RemoveTrashed.
+	Kept int
+	// Parent is the ID of the image that this one is a clone of, or empty: for
+	// one that was made empty, and for a clone that was flattened. It is of the
+	// same pool, unless somebody else made the clone.
+	Parent string
 }
 
-// FeatureLayering and FeatureDataPool are names in Image.Features.
+// FeatureLayering, FeatureDataPool and FeatureOperations are names in
+// Image.Features. Ceph gives the last to a clone, and to an image that has clones;
+// Linux maps such images since 4.16.
 const (
-	FeatureLayering = "layering"
-	FeatureDataPool = "data-pool"
+	FeatureLayering   = "layering"
+	FeatureDataPool   = "data-pool"
+	FeatureOperations = "operations"
 )

@@ -81,8 +81,13 @@ type image struct {
 	dataPool  string
 	metadata  map[string]string
 	watchers  []string
-	snapshots []string
-	written   bool
+	snapshots []*snapshot
+	// written says that something was written into it, data what.
+	written bool
+	data    string
+	// parent is the image that it is a clone of, and from its snapshot.
+	parent *image
+	from   *snapshot
 }
 
 // Remains is what a client that died may leave of an image.

@@ -25,6 +25,13 @@ const (
 	CallTrashImage     Call = "TrashImage"
 	CallTrashed        Call = "Trashed"
 	CallRemoveTrashed  Call = "RemoveTrashed"
+
+	CallSnapshotImage  Call = "SnapshotImage"
+	CallCloneImage     Call = "CloneImage"
+	CallRemoveSnapshot Call = "RemoveSnapshot"
+	CallSnapshots      Call = "Snapshots"
+	CallCloneDepth     Call = "CloneDepth"
+	CallFlattenImage   Call = "FlattenImage"
 )
 
 // FakeFault makes one call go wrong. Its zero fields change nothing.
@@ -41,8 +48,8 @@ type FakeFault struct {
 	// what it was asked for nevertheless: its answer was lost.
 	Err         error
 	TakesEffect bool
-	// HalfWay makes a CreateImage that does not take effect leave remains of
-	// the image, a RemoveImage leave it in the trash, and a TrashImage leave
+	// HalfWay makes a CreateImage or a CloneImage that does not take effect leave
+	// remains of the image, a RemoveImage leave it in the trash, and a TrashImage leave
 	// it without a name and not yet in the trash, as a client does that dies.
 	HalfWay bool
 	// Times is how many calls it hits; 0 means one.
@@ -56,6 +63,13 @@ func (c *Cluster) Fake(f FakeFault) {
 	defer c.mu.Unlock()
 	f.Times = max(f.Times, 1)
 	c.faults = append(c.faults, &f)
+}
+
+// ClearFaults takes back what Fake was given and what has hit no call.
+func (c *Cluster) ClearFaults() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.faults = nil
 }
 
 // fault takes the fault that hits a call, and returns an empty one when there

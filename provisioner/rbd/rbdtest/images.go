@@ -66,19 +66,26 @@ func (c *Cluster) Watch(pool, name, address string) (stop func()) {
 }
 
 // AddSnapshot makes a snapshot of an image.
-func (c *Cluster) AddSnapshot(pool, name, snapshot string) {
+func (c *Cluster) AddSnapshot(pool, image, name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	i := c.mustImage(pool, name)
-	i.snapshots = append(i.snapshots, snapshot)
+	i := c.mustImage(pool, image)
+	i.snapshots = append(i.snapshots, &snapshot{name: name})
 }
 
 // RemoveSnapshot removes a snapshot of an image.
-func (c *Cluster) RemoveSnapshot(pool, name, snapshot string) {
+func (c *Cluster) RemoveSnapshot(pool, image, name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	i := c.mustImage(pool, name)
-	i.snapshots = slices.DeleteFunc(i.snapshots, func(s string) bool { return s == snapshot })
+	i := c.mustImage(pool, image)
+	i.snapshots = slices.DeleteFunc(i.snapshots, func(s *snapshot) bool { return s.name == name })
+}
+
+// ClearMetadata removes all entries of an image's metadata.
+func (c *Cluster) ClearMetadata(pool, image string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.mustImage(pool, image).metadata)
 }
 
 // Write writes into an image, as who makes a file system does.
@@ -105,13 +112,23 @@ func (i *image) describe() rbd.Image {
 		DataPool:  i.dataPool,
 		Metadata:  maps.Clone(i.metadata),
 		Watchers:  slices.Clone(i.watchers),
-		Snapshots: slices.Clone(i.snapshots),
+	}
+	info.Snapshots, info.Kept = i.listSnapshots()
+	clones := false
+	for _, s := range i.snapshots {
+		clones = clones || s.clones > 0
+	}
+	if i.parent != nil {
+		info.Parent = i.parent.id
+	}
+	if clones || i.parent != nil {
+		info.Features = append(info.Features, rbd.FeatureOperations)
 	}
 	if i.dataPool != "" {
-		info.Features = []string{rbd.FeatureDataPool, rbd.FeatureLayering}
+		info.Features = append(info.Features, rbd.FeatureDataPool)
 	}
+	slices.Sort(info.Features)
 	slices.Sort(info.Watchers)
-	slices.Sort(info.Snapshots)
 	return info
 }
 

@@ -163,7 +163,7 @@ func (p *pool) reach(kind Call, image string, fault FakeFault, f func() (any, er
 	case fault.TakesEffect:
 		// The caller never learns how it went.
 		_, _ = f()
-	case fault.HalfWay && kind == CallCreateImage && p.state.images[image] == nil:
+	case fault.HalfWay && (kind == CallCreateImage || kind == CallCloneImage) && p.state.images[image] == nil:
 		p.state.remains[image] = RemainsDirectoryOnly
 	case fault.HalfWay && kind == CallTrashImage && p.state.images[image] != nil:
 		p.state.moveToTrash(image).moving = true

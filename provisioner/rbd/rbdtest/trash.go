@@ -57,6 +57,7 @@ func (p *pool) FinishRemovals(ctx context.Context, names ...string) error {
 	_, err := callNotes(ctx, p, CallFinishRemovals, "finish", "rbd_trash", func() (struct{}, error) {
 		for id, t := range p.state.trash {
 			if t.removing && slices.Contains(names, t.name) {
+				t.image.leaveParent()
 				delete(p.state.trash, id)
 			}
 		}
@@ -155,6 +156,7 @@ func (p *poolState) removeTrashed(id string, caps Caps) error {
 	case t.image.dataPool != "" && !caps.allow(t.image.dataPool):
 		return rbd.ErrPermissionDenied
 	}
+	t.image.leaveParent()
 	delete(p.trash, id)
 	return nil
 }

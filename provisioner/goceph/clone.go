@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build cgo
+
+package goceph
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	librbd "github.com/ceph/go-ceph/rbd"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+)
+
+// cloneFormat is that of clones whose snapshot need not be protected, and can be
+// removed before them.
+const cloneFormat = 2
+
+func (p *radosPool) snapshotImage(name, snapshot string) error {
+	image, err := librbd.OpenImage(p.io, name, librbd.NoSnapshot)
+	if err != nil {
+		return err
+	}
+	_, err = image.CreateSnapshot(snapshot)
+	// Closing takes back the watch that opening made. When it goes wrong, the
+	// cluster forgets the watch by itself, and the snapshot is there.
+	_ = image.Close()
+	if errors.Is(err, librbd.ErrExist) {
+		return nil
+	}
+	return err
+}
+
+func (p *radosPool) cloneImage(name string, spec rbd.CloneSpec) error {
+	if err := p.checkDataPool(spec.DataPool); err != nil {
+		return err
+	}
+	options, err := imageOptions(spec.DataPool)
+	if err != nil {
+		return err
+	}
+	defer options.Destroy()
+	if err := options.SetUint64(librbd.ImageOptionCloneFormat, cloneFormat); err != nil {
+		return err
+	}
+	return librbd.CloneImage(p.io, spec.Source, spec.Snapshot, p.io, name, options)
+}
+
+func (p *radosPool) removeSnapshot(id, snapshot string) error {
+	image, err := librbd.OpenImageById(p.io, id, librbd.NoSnapshot)
+	if errors.Is(err, librbd.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	err = image.GetSnapshot(snapshot).Remove()
+	_ = image.Close() // as above
+	if errors.Is(err, librbd.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+func (p *radosPool) snapshots(id string) ([]string, error) {
+	image, err := librbd.OpenImageByIdReadOnly(p.io, id, librbd.NoSnapshot)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = image.Close() }() // only read
+	names, _, err := listSnapshots(image)
+	return names, err
+}
+
+// listSnapshots returns the names of an image's snapshots, sorted, and how many
+// more are kept for clones.
+func listSnapshots(image *librbd.Image) (names []string, kept int, err error) {
+	all, err := image.GetSnapshotNames()
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, one := range all {
+		namespace, err := image.GetSnapNamespaceType(one.Id)
+		if err != nil {
+			return nil, 0, err
+		}
+		if namespace == librbd.SnapNamespaceTypeTrash {
+			kept++
+			continue
+		}
+		names = append(names, one.Name)
+	}
+	slices.Sort(names)
+	return names, kept, nil
+}
+
+// parentOf returns the image that another one is a clone of, or nil.
+func parentOf(image *librbd.Image) (*librbd.ImageSpec, error) {
+	parent, err := image.GetParent()
+	if errors.Is(err, librbd.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &parent.Image, nil
+}
+
+func (p *radosPool) cloneDepth(name string) (int, error) {
+	image, err := librbd.OpenImageReadOnly(p.io, name, librbd.NoSnapshot)
+	if err != nil {
+		return 0, err
+	}
+	for depth := 0; ; depth++ {
+		parent, err := parentOf(image)
+		_ = image.Close() // only read
+		if err != nil {
+			return 0, err
+		}
+		if parent == nil {
+			return depth, nil
+		}
+		if image, err = p.openParent(parent); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// openParent opens an image that another one is a clone of: it may be in the
+// trash, and of another pool if somebody else made the clone.
+func (p *radosPool) openParent(parent *librbd.ImageSpec) (*librbd.Image, error) {
+	io, err := p.conn.OpenIOContext(parent.PoolName)
+	if err != nil {
+		return nil, err
+	}
+	// An open image keeps what it needs of it.
+	defer io.Destroy()
+	io.SetNamespace(parent.PoolNamespace)
+	image, err := librbd.OpenImageByIdReadOnly(io, parent.ImageID, librbd.NoSnapshot)
+	if errors.Is(err, librbd.ErrNotFound) {
+		return nil, fmt.Errorf("its parent with the ID %q changed while it was looked at", parent.ImageID)
+	}
+	return image, err
+}
+
+func (p *radosPool) flattenImage(name string) error {
+	image, err := librbd.OpenImage(p.io, name, librbd.NoSnapshot)
+	if err != nil {
+		return err
+	}
+	err = flatten(image)
+	// As above: what was copied stays.
+	_ = image.Close()
+	return err
+}
+
+func flatten(image *librbd.Image) error {
+	parent, err := parentOf(image)
+	if err != nil || parent == nil {
+		return err
+	}
+	return image.Flatten()
+}

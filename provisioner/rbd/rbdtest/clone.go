@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rbdtest
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+)
+
+// snapshot is one of an image's. Without a name it is kept for clones.
+type snapshot struct {
+	name string
+	// clones counts the images that depend on it.
+	clones int
+	// written and data are what the image had.
+	written bool
+	data    string
+}
+
+// SnapshotImage implements rbd.Clones.
+func (p *pool) SnapshotImage(ctx context.Context, image, snapshot string) error {
+	_, err := call(ctx, p, CallSnapshotImage, "make a snapshot of", image, func() (struct{}, error) {
+		if err := checkSnapshot(snapshot); err != nil {
+			return struct{}{}, err
+		}
+		return struct{}{}, p.state.snapshotImage(image, snapshot)
+	})
+	return err
+}
+
+// CloneImage implements rbd.Clones.
+func (p *pool) CloneImage(ctx context.Context, name string, spec rbd.CloneSpec) error {
+	_, err := call(ctx, p, CallCloneImage, "clone", name, func() (struct{}, error) {
+		if err := checkName(spec.Source); err != nil {
+			return struct{}{}, err
+		}
+		if err := checkSnapshot(spec.Snapshot); err != nil {
+			return struct{}{}, err
+		}
+		return struct{}{}, p.session.cluster.cloneImage(p.state, name, spec, p.session.caps)
+	})
+	return err
+}
+
+// RemoveSnapshot implements rbd.Clones.
+func (p *pool) RemoveSnapshot(ctx context.Context, id, snapshot string) error {
+	_, err := callID(ctx, p, CallRemoveSnapshot, "remove a snapshot of", id, func(i *image) (struct{}, error) {
+		if err := checkSnapshot(snapshot); err != nil || i == nil {
+			return struct{}{}, err
+		}
+		return struct{}{}, i.removeSnapshot(p.state, snapshot)
+	})
+	return err
+}
+
+// Snapshots implements rbd.Clones.
+func (p *pool) Snapshots(ctx context.Context, id string) ([]string, error) {
+	return callID(ctx, p, CallSnapshots, "list the snapshots of", id, func(i *image) ([]string, error) {
+		if i == nil {
+			return nil, rbd.ErrImageNotFound
+		}
+		names, _ := i.listSnapshots()
+		return names, nil
+	})
+}
+
+// CloneDepth implements rbd.Clones.
+func (p *pool) CloneDepth(ctx context.Context, name string) (int, error) {
+	return call(ctx, p, CallCloneDepth, "look for the parents of", name, func() (int, error) {
+		i, err := p.state.image(name)
+		if err != nil {
+			return 0, err
+		}
+		depth := 0
+		for ; i.parent != nil; i = i.parent {
+			depth++
+		}
+		return depth, nil
+	})
+}
+
+// FlattenImage implements rbd.Clones.
+func (p *pool) FlattenImage(ctx context.Context, name string) error {
+	// It holds another name than the image's.
+	_, err := callImage(ctx, p, CallFlattenImage, "flattening "+name, func() (struct{}, error) {
+		i, err := p.state.image(name)
+		if err != nil || i.parent == nil {
+			return struct{}{}, err
+		}
+		if p.state.full {
+			return struct{}{}, rbd.ErrPoolFull
+		}
+		i.written = i.written || i.from.written
+		i.leaveParent()
+		return struct{}{}, nil
+	})
+	if err != nil {
+		err = fmt.Errorf("flatten image %q in pool %q: %w", name, p.state.name, err)
+	}
+	return err
+}
+
+// callID makes one call about an image that is named by its ID, which is locked
+// like a name. It is nil when there is none.
+func callID[T any](ctx context.Context, p *pool, kind Call, attempt, id string, f func(*image) (T, error)) (T, error) {
+	value, err := callImage(ctx, p, kind, id, func() (T, error) { return f(p.state.byID(id)) })
+	if err != nil {
+		err = fmt.Errorf("%s the image with the ID %q in pool %q: %w", attempt, id, p.state.name, err)
+	}
+	return value, err
+}
+
+func checkSnapshot(name string) error {
+	if err := checkName(name); err != nil {
+		return fmt.Errorf("snapshot: %w", err)
+	}
+	return nil
+}
+
+// Clone makes a clone of an image, as somebody else does.
+func (c *Cluster) Clone(pool, source, name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	const snapshot = "somebody's"
+	p := c.mustPool(pool)
+	for _, err := range []error{
+		p.snapshotImage(source, snapshot),
+		c.cloneImage(p, name, rbd.CloneSpec{Source: source, Snapshot: snapshot}, Caps{AllPools: true}),
+		c.mustImage(pool, source).removeSnapshot(p, snapshot),
+	} {
+		if err != nil {
+			panic(fmt.Sprintf("rbdtest: the test can't clone image %q in pool %q: %v", source, pool, err))
+		}
+	}
+}
+
+// Data returns what an image holds, as Fill has written it, of its own or through
+// the images that it is a clone of.
+func (c *Cluster) Data(pool, name string) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.mustImage(pool, name).data
+}
+
+// Fill writes data into an image.
+func (c *Cluster) Fill(pool, name, data string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := c.mustImage(pool, name)
+	i.data, i.written = data, true
+}
+
+// The calls, once they have reached the cluster. Cluster.mu is held.
+
+func (p *poolState) byID(id string) *image {
+	if t := p.trash[id]; t != nil && !p.deleted {
+		return t.image
+	}
+	for _, i := range p.images {
+		if i.id == id && !p.deleted {
+			return i
+		}
+	}
+	return nil
+}
+
+func (i *image) snapshot(name string) *snapshot {
+	at := slices.IndexFunc(i.snapshots, func(s *snapshot) bool { return s.name == name })
+	if at < 0 {
+		return nil
+	}
+	return i.snapshots[at]
+}
+
+// listSnapshots returns the names of an image's snapshots, sorted, and how many more
+// are kept for clones.
+func (i *image) listSnapshots() (names []string, kept int) {
+	for _, s := range i.snapshots {
+		if s.name == "" {
+			kept++
+		} else {
+			names = append(names, s.name)
+		}
+	}
+	slices.Sort(names)
+	return names, kept
+}
+
+func (p *poolState) snapshotImage(name, snap string) error {
+	i, err := p.image(name)
+	switch {
+	case err != nil:
+		return err
+	case i.snapshot(snap) != nil:
+		return nil
+	case p.full:
+		return rbd.ErrPoolFull
+	}
+	i.snapshots = append(i.snapshots, &snapshot{name: snap, written: i.written, data: i.data})
+	return nil
+}
+
+func (c *Cluster) cloneImage(p *poolState, name string, spec rbd.CloneSpec, caps Caps) error {
+	source, err := p.image(spec.Source)
+	if err != nil {
+		return err
+	}
+	from := source.snapshot(spec.Snapshot)
+	if from == nil {
+		return rbd.ErrImageNotFound
+	}
+	if err := c.createImage(p, name, rbd.ImageSpec{SizeBytes: source.size, DataPool: spec.DataPool}, caps); err != nil {
+		return err
+	}
+	made := p.images[name]
+	made.metadata = maps.Clone(source.metadata)
+	made.parent, made.from, made.data = source, from, from.data
+	from.clones++
+	return nil
+}
+
+func (i *image) removeSnapshot(p *poolState, name string) error {
+	s := i.snapshot(name)
+	switch {
+	case s == nil:
+		return nil
+	case p.full:
+		return rbd.ErrPoolFull
+	}
+	s.name = ""
+	i.dropSnapshots()
+	return nil
+}
+
+// dropSnapshots drops those that were removed and that no clone depends on.
+func (i *image) dropSnapshots() {
+	i.snapshots = slices.DeleteFunc(i.snapshots, func(s *snapshot) bool { return s.name == "" && s.clones == 0 })
+}
+
+// leaveParent makes a clone depend on no other image.
+func (i *image) leaveParent() {
+	if i.parent == nil {
+		return
+	}
+	i.from.clones--
+	i.parent.dropSnapshots()
+	i.parent, i.from = nil, nil
+}
