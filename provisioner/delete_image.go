@@ -53,13 +53,20 @@ func (d deletion) run(ctx context.Context) error {
 	if whose := volume.Foreign(image.Metadata, owner); whose != "" {
 		return fmt.Errorf("%s is not this volume's: %s: it is left alone", d.what(), whose)
 	}
+	if len(image.Watchers) > 0 && d.flattener.has(imageKey{d.place(), d.record.Image}) {
+		return fmt.Errorf("%s is a clone that is being flattened: it is removed once that is done", d.what())
+	}
 	if len(image.Watchers) > 0 {
 		return fmt.Errorf("%s: %w by %s: it is removed once no client has it open or mapped",
 			d.what(), rbd.ErrImageInUse, strings.Join(image.Watchers, ", "))
 	}
-	if len(image.Snapshots) > 0 {
+	snapshots, err := removeCloneSnapshots(ctx, d.pool, image.ID, image.Snapshots)
+	if err != nil {
+		return err
+	}
+	if len(snapshots) > 0 {
 		return fmt.Errorf("%s: %w: %s: it is removed once they are gone",
-			d.what(), rbd.ErrImageHasSnapshots, strings.Join(image.Snapshots, ", "))
+			d.what(), rbd.ErrImageHasSnapshots, strings.Join(snapshots, ", "))
 	}
 	return d.trash(ctx, image)
 }
@@ -73,6 +80,7 @@ func (d deletion) trash(ctx context.Context, image rbd.Image) error {
 		At:        time.Now(),
 		Keep:      d.record.TrashRetention,
 		SizeBytes: image.SizeBytes,
+		Parent:    image.Parent,
 	}
 	err := d.removals.Write(ctx, d.pool, removal)
 	if err == nil {

@@ -84,6 +84,38 @@ func (p fencedPool) RemoveTrashed(ctx context.Context, id string) error {
 	return p.Pool.RemoveTrashed(ctx, id)
 }
 
+// SnapshotImage implements rbd.Clones.
+func (p fencedPool) SnapshotImage(ctx context.Context, image, snapshot string) error {
+	if !p.leading() {
+		return errNotStarted{errNotLeading}
+	}
+	return p.Pool.SnapshotImage(ctx, image, snapshot)
+}
+
+// CloneImage implements rbd.Clones.
+func (p fencedPool) CloneImage(ctx context.Context, name string, spec rbd.CloneSpec) error {
+	if !p.leading() {
+		return errNotStarted{errNotLeading}
+	}
+	return p.Pool.CloneImage(ctx, name, spec)
+}
+
+// RemoveSnapshot implements rbd.Clones.
+func (p fencedPool) RemoveSnapshot(ctx context.Context, id, snapshot string) error {
+	if !p.leading() {
+		return errNotLeading
+	}
+	return p.Pool.RemoveSnapshot(ctx, id, snapshot)
+}
+
+// FlattenImage implements rbd.Clones.
+func (p fencedPool) FlattenImage(ctx context.Context, name string) error {
+	if !p.leading() {
+		return errNotLeading
+	}
+	return p.Pool.FlattenImage(ctx, name)
+}
+
 // SetNotes implements rbd.Notes.
 func (p fencedPool) SetNotes(ctx context.Context, object string, notes map[string][]byte) error {
 	if !p.leading() {

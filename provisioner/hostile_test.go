@@ -84,20 +84,38 @@ func TestClaimsReachNothingOfOthers(t *testing.T) {
 	}
 }
 
-// A reference to content of another namespace is refused like any, and before
-// anything is read or called.
+// What is no claim of the same namespace is refused before anything is read or
+// called.
 func TestContentOfOthersIsRefused(t *testing.T) {
-	for _, kind := range []string{"PersistentVolumeClaim", "VolumeSnapshot", "Secret", "StorageClass"} {
-		for _, namespace := range []*string{nil, ptr.To(""), ptr.To("kube-system"), ptr.To("../kube-system")} {
+	const kinds, namespaces = "asks for the content of a ", "asks for the content of a claim in namespace "
+	for _, test := range []struct {
+		kind      string
+		group     string
+		namespace *string
+		want      string
+	}{
+		{"PersistentVolumeClaim", "", ptr.To("kube-system"), namespaces},
+		{"PersistentVolumeClaim", "", ptr.To("../kube-system"), namespaces},
+		{"PersistentVolumeClaim", "example.com", nil, kinds + "PersistentVolumeClaim.example.com"},
+		{"VolumeSnapshot", "snapshot.storage.k8s.io", nil, kinds + "VolumeSnapshot.snapshot.storage.k8s.io"},
+		{"VolumeSnapshot", "snapshot.storage.k8s.io", ptr.To("kube-system"), kinds + "VolumeSnapshot.snapshot.storage.k8s.io"},
+		{"Secret", "", nil, kinds + "Secret"},
+		{"Secret", "", ptr.To(""), kinds + "Secret"},
+		{"persistentvolumeclaim", "", nil, kinds + "persistentvolumeclaim"},
+		{"", "", nil, kinds},
+	} {
+		t.Run(test.want+"/"+test.kind, func(t *testing.T) {
 			f := newFixture(t)
-			f.options.PVC.Spec.DataSourceRef = &corev1.TypedObjectReference{Kind: kind, Name: "theirs", Namespace: namespace}
+			f.options.PVC.Spec.DataSourceRef = &corev1.TypedObjectReference{
+				APIGroup: &test.group, Kind: test.kind, Name: "theirs", Namespace: test.namespace,
+			}
 			f.putLive(t, func(*corev1.PersistentVolumeClaim) {})
-			if _, _, err := f.provision(t.Context(), t); err == nil || !strings.Contains(err.Error(), "asks for a volume with content") {
-				t.Errorf("%s of namespace %v: got %v, want a refusal", kind, namespace, err)
+			if _, _, err := f.provision(t.Context(), t); err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want a refusal", err)
 			}
 			f.checkNothing(t)
 			checkSame(t, "the number of connections", 0, f.connector.connects.Load())
-		}
+		})
 	}
 }
 
@@ -125,7 +143,7 @@ func FuzzClaim(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(want, got, cmp.AllowUnexported(request{})); diff != "" {
+		if diff := cmp.Diff(want, got, cmp.AllowUnexported(request{}, source{}, origin{})); diff != "" {
 			t.Errorf("the request changed (-want +got):\n%s", diff)
 		}
 		if !imageNames.MatchString(got.image) {

@@ -99,14 +99,23 @@ func (p *Provisioner) adoptImage(ctx context.Context, pool rbd.Pool, r request, 
 	if err != nil {
 		return false, err
 	}
-	if reason := conflict(image, r, owner); reason != "" {
-		return false, errNotStarted{fmt.Errorf("image %q in pool %q exists and %w: %s",
-			r.image, r.params.Pool, errImageConflict, reason)}
+	if err := r.checkConflict(image, owner); err != nil {
+		return false, err
 	}
 	if marked(image.Metadata, owner) {
 		return true, nil
 	}
 	return true, p.mark(ctx, pool, r.image, owner)
+}
+
+// checkConflict returns an error that wraps errImageConflict when an image is not
+// the one that r asks for.
+func (r request) checkConflict(image rbd.Image, owner map[string]string) error {
+	if reason := conflict(image, r, owner); reason != "" {
+		return errNotStarted{fmt.Errorf("image %q in pool %q exists and %w: %s",
+			r.image, r.params.Pool, errImageConflict, reason)}
+	}
+	return nil
 }
 
 // removeIfThere removes an image, or what is left of one that can't be opened.
@@ -132,25 +141,36 @@ func removeIfThere(ctx context.Context, pool rbd.Pool, image string) error {
 // it, or returns an empty text.
 func conflict(image rbd.Image, r request, owner map[string]string) string {
 	const remedy = ": rename or remove it"
-	if whose := volume.Foreign(image.Metadata, owner); whose != "" {
+	mine := image.Metadata[metaVolume] == owner[metaVolume]
+	fresh := r.origin.isFresh(image, owner[metaIdentity])
+	if whose := volume.Foreign(image.Metadata, owner); whose != "" && !fresh {
 		return whose + remedy
 	}
 	features := []string{rbd.FeatureLayering}
 	if r.params.DataPool != "" {
 		features = []string{rbd.FeatureDataPool, rbd.FeatureLayering}
 	}
+	clone := r.sourceClaim != "" || r.origin != nil
+	// That it depends on another, or that others depend on it.
+	has := slices.DeleteFunc(slices.Clone(image.Features), func(f string) bool { return f == rbd.FeatureOperations })
+	wanted := uint64(r.sizeBytes) // #nosec G115 -- imageSize returns no negative size
 	switch {
-	case image.SizeBytes != uint64(r.sizeBytes): // #nosec G115 -- imageSize returns no negative size
+	// A clone that is not marked yet has the size of its source.
+	case image.SizeBytes != wanted && !(fresh && image.SizeBytes < wanted):
 		return "its size differs" + remedy
-	case !slices.Equal(image.Features, features):
+	case !slices.Equal(has, features):
 		return "its features differ" + remedy
 	case image.DataPool != r.params.DataPool:
 		return "its data pool differs" + remedy
-	case image.Metadata[metaVolume] == "" && len(image.Watchers) > 0:
+	case clone && !mine && !fresh:
+		return "it is not a clone of the claim's source" + remedy
+	case !clone && image.Parent != "":
+		return "it is a clone of another image" + remedy
+	case !mine && len(image.Watchers) > 0:
 		// A provisioner that died while it wrote that is a watcher for half a
 		// minute.
 		return "it does not say whose it is, and somebody uses it: if that does not end, rename or remove it"
-	case image.Metadata[metaVolume] == "" && len(image.Snapshots) > 0:
+	case !mine && len(image.Snapshots) > 0:
 		return "it does not say whose it is, and it has snapshots" + remedy
 	}
 	return ""

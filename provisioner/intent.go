@@ -30,12 +30,6 @@ const (
 // in the journal from before the image is there.
 func (p *Provisioner) makeImage(ctx context.Context, pool *access.Pool, location volume.Location, r request, claim *corev1.PersistentVolumeClaim, wanted bool) error {
 	owner := p.ownerOf(claim, r.pvName)
-	if !p.hasJournal() {
-		if wanted {
-			return p.ensureImage(ctx, pool, r, owner)
-		}
-		return p.findImage(ctx, pool, r, owner)
-	}
 	in := journal.Intent{
 		Image:     r.image,
 		Namespace: claim.Namespace,
@@ -48,21 +42,27 @@ func (p *Provisioner) makeImage(ctx context.Context, pool *access.Pool, location
 	place := journal.Place{FSID: pool.FSID, Pool: location.Pool}
 	unlock := p.images.lock(place, r.image)
 	defer unlock()
+	if !p.hasJournal() {
+		return p.makeNoted(ctx, pool, location, r, owner, in, wanted)
+	}
 	// In care until the volume is saved. Whatever goes wrong before, the
 	// library may ask again or forget the claim: recovery waits for the one, and
 	// cleans up after the other.
 	p.ledger.Hold(place, location, in)
-	err := p.makeNoted(ctx, pool, r, owner, in, wanted)
+	err := p.makeNoted(ctx, pool, location, r, owner, in, wanted)
 	if err != nil {
 		p.ledger.Release(in)
 	}
 	return err
 }
 
-func (p *Provisioner) makeNoted(ctx context.Context, pool *access.Pool, r request, owner map[string]string, in journal.Intent, wanted bool) error {
-	if wanted {
-		if err := p.journal.Write(ctx, pool, in); err != nil {
-			return errNotStarted{err}
+func (p *Provisioner) makeNoted(ctx context.Context, pool *access.Pool, location volume.Location, r request, owner map[string]string, in journal.Intent, wanted bool) error {
+	switch {
+	case wanted && r.source != nil:
+		return cloning{p, r, pool, location, owner, in}.run(ctx)
+	case wanted:
+		if err := p.note(ctx, pool, in); err != nil {
+			return err
 		}
 		return p.ensureImage(ctx, pool, r, owner)
 	}
@@ -70,7 +70,18 @@ func (p *Provisioner) makeNoted(ctx context.Context, pool *access.Pool, r reques
 		return err
 	}
 	// Who made it has noted it, unless that was a version without a journal.
-	return p.journal.Write(ctx, pool, in)
+	return p.note(ctx, pool, in)
+}
+
+// note writes an intent down, if there is a journal. Its error wraps errNotStarted.
+func (p *Provisioner) note(ctx context.Context, pool rbd.Notes, in journal.Intent) error {
+	if !p.hasJournal() {
+		return nil
+	}
+	if err := p.journal.Write(ctx, pool, in); err != nil {
+		return errNotStarted{err}
+	}
+	return nil
 }
 
 func (p *Provisioner) hasJournal() bool { return p.journal.Object != "" }
@@ -89,8 +100,8 @@ func (p *Provisioner) Saved(pv *corev1.PersistentVolume) {
 }
 
 // Keep clears intents whose volume is saved, cleans up after those that something
-// cut off, an earlier process or this one where the library gave a claim up, and
-// removes images of deleted volumes from the trash. It returns when ctx ends; what
+// cut off, an earlier process or this one where the library gave a claim up,
+// removes images of deleted volumes from the trash, and flattens clones. It returns when ctx ends; what
 // it has begun then is an operation that Drain waits for, or goes on by itself. Run
 // it while leading.
 func (p *Provisioner) Keep(ctx context.Context) {
@@ -100,6 +111,7 @@ func (p *Provisioner) Keep(ctx context.Context) {
 	}
 	loops.Go(func() { p.recoverLoop(ctx) })
 	loops.Go(func() { p.purgeLoop(ctx) })
+	loops.Go(func() { p.flattenLoop(ctx) })
 	loops.Wait()
 }
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -24,6 +25,13 @@ import (
 const (
 	reasonMonitorUnresolved = "MonitorUnresolved"
 	reasonUserSecret        = "UserSecretType"
+)
+
+// Linux refuses to mount an XFS whose UUID another one has that is mounted, as the
+// clone of a file system has its source's, unless it is told not to look.
+const (
+	xfs    = "xfs"
+	nouuid = "nouuid"
 )
 
 // Provision makes an image for a claim and returns its PersistentVolume, which
@@ -73,6 +81,13 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 		if err := p.checkUserSecret(ctx, options.PVC, r); err != nil {
 			return nil, errNotStarted{err}
 		}
+	}
+	if wanted && r.sourceClaim != "" {
+		if r.source, err = p.findSource(ctx, options.PVC, r); err != nil {
+			return nil, errNotStarted{err}
+		}
+		// It comes with a file system.
+		r.fsType = r.source.record.FSType
 	}
 	location := r.params.Location()
 	pool, err := p.config.Access.Open(ctx, location)
@@ -177,6 +192,9 @@ func (p *Provisioner) newVolume(options controller.ProvisionOptions, r request, 
 				corev1.ResourceStorage: *resource.NewQuantity(r.sizeBytes, resource.BinarySI),
 			},
 		},
+	}
+	if r.source != nil && r.fsType == xfs && !slices.Contains(pv.Spec.MountOptions, nouuid) {
+		pv.Spec.MountOptions = append(pv.Spec.MountOptions, nouuid)
 	}
 	if class.ReclaimPolicy != nil {
 		pv.Spec.PersistentVolumeReclaimPolicy = *class.ReclaimPolicy

@@ -68,6 +68,12 @@ type Config struct {
 	// Purged is told of each image that was removed from the trash; nil for
 	// nobody.
 	Purged func()
+	// MaxCloneDepth is on how many images a clone may depend, one through the
+	// other; one that depends on more is flattened in the background. 0 flattens
+	// every clone; at most CloneDepthLimit.
+	MaxCloneDepth int
+	// Flattened is told of each clone that was flattened; nil for nobody.
+	Flattened func()
 	// Leading reports whether this replica surely leads; it is asked before
 	// each step that changes something. Nil means always.
 	Leading func() bool
@@ -96,6 +102,9 @@ type Provisioner struct {
 	images   imageLocks
 	removals journal.Removals
 	purger   purger
+
+	flattenings journal.Flattenings
+	flattener   flattener
 	// deleted has the UIDs of volumes whose image was deleted lately.
 	deleted *cache.Expiring
 }
@@ -117,6 +126,7 @@ func New(c Config) (*Provisioner, error) {
 		p.journal.Object = journal.Object(cluster, c.Name, c.Identity)
 	}
 	p.removals.Object = journal.RemovalsObject(cluster, c.Name, c.Identity)
+	p.flattenings.Object = journal.FlatteningsObject(cluster, c.Name, c.Identity)
 	return p, nil
 }
 

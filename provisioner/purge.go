@@ -135,6 +135,7 @@ func (p *Provisioner) purgeImage(ctx context.Context, pool rbd.Pool, place journ
 		return false, err
 	case found == nil && item.tried:
 		p.purged(logger)
+		p.purger.wake(place, removal.Parent)
 		return true, nil
 	case found == nil:
 		return time.Since(item.absent) >= absentFor, nil
@@ -147,6 +148,7 @@ func (p *Provisioner) purgeImage(ctx context.Context, pool rbd.Pool, place journ
 	switch {
 	case err == nil, errors.Is(err, rbd.ErrImageNotFound):
 		p.purged(logger)
+		p.purger.wake(place, removal.Parent)
 		return true, nil
 	case errors.Is(err, rbd.ErrTimeout):
 		// The next attempt waits for it. When nothing answers, looking the image
@@ -155,6 +157,9 @@ func (p *Provisioner) purgeImage(ctx context.Context, pool rbd.Pool, place journ
 		return false, errGoesOn
 	case errors.Is(err, rbd.ErrImageInUse), errors.Is(err, rbd.ErrImageHasSnapshots):
 		item.tried = false // when it is gone the next time, that was somebody else
+		if errors.Is(err, rbd.ErrImageHasSnapshots) {
+			p.dropCloneSnapshots(ctx, pool, removal.ID)
+		}
 		p.purger.postpone(item, time.Now().Add(delay(&item.backoff)))
 		if !item.said {
 			logger.Info("An image of a deleted volume stays in the trash for now", "reason", err)
@@ -205,6 +210,9 @@ func (p *Provisioner) purged(logger klog.Logger) {
 func (r *recovery) loadRemovals(ctx context.Context, pool rbd.Pool, place journal.Place, w whereabout) error {
 	if r.loaded[place] {
 		return nil
+	}
+	if err := r.loadFlattenings(ctx, pool, place, w); err != nil {
+		return err
 	}
 	removals, unreadable, err := r.removals.Read(ctx, pool)
 	if err != nil {

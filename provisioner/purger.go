@@ -145,6 +145,20 @@ func (p *purger) postpone(item *purgeItem, until time.Time) {
 	item.due = until
 }
 
+// wake says that an image may have no clones any more: if it is to be removed, that
+// is tried now.
+func (p *purger) wake(place journal.Place, id string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	in := p.places[place]
+	if in == nil {
+		return
+	}
+	if item := in.items[id]; item != nil && item.removal.Due().Before(item.due) {
+		item.due = item.removal.Due()
+	}
+}
+
 // forget drops images that are settled.
 func (p *purger) forget(in *purgePlace, settled []*purgeItem) {
 	p.mu.Lock()

@@ -229,6 +229,12 @@ func (r *recovery) recover(ctx context.Context, pool *access.Pool, place journal
 	if outcome.left() {
 		return outcome, err
 	}
+	if in.SourceID != "" {
+		if err := pool.RemoveSnapshot(ctx, in.SourceID, cloneSnapshot(in.ClaimUID)); err != nil {
+			logger.V(2).Info("The snapshot for a clone could not be removed, trying again", "id", in.SourceID, "err", err)
+			return outcomeWaiting, err
+		}
+	}
 	if err := r.clearIntents(ctx, pool, in.Image); err != nil {
 		logger.V(2).Info("An intent could not be cleared, trying again", "err", err)
 		return outcomeWaiting, err

@@ -48,8 +48,16 @@ func (r *recovery) removeLeft(ctx context.Context, pool rbd.Pool, place journal.
 // notOurs says why an image is not what the intent's attempt made, or returns an
 // empty text. An error says that it can't be told yet.
 func (r *recovery) notOurs(ctx context.Context, pool rbd.Pool, place journal.Place, in journal.Intent, image rbd.Image) (string, error) {
+	wanted := request{image: in.Image, pvName: in.Volume, sizeBytes: in.SizeBytes}
+	wanted.params.DataPool = in.DataPool
+	if in.SourceID != "" {
+		wanted.origin = &origin{imageID: in.SourceID, volume: in.SourceVolume}
+	}
+	if wanted.params.DataPool == place.Pool {
+		wanted.params.DataPool = "" // counts as none
+	}
 	owner := map[string]string{metaVolume: in.Volume, metaIdentity: r.config.Identity}
-	if whose := volume.Foreign(image.Metadata, owner); whose != "" {
+	if whose := volume.Foreign(image.Metadata, owner); whose != "" && !wanted.origin.isFresh(image, r.config.Identity) {
 		return whose, nil
 	}
 	// One that died is a watcher for half a minute.
@@ -58,11 +66,6 @@ func (r *recovery) notOurs(ctx context.Context, pool rbd.Pool, place journal.Pla
 	}
 	if len(image.Snapshots) > 0 {
 		return "", rbd.ErrImageHasSnapshots
-	}
-	wanted := request{image: in.Image, pvName: in.Volume, sizeBytes: in.SizeBytes}
-	wanted.params.DataPool = in.DataPool
-	if wanted.params.DataPool == place.Pool {
-		wanted.params.DataPool = "" // counts as none
 	}
 	if reason := conflict(image, wanted, owner); reason != "" {
 		return reason, nil

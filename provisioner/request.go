@@ -29,6 +29,11 @@ type request struct {
 	// kubelet takes the Pod's, which is the claim's.
 	userSecret volume.SecretRef
 	fsType     string
+	// sourceClaim is the claim whose content is asked for; empty for none. source
+	// is its volume, and origin its image, once they were looked at.
+	sourceClaim string
+	source      *source
+	origin      *origin
 }
 
 // newRequest checks class and claim. The error tells all faults of the class,
@@ -56,6 +61,9 @@ func (p *Provisioner) newRequest(options controller.ProvisionOptions) (request, 
 		r.fsType = ""
 	}
 	var faults storageclass.Faults
+	if r.sourceClaim, err = sourceClaim(claim); err != nil {
+		faults = append(faults, err)
+	}
 	r.sizeBytes, err = volume.ImageSize(claim.Spec.Resources)
 	if err != nil {
 		faults = append(faults, err)
@@ -72,10 +80,6 @@ func checkClaim(claim *corev1.PersistentVolumeClaim) []error {
 	if claim.Spec.Selector != nil {
 		faults = append(faults, errors.New("the claim has a selector, which volumes made on demand can't match: "+
 			"remove spec.selector, or name an existing volume in spec.volumeName"))
-	}
-	if claim.Spec.DataSource != nil || claim.Spec.DataSourceRef != nil {
-		faults = append(faults, errors.New("the claim asks for a volume with content (spec.dataSource or "+
-			"spec.dataSourceRef), which this provisioner can't give: make a claim without it"))
 	}
 	var refused []string
 	for _, mode := range claim.Spec.AccessModes {

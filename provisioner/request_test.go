@@ -10,6 +10,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
 	"ceph.com/rbd-provisioner/provisioner/volume"
@@ -95,8 +96,9 @@ func TestNewRequestRefuses(t *testing.T) {
 	const (
 		selector = "the claim has a selector, which volumes made on demand can't match: remove spec.selector, " +
 			"or name an existing volume in spec.volumeName"
-		source = "the claim asks for a volume with content (spec.dataSource or spec.dataSourceRef), " +
-			"which this provisioner can't give: make a claim without it"
+		source = "the claim asks for the content of a VolumeSnapshot.snapshot.storage.k8s.io (spec.dataSource or " +
+			"spec.dataSourceRef), which this provisioner can't give: name a PersistentVolumeClaim of the same namespace, " +
+			"or make a claim without it"
 		modes = "access mode ReadWriteMany, ReadWriteOncePod is not supported: supported are ReadWriteOnce and ReadOnlyMany"
 		size  = "the claim requests no storage: set spec.resources.requests.storage"
 		class = `parameter "monitors" is missing: list the Ceph monitors, as in 10.0.0.1:6789,10.0.0.2:6789`
@@ -114,10 +116,10 @@ func TestNewRequestRefuses(t *testing.T) {
 	}{
 		{"a selector", addSelector, selector},
 		{"a data source", func(o controller.ProvisionOptions) {
-			o.PVC.Spec.DataSource = &corev1.TypedLocalObjectReference{}
+			o.PVC.Spec.DataSource = &corev1.TypedLocalObjectReference{APIGroup: ptr.To("snapshot.storage.k8s.io"), Kind: "VolumeSnapshot", Name: "nightly"}
 		}, source},
 		{"a reference to one", func(o controller.ProvisionOptions) {
-			o.PVC.Spec.DataSourceRef = &corev1.TypedObjectReference{}
+			o.PVC.Spec.DataSourceRef = &corev1.TypedObjectReference{APIGroup: ptr.To("snapshot.storage.k8s.io"), Kind: "VolumeSnapshot", Name: "nightly"}
 		}, source},
 		{"access modes", addModes, modes},
 		{"everything at once, in one line", func(o controller.ProvisionOptions) {

@@ -73,6 +73,9 @@ func newController(ctx context.Context, o *options, clusterUID string, client ku
 		VolumeLister: factory.Core().V1().PersistentVolumes().Lister(),
 		Recovered:    newRecoveredCounter(registry),
 		Purged:       newPurgedCounter(registry),
+
+		MaxCloneDepth: o.maxCloneDepth,
+		Flattened:     newFlattenedCounter(registry),
 	})
 	var grow *expansion
 	if err == nil && o.expansion {
@@ -86,6 +89,7 @@ func newController(ctx context.Context, o *options, clusterUID string, client ku
 		return nil, err
 	}
 	registerTrash(registry, p.Trash)
+	registerClones(registry, p.Unflattened)
 	metrics := libmetrics.New("controller")
 	registry.MustRegister(
 		metrics.PersistentVolumeClaimProvisionTotal,

@@ -31,6 +31,7 @@ type options struct {
 	commandTimeout  time.Duration
 	workers         int
 	expansion       bool
+	maxCloneDepth   int
 
 	qps   float64
 	burst int
@@ -86,6 +87,7 @@ func parseOptions(args []string, getenv func(string) string, stdout io.Writer) (
 	fs.IntVar(&commandTimeout, "command-timeout", 15, "`seconds` that one Ceph operation may take")
 	fs.IntVar(&o.workers, "worker-threads", 100, "claims, and likewise volumes, worked on at a time")
 	fs.BoolVar(&o.expansion, "expansion", true, "grow volumes whose claim asks for more, which needs the rights of rbac/resize-*.yaml")
+	fs.IntVar(&o.maxCloneDepth, "max-clone-depth", 4, "images that a clone may depend on, one through the other; one with more is flattened in the background, with 0 every clone")
 	fs.Float64Var(&o.qps, "kube-api-qps", 500, "requests per second to the API server, in the long run")
 	fs.IntVar(&o.burst, "kube-api-burst", 1000, "requests to the API server in a burst")
 	fs.BoolVar(&o.leaderElection, "leader-election", true, "let one of several replicas work at a time")
@@ -155,6 +157,9 @@ func (o *options) complete(commandTimeout, metricsPort int, getenv func(string) 
 	}
 	if o.workers < 1 {
 		fault("-worker-threads is %d: it must be at least 1", o.workers)
+	}
+	if o.maxCloneDepth < 0 || o.maxCloneDepth > provisioner.CloneDepthLimit {
+		fault("-max-clone-depth is %d: it must be 0 to %d, what Linux can map", o.maxCloneDepth, provisioner.CloneDepthLimit)
 	}
 	if o.qps <= 0 || o.burst < 1 {
 		fault("-kube-api-qps is %v and -kube-api-burst is %d: both must be above 0", o.qps, o.burst)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package journal remembers which images are about to be made and which are about
-// to be removed, in Ceph, beside them: what a process that is killed leaves behind
+// Package journal remembers which images are about to be made, flattened and
+// removed, in Ceph, beside them: what a process that is killed leaves behind
 // is known to the next one, also when claim and volume are gone by then. It owns
 // how intents and removals are written down, and which intents this process takes
 // care of; what becomes of them, package provisioner decides.
@@ -32,6 +32,10 @@ type Intent struct {
 	// SizeBytes and DataPool are those of the image.
 	SizeBytes int64  `json:"sizeBytes"`
 	DataPool  string `json:"dataPool,omitempty"`
+	// SourceID and SourceVolume are, for a clone, the ID of the image that it is
+	// made from, which may have a snapshot for that, and the volume of that image.
+	SourceID     string `json:"sourceID,omitempty"`
+	SourceVolume string `json:"sourceVolume,omitempty"`
 }
 
 // Journal is where the intents of one provisioner of one Kubernetes cluster are,

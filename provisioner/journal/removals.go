@@ -28,6 +28,8 @@ type Removal struct {
 	Keep time.Duration `json:"keep,omitempty"`
 	// SizeBytes is that of the image.
 	SizeBytes uint64 `json:"sizeBytes"`
+	// Parent is the ID of the image that it is a clone of; empty for none.
+	Parent string `json:"parent,omitempty"`
 }
 
 // Due returns from when on the image may be removed.

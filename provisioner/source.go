@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package provisioner
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+
+	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/volume"
+)
+
+const claimKind = "PersistentVolumeClaim"
+
+// sourceClaim returns the name of the claim whose content a claim asks for, or an
+// empty one when it asks for none.
+func sourceClaim(claim *corev1.PersistentVolumeClaim) (string, error) {
+	// The API server writes into the one what it finds in the other, but for
+	// kinds that only the second may have, and for other namespaces.
+	ref := claim.Spec.DataSourceRef
+	if ref == nil {
+		if claim.Spec.DataSource == nil {
+			return "", nil
+		}
+		ref = &corev1.TypedObjectReference{APIGroup: claim.Spec.DataSource.APIGroup, Kind: claim.Spec.DataSource.Kind, Name: claim.Spec.DataSource.Name}
+	}
+	group := ptr.Deref(ref.APIGroup, "")
+	if ref.Kind != claimKind || group != corev1.GroupName {
+		kind := ref.Kind
+		if group != "" {
+			kind += "." + group
+		}
+		return "", fmt.Errorf("the claim asks for the content of a %s (spec.dataSource or spec.dataSourceRef), which this provisioner "+
+			"can't give: name a %s of the same namespace, or make a claim without it", kind, claimKind)
+	}
+	if namespace := ptr.Deref(ref.Namespace, ""); namespace != "" && namespace != claim.Namespace {
+		return "", fmt.Errorf("the claim asks for the content of a claim in namespace %q (spec.dataSourceRef): "+
+			"only claims of its own namespace can be cloned", namespace)
+	}
+	return ref.Name, nil
+}
+
+// source is the volume whose content a claim is to get.
+type source struct {
+	claim  string
+	volume string
+	record volume.Record
+}
+
+// what begins errors about it.
+func (s source) what() string { return fmt.Sprintf("its source, claim %q,", s.claim) }
+
+// findSource reads the claim and the volume that a claim is to be a clone of. No
+// call to Ceph is made; the error says what keeps it from being cloned, and is the
+// same until that changes.
+func (p *Provisioner) findSource(ctx context.Context, claim *corev1.PersistentVolumeClaim, r request) (*source, error) {
+	ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
+	defer cancel()
+	s := &source{claim: r.sourceClaim}
+	// Not from the cache, which may not know yet that it goes.
+	live, err := p.config.Claims.PersistentVolumeClaims(claim.Namespace).Get(ctx, s.claim, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil, fmt.Errorf("%s is not in namespace %q: make it, or correct its name in spec.dataSource", s.what(), claim.Namespace)
+	case err != nil:
+		return nil, fmt.Errorf("read %s: %w", s.what(), err)
+	case live.DeletionTimestamp != nil:
+		return nil, fmt.Errorf("%s is being deleted", s.what())
+	case live.Status.Phase != corev1.ClaimBound || live.Spec.VolumeName == "":
+		return nil, fmt.Errorf("%s is not bound to a volume yet: it is cloned once it is", s.what())
+	}
+	pv, err := p.config.VolumeLister.Get(live.Spec.VolumeName)
+	if apierrors.IsNotFound(err) || err == nil && (pv.Spec.ClaimRef == nil || pv.Spec.ClaimRef.UID != live.UID) {
+		// It was bound a moment ago; or somebody deleted the volume by hand.
+		return nil, fmt.Errorf("%s has no volume that is bound to it", s.what())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the volume of %s: %w", s.what(), err)
+	}
+	s.volume = pv.Name
+	if s.record, err = volume.Read(pv); err != nil || pv.Annotations[volume.AnnProvisionedBy] != p.config.Name || !p.Owns(pv) {
+		return nil, fmt.Errorf("%s has a volume that was not made by this provisioner, and so can't be cloned by it", s.what())
+	}
+	return s, s.check(claim, pv, r)
+}
+
+// check compares what the claim and its class ask for with the source.
+func (s source) check(claim *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, r request) error {
+	wanted, has := ptr.Deref(claim.Spec.VolumeMode, corev1.PersistentVolumeFilesystem), ptr.Deref(pv.Spec.VolumeMode, corev1.PersistentVolumeFilesystem)
+	capacity := pv.Spec.Capacity[corev1.ResourceStorage]
+	switch {
+	case wanted != has:
+		return fmt.Errorf("%s has the volume mode %s: set spec.volumeMode to it", s.what(), has)
+	case capacity.CmpInt64(r.sizeBytes) > 0:
+		return fmt.Errorf("%s has %s, more than the claim requests: request at least that", s.what(), capacity.String())
+	case s.record.Pool != r.params.Pool:
+		return fmt.Errorf("%s is in pool %q: use a StorageClass with that pool, since %q is another one", s.what(), s.record.Pool, r.params.Pool)
+	}
+	return nil
+}
