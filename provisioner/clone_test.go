@@ -129,6 +129,15 @@ func TestCloneLarger(t *testing.T) {
 	image, _ := f.ceph.Image(testPool, cloneImage)
 	checkSame(t, "the clone's size", 3<<30, image.SizeBytes)
 	f.checkSource(t, 1)
+	checkSame(t, "what its file system has", "1Gi", pv.Annotations[volume.AnnFileSystemSize])
+
+	// A device has none.
+	f = newCloneFixture(t)
+	f.changeVolume(t, func(pv *corev1.PersistentVolume) { pv.Spec.VolumeMode = block })
+	f.change(t, func(c *corev1.PersistentVolumeClaim) {
+		c.Spec.Resources.Requests, c.Spec.VolumeMode = storage("3Gi"), block
+	})
+	checkSame(t, "what its file system has", "", f.mustProvision(t).Annotations[volume.AnnFileSystemSize])
 }
 
 // TestCloneFileSystem: the clone has the file system of its source, whatever its

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/klog/v2"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
@@ -192,6 +193,9 @@ func (p *Provisioner) newVolume(options controller.ProvisionOptions, r request, 
 				corev1.ResourceStorage: *resource.NewQuantity(r.sizeBytes, resource.BinarySI),
 			},
 		},
+	}
+	if r.source != nil && r.source.capacity.CmpInt64(r.sizeBytes) < 0 && ptr.Deref(claim.Spec.VolumeMode, "") != corev1.PersistentVolumeBlock {
+		metav1.SetMetaDataAnnotation(&pv.ObjectMeta, volume.AnnFileSystemSize, r.source.capacity.String())
 	}
 	if r.source != nil && r.fsType == xfs && !slices.Contains(pv.Spec.MountOptions, nouuid) {
 		pv.Spec.MountOptions = append(pv.Spec.MountOptions, nouuid)

@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 
@@ -50,6 +51,8 @@ type source struct {
 	claim  string
 	volume string
 	record volume.Record
+	// capacity is that of the volume.
+	capacity resource.Quantity
 }
 
 // what begins errors about it.
@@ -82,7 +85,7 @@ func (p *Provisioner) findSource(ctx context.Context, claim *corev1.PersistentVo
 	if err != nil {
 		return nil, fmt.Errorf("read the volume of %s: %w", s.what(), err)
 	}
-	s.volume = pv.Name
+	s.volume, s.capacity = pv.Name, pv.Spec.Capacity[corev1.ResourceStorage]
 	if s.record, err = volume.Read(pv); err != nil || pv.Annotations[volume.AnnProvisionedBy] != p.config.Name || !p.Owns(pv) {
 		return nil, fmt.Errorf("%s has a volume that was not made by this provisioner, and so can't be cloned by it", s.what())
 	}
@@ -92,12 +95,11 @@ func (p *Provisioner) findSource(ctx context.Context, claim *corev1.PersistentVo
 // check compares what the claim and its class ask for with the source.
 func (s source) check(claim *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, r request) error {
 	wanted, has := ptr.Deref(claim.Spec.VolumeMode, corev1.PersistentVolumeFilesystem), ptr.Deref(pv.Spec.VolumeMode, corev1.PersistentVolumeFilesystem)
-	capacity := pv.Spec.Capacity[corev1.ResourceStorage]
 	switch {
 	case wanted != has:
 		return fmt.Errorf("%s has the volume mode %s: set spec.volumeMode to it", s.what(), has)
-	case capacity.CmpInt64(r.sizeBytes) > 0:
-		return fmt.Errorf("%s has %s, more than the claim requests: request at least that", s.what(), capacity.String())
+	case s.capacity.CmpInt64(r.sizeBytes) > 0:
+		return fmt.Errorf("%s has %s, more than the claim requests: request at least that", s.what(), s.capacity.String())
 	case s.record.Pool != r.params.Pool:
 		return fmt.Errorf("%s is in pool %q: use a StorageClass with that pool, since %q is another one", s.what(), s.record.Pool, r.params.Pool)
 	}

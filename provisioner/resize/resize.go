@@ -83,6 +83,13 @@ func New(c Config) (*Loop, error) {
 func (l *Loop) Run(ctx context.Context) {
 	c := l.config
 	base := context.WithoutCancel(ctx)
+	var clones sync.WaitGroup
+	defer clones.Wait()
+	clones.Go(func() {
+		if err := newFileSystems(l).run(ctx); err != nil {
+			klog.FromContext(ctx).Error(err, "The file systems of clones that are larger than their sources are not grown")
+		}
+	})
 	// The features of volumes in use that can't be grown need Pods; images can
 	// be grown at any time.
 	const handleVolumeInUseError = false

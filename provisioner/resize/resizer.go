@@ -48,8 +48,12 @@ func (r *resizer) DriverSupportsControlPlaneExpansion() bool { return true }
 // up to Kubernetes 1.30 kube-controller-manager writes its own plugin's name there,
 // whoever made the volume.
 func (r *resizer) CanSupport(pv *corev1.PersistentVolume, _ *corev1.PersistentVolumeClaim) bool {
-	return pv.Spec.RBD != nil && pv.Annotations[volume.AnnProvisionedBy] == r.config.Volumes.Provisioner &&
-		volume.IsOf(pv, r.config.Identity)
+	return r.owns(pv)
+}
+
+func (l *Loop) owns(pv *corev1.PersistentVolume) bool {
+	return pv.Spec.RBD != nil && pv.Annotations[volume.AnnProvisionedBy] == l.config.Volumes.Provisioner &&
+		volume.IsOf(pv, l.config.Identity)
 }
 
 // Resize gives the image of a volume at least the requested size, and returns the

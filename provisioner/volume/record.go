@@ -40,6 +40,9 @@ const (
 	// AnnTrashRetention is for how long the image of a deleted volume is kept in
 	// the pool's trash, as in "24h". Without it the image is not kept.
 	AnnTrashRetention = "rbd.ceph.com/trash-retention"
+	// AnnFileSystemSize is what the file system of a clone has that is larger than
+	// its source, as a quantity. It is taken away once the claim knows.
+	AnnFileSystemSize = "rbd.ceph.com/file-system-size"
 )
 
 // ErrNoRBDSource says that a PersistentVolume has no in-tree rbd source.
