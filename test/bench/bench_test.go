@@ -23,6 +23,7 @@ func TestBench(t *testing.T) {
 		Root: filepath.Join("..", ".."), Out: t.TempDir(),
 		Contenders: allContenders, Rounds: 1, Bursts: []int{1, 3}, BaselineBurst: 2, Singles: 2, BaselineSingles: 1,
 		Volumes: 20, Sizes: 1, Large: "2Gi", Idle: time.Second, ControllerQPS: 200,
+		Settling: 10 * time.Second,
 	}
 	if err := o.validate(); err != nil {
 		t.Fatal(err)

@@ -192,5 +192,5 @@ func (b *bench) start(ctx context.Context, c *contender) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	return watchProcess(p, c.children, b.say), nil
+	return b.watchProcess(p, c.children), nil
 }

@@ -67,6 +67,8 @@ type options struct {
 	Large string `json:"large"`
 	// Idle is how long the provisioner is watched doing nothing.
 	Idle time.Duration `json:"idleNanoseconds"`
+	// Settling bounds the wait for a process to come to rest between measurements.
+	Settling time.Duration `json:"-"`
 	// ControllerQPS limits the requests per second of kube-controller-manager.
 	ControllerQPS int `json:"controllerQPS"`
 }
@@ -87,6 +89,7 @@ func parseOptions(args []string) (*options, error) {
 	fs.IntVar(&o.Sizes, "sizes", 7, "volumes of each size that are deleted")
 	fs.StringVar(&o.Large, "large", "1Ti", "the larger size, beside 1Gi")
 	fs.DurationVar(&o.Idle, "idle", time.Minute, "time that the provisioner is watched doing nothing")
+	fs.DurationVar(&o.Settling, "settling", time.Minute, "time after which it is not waited any more that a process comes to rest")
 	fs.IntVar(&o.ControllerQPS, "controller-qps", 200, "kube-controller-manager's --kube-api-qps; its burst is twice that")
 	if err := fs.Parse(args); err != nil {
 		return nil, err

@@ -30,15 +30,15 @@ const (
 	calm = 1500 * time.Millisecond
 	// asking is how often it is asked whether it is settled.
 	asking = 500 * time.Millisecond
-	// settling is after which time it is not waited for any more: on a machine
-	// that is overloaded, being asked costs more than it may use.
-	settling = time.Minute
 )
 
 // process is a running contender.
 type process struct {
 	*cluster.Provisioner
-	say          func(string)
+	say func(string)
+	// settling is after which time it is not waited for any more to be settled: on
+	// a machine that is overloaded, being asked costs more than it may use.
+	settling     time.Duration
 	stopSampling context.CancelFunc
 	sampled      chan struct{} // closed after family was written last
 	// family is the highest sum of the resident memory of the process and its
@@ -48,9 +48,9 @@ type process struct {
 
 // watchProcess begins to sample the memory of the process and its children, if it
 // may have some. The kernel keeps the peak of one process by itself.
-func watchProcess(p *cluster.Provisioner, children bool, say func(string)) *process {
+func (b *bench) watchProcess(p *cluster.Provisioner, children bool) *process {
 	ctx, cancel := context.WithCancel(context.Background())
-	w := &process{Provisioner: p, say: say, stopSampling: cancel, sampled: make(chan struct{})}
+	w := &process{Provisioner: p, say: b.say, settling: b.Settling, stopSampling: cancel, sampled: make(chan struct{})}
 	go func() {
 		defer close(w.sampled)
 		if !children {
@@ -227,10 +227,10 @@ func (p *process) settled(ctx context.Context) (usage, error) {
 		if err != nil {
 			return now, err
 		}
-		if time.Since(begin) >= settling {
+		if time.Since(begin) >= p.settling {
 			used := now.since(base)
 			p.say(fmt.Sprintf("%s has not come to rest within %s: in its last %s it used %s of CPU and sent %v",
-				p.Name, settling, time.Since(since).Round(time.Second), used.cpu, used.kinds))
+				p.Name, p.settling, time.Since(since).Round(time.Second), used.cpu, used.kinds))
 			return now, nil
 		}
 		// Being asked costs a tick now and then, as does the lease.
