@@ -116,6 +116,14 @@ func (p fencedPool) FlattenImage(ctx context.Context, name string) error {
 	return p.Pool.FlattenImage(ctx, name)
 }
 
+// HandOverTrashed implements rbd.Trash.
+func (p fencedPool) HandOverTrashed(ctx context.Context, id string) error {
+	if !p.leading() {
+		return errNotLeading
+	}
+	return p.Pool.HandOverTrashed(ctx, id)
+}
+
 // SetNotes implements rbd.Notes.
 func (p fencedPool) SetNotes(ctx context.Context, object string, notes map[string][]byte) error {
 	if !p.leading() {

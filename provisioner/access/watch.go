@@ -152,6 +152,12 @@ func (p watchedPool) FlattenImage(ctx context.Context, name string) error {
 	return err
 }
 
+// HandOverTrashed tells the gate nothing: it is the manager that answers or not,
+// which says nothing about the pool.
+func (p watchedPool) HandOverTrashed(ctx context.Context, id string) error {
+	return p.Pool.HandOverTrashed(ctx, id)
+}
+
 func (p watchedPool) Close() {
 	p.Pool.Close()
 	p.leave()

@@ -60,6 +60,7 @@ func TestOnCeph(t *testing.T) {
 	c.addPool(t, h.Pool)
 	c.addPool(t, h.OtherPool)
 	h.Restricted = c.addUser(t, "restricted", "mon", "profile rbd", "osd", "profile rbd pool="+h.Pool)
+	h.Manager = c.addUser(t, "manager", "mon", "profile rbd", "osd", "profile rbd", "mgr", "profile rbd")
 	h.NoCaps = c.addUser(t, "no-caps", "mon", "allow r")
 	wg.Wait()
 	if t.Failed() {
@@ -72,6 +73,7 @@ func TestOnCeph(t *testing.T) {
 	t.Run("Monitors", c.testMonitors)
 	t.Run("Output", c.testOutput)
 	t.Run("MetadataLikeLibrbd", c.testMetadataLikeLibrbd)
+	t.Run("Manager", c.testManager)
 	t.Run("Measure", c.testMeasure)
 	t.Run("Conformance", func(t *testing.T) { rbdtest.Conformance(t, h) })
 }

@@ -22,7 +22,8 @@ type Connector struct {
 	log   klog.Logger
 	names nameLocks
 	// work counts the links, each until its connection is shut down.
-	work sync.WaitGroup
+	work     sync.WaitGroup
+	managers *managers
 
 	mu      sync.Mutex // guards what follows, and the fields of each link and pool that say so
 	links   map[*link]struct{}
@@ -31,8 +32,11 @@ type Connector struct {
 
 var _ rbd.Connector = (*Connector)(nil)
 
-func newConnector(cfg Config, dial func(rbd.Credentials) (conn, error)) *Connector {
-	return &Connector{cfg: cfg, dial: dial, log: klog.Background().WithName("ceph"), links: map[*link]struct{}{}}
+func newConnector(cfg Config, dial func(rbd.Credentials) (conn, error),
+	dialManager func(rbd.Credentials) (managerConn, error)) *Connector {
+	c := &Connector{cfg: cfg, dial: dial, log: klog.Background().WithName("ceph"), links: map[*link]struct{}{}}
+	c.managers = &managers{dial: dialManager, idleTimeout: cfg.IdleTimeout, work: &c.work, links: map[string]*managerLink{}}
+	return c
 }
 
 // Connect implements rbd.Connector. Of the connections to the same monitors as
@@ -173,8 +177,10 @@ func (c *Connector) open(l *link) {
 
 // Close refuses new calls, waits for those that run, and ends all connections,
 // also those that somebody has not closed. When ctx ends first it returns an
-// error, and the calls that librados did not return from run on.
+// error, and the calls that librados did not return from run on. It does not wait
+// for requests that a manager has not answered.
 func (c *Connector) Close(ctx context.Context) error {
+	c.managers.close()
 	c.mu.Lock()
 	c.closing = true
 	for l := range c.links {

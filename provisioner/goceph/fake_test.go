@@ -28,6 +28,8 @@ type fakeCeph struct {
 	// Called without mu, when they are not nil.
 	onDial func(rbd.Credentials) error
 	onCall func(image string) error
+	// onManager is called for what a manager is asked.
+	onManager func(id string) error
 }
 
 func (f *fakeCeph) connector(cfg Config) *Connector {
@@ -35,7 +37,7 @@ func (f *fakeCeph) connector(cfg Config) *Connector {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	return newConnector(cfg, f.dial)
+	return newConnector(cfg, f.dial, f.dialManager)
 }
 
 func (f *fakeCeph) dial(creds rbd.Credentials) (conn, error) {
@@ -51,6 +53,38 @@ func (f *fakeCeph) dial(creds rbd.Credentials) (conn, error) {
 	defer f.mu.Unlock()
 	f.connections++
 	return &fakeConn{fakeCeph: f}, nil
+}
+
+func (f *fakeCeph) dialManager(creds rbd.Credentials) (managerConn, error) {
+	c, err := f.dial(creds)
+	if err != nil {
+		return nil, err
+	}
+	return &fakeManager{fakeConn: c.(*fakeConn)}, nil
+}
+
+// fakeManager is a connection to a manager.
+type fakeManager struct {
+	*fakeConn
+	asked bool // a command is under way
+}
+
+func (m *fakeManager) removeTrashed(_, id string) error {
+	m.use(true)
+	defer m.use(false)
+	if m.onManager != nil {
+		return m.onManager(id)
+	}
+	return nil
+}
+
+func (m *fakeManager) use(asked bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.asked == asked || m.down {
+		m.t.Error("two commands at once, or after the connection was shut down")
+	}
+	m.asked = asked
 }
 
 // counts returns how many times something dialed, and what is open now.

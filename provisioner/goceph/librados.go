@@ -51,7 +51,9 @@ func New(cfg Config) (*Connector, error) {
 			return nil, fmt.Errorf("remove %s from the environment: %w", name, err)
 		}
 	}
-	return newConnector(cfg, func(creds rbd.Credentials) (conn, error) { return dial(cfg, creds) }), nil
+	return newConnector(cfg,
+		func(creds rbd.Credentials) (conn, error) { return dial(cfg, creds) },
+		func(creds rbd.Credentials) (managerConn, error) { return dialManager(cfg, creds) }), nil
 }
 
 // Version returns the version of librados in this process, with the release of
@@ -65,9 +67,11 @@ func Version() string {
 	return version
 }
 
+type option struct{ name, value string }
+
 // options are what librados is told beside the credentials and timeouts. An
 // option that it does not know is one of a newer Ceph: nothing to switch off.
-var options = [...]struct{ name, value string }{
+var options = [...]option{
 	// No keys but ours.
 	{"keyring", ""},
 	{"keyfile", ""},
@@ -90,15 +94,13 @@ var options = [...]struct{ name, value string }{
 
 // dial connects to a cluster. It blocks for the configured timeout at most.
 func dial(cfg Config, creds rbd.Credentials) (conn, error) {
-	// Not NewConnWithUser: librados applies changes of its log options only
-	// to a connection whose cluster has a name, which means nothing else here,
-	// and writes errors to standard error until then.
-	c, err := rados.NewConnWithClusterAndUser("ceph", "client."+creds.User)
+	seconds := strconv.FormatInt(cfg.timeoutSeconds(), 10)
+	c, err := dialWith(creds, []option{
+		{"client_mount_timeout", seconds},
+		{"rados_mon_op_timeout", seconds},
+		{"rados_osd_op_timeout", seconds},
+	})
 	if err != nil {
-		return nil, err
-	}
-	if err := connect(c, cfg, creds); err != nil {
-		release(c)
 		return nil, err
 	}
 	fsid, err := c.GetFSID()
@@ -109,20 +111,29 @@ func dial(cfg Config, creds rbd.Credentials) (conn, error) {
 	return &radosConn{conn: c, id: fsid}, nil
 }
 
-func connect(c *rados.Conn, cfg Config, creds rbd.Credentials) error {
+// dialWith connects to a cluster, with these timeouts.
+func dialWith(creds rbd.Credentials, timeouts []option) (*rados.Conn, error) {
+	// Not NewConnWithUser: librados applies changes of its log options only
+	// to a connection whose cluster has a name, which means nothing else here,
+	// and writes errors to standard error until then.
+	c, err := rados.NewConnWithClusterAndUser("ceph", "client."+creds.User)
+	if err != nil {
+		return nil, err
+	}
+	if err := connect(c, creds, timeouts); err != nil {
+		release(c)
+		return nil, err
+	}
+	return c, nil
+}
+
+func connect(c *rados.Conn, creds rbd.Credentials, timeouts []option) error {
 	for _, o := range options {
 		if err := setOption(c, o.name, o.value); err != nil && !errors.Is(err, syscall.ENOENT) {
 			return err
 		}
 	}
-	seconds := strconv.FormatInt(cfg.timeoutSeconds(), 10)
-	for _, o := range [...]struct{ name, value string }{
-		{"client_mount_timeout", seconds},
-		{"rados_mon_op_timeout", seconds},
-		{"rados_osd_op_timeout", seconds},
-		{"mon_host", creds.MonHost()},
-		{"key", creds.Key.Reveal()},
-	} {
+	for _, o := range append(timeouts, option{"mon_host", creds.MonHost()}, option{"key", creds.Key.Reveal()}) {
 		if err := setOption(c, o.name, o.value); err != nil {
 			return err
 		}

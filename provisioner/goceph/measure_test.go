@@ -5,6 +5,8 @@
 package goceph
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"syscall"
 	"testing"
@@ -13,6 +15,7 @@ import (
 	librbd "github.com/ceph/go-ceph/rbd"
 
 	"ceph.com/rbd-provisioner/provisioner/rbd"
+	rigs "ceph.com/rbd-provisioner/test/cluster"
 )
 
 // testMeasure logs how long calls take. It fails for none of them: what is slow
@@ -76,6 +79,7 @@ func (c *ceph) testMeasure(t *testing.T) {
 	lap("move to the trash", func(i int) error { return p.TrashImage(ctx, name(i), 0) })
 	lap("look up in the trash", func(i int) error { _, err := p.Trashed(ctx, ids[i]); return err })
 	lap("remove 1 GiB from the trash", func(i int) error { return p.RemoveTrashed(ctx, ids[i]) })
+	c.measureManager(t, lap)
 }
 
 // measureNotes logs what notes cost, also in CPU time of this process.
@@ -114,4 +118,38 @@ func cpuTime(t *testing.T) time.Duration {
 		t.Fatal(err)
 	}
 	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+}
+
+// measureManager logs what it costs to leave images to the manager, and how long
+// that takes for them.
+func (c *ceph) measureManager(t *testing.T, lap func(what string, call func(i int) error)) {
+	ctx := t.Context()
+	lap("connect to the manager and close", func(int) error {
+		made, err := dialManager(Config{Timeout: time.Minute}, c.admin)
+		if err == nil {
+			made.shutdown()
+		}
+		return err
+	})
+	p := c.managed(t, newTestConnector(t, Config{}), c.admin, "images")
+	var ids []string
+	lap("create, describe, move to the trash", func(i int) error {
+		name := fmt.Sprintf("managed-%d", i)
+		err := p.CreateImage(ctx, name, rbd.ImageSpec{SizeBytes: 1 << 30})
+		if err != nil {
+			return err
+		}
+		image, err := p.Image(ctx, name)
+		ids = append(ids, image.ID)
+		return errors.Join(err, p.TrashImage(ctx, name, 0))
+	})
+	lap("hand over to the manager", func(i int) error { return p.HandOverTrashed(ctx, ids[i]) })
+	lap("wait until it has removed it", func(i int) error {
+		return rigs.Eventually(ctx, time.Minute, func(ctx context.Context) error {
+			if _, err := p.Trashed(ctx, ids[i]); !errors.Is(err, rbd.ErrImageNotFound) {
+				return errors.Join(errors.New("it is in the trash"), err)
+			}
+			return nil
+		})
+	})
 }

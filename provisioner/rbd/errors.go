@@ -39,6 +39,9 @@ var (
 	ErrImageInUse = errors.New("image is in use")
 	// ErrImageHasSnapshots: the image has snapshots, and maybe clones of them.
 	ErrImageHasSnapshots = errors.New("image has snapshots")
+	// ErrManagerFailed: the cluster's manager tried in vain to remove an image, and
+	// does not try again.
+	ErrManagerFailed = errors.New("not removed by Ceph's manager, which tried")
 	// ErrNotSupported: the cluster does not know the call or refuses an
 	// argument, for example a data pool that is no data pool.
 	ErrNotSupported = errors.New("not supported by the cluster")

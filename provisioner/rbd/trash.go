@@ -37,6 +37,16 @@ type Trash interface {
 	// nobody else has its name, and so TrashImage has to go on with that;
 	// ErrImageHasSnapshots, as the source of a clone has.
 	RemoveTrashed(ctx context.Context, id string) error
+	// HandOverTrashed has the cluster's manager remove an image in the trash, one
+	// after the other, which goes on when this process ends. It waits until the
+	// manager has taken that on, not for the removal. Asking again is harmless, and
+	// shows what became of it. It runs beside other calls that name the image.
+	//
+	// Errors: ErrPermissionDenied without the cap mgr 'profile rbd'; ErrImageNotFound;
+	// ErrManagerFailed when the manager, asked before, tried in vain, as with an
+	// image that is watched or has snapshots, and was told to leave it; others where
+	// no manager answers. Whatever the error, RemoveTrashed may do.
+	HandOverTrashed(ctx context.Context, id string) error
 }
 
 // Trashed is what a cluster says about an image in the trash.

@@ -53,6 +53,8 @@ type Caps struct {
 	Pools []string
 	// AllPools stands for every pool, also those made later.
 	AllPools bool
+	// Manager allows to ask the manager for work.
+	Manager bool
 }
 
 func (c Caps) allow(pool string) bool {

@@ -69,6 +69,8 @@ func TestConformance(t *testing.T) {
 				t.Fatal(err)
 			}
 		},
+		Manager:    c.AddUser("manager", rbdtest.Caps{AllPools: true, Manager: true}),
+		RunManager: c.RunManager,
 		Pause: func(*testing.T) func() {
 			c.Pause()
 			return c.Resume

@@ -50,6 +50,10 @@ type Harness struct {
 	// the end of that: it has no name any more, but its entry says that it is
 	// being moved.
 	CutOffMove func(t *testing.T, pool, image string)
+	// Manager may do everything, and also ask the manager for work; Admin need
+	// not. RunManager lets the manager work; nil when it does by itself.
+	Manager    rbd.Credentials
+	RunManager func()
 	// Pause stops the OSDs until resume is called. No other test runs
 	// meanwhile.
 	Pause func(t *testing.T) (resume func())
@@ -86,6 +90,7 @@ func Conformance(t *testing.T, h Harness) {
 		{"SnapshotImage", s.testSnapshotImage},
 		{"CloneImage", s.testCloneImage},
 		{"ClonesGo", s.testClonesGo},
+		{"HandOverTrashed", s.testHandOverTrashed},
 		{"Written", s.testWritten},
 		{"Notes", s.testNotes},
 		{"NotesFaults", s.testNotesFaults},

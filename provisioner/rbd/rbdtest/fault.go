@@ -21,10 +21,11 @@ const (
 	CallSetNotes    Call = "SetNotes"
 	CallRemoveNotes Call = "RemoveNotes"
 
-	CallFinishRemovals Call = "FinishRemovals"
-	CallTrashImage     Call = "TrashImage"
-	CallTrashed        Call = "Trashed"
-	CallRemoveTrashed  Call = "RemoveTrashed"
+	CallFinishRemovals  Call = "FinishRemovals"
+	CallTrashImage      Call = "TrashImage"
+	CallTrashed         Call = "Trashed"
+	CallRemoveTrashed   Call = "RemoveTrashed"
+	CallHandOverTrashed Call = "HandOverTrashed"
 
 	CallSnapshotImage  Call = "SnapshotImage"
 	CallCloneImage     Call = "CloneImage"

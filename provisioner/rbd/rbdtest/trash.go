@@ -19,6 +19,8 @@ type trashed struct {
 	// removing says that it is there because RemoveImage was interrupted,
 	// moving that TrashImage was.
 	removing, moving bool
+	// handedOver says that the manager is to remove it, failed that it could not.
+	handedOver, failed bool
 }
 
 // Trash returns the names that the images in a pool's trash had, sorted.

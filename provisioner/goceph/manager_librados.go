@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build cgo
+
+package goceph
+
+import (
+	"strconv"
+
+	"github.com/ceph/go-ceph/rados"
+	"github.com/ceph/go-ceph/rbd/admin"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+)
+
+// dialManager connects to a cluster for commands to its manager. It blocks for the
+// configured timeout at most, though the commands then block without any.
+func dialManager(cfg Config, creds rbd.Credentials) (managerConn, error) {
+	c, err := dialWith(creds, []option{
+		{"client_mount_timeout", strconv.FormatInt(cfg.timeoutSeconds(), 10)},
+		// None, whatever the cluster's own configuration says: see managers.
+		{"rados_mon_op_timeout", "0"},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &radosManager{c}, nil
+}
+
+// radosManager is a connection that was made.
+type radosManager struct{ conn *rados.Conn }
+
+func (m *radosManager) shutdown() { m.conn.Shutdown() }
+
+func (m *radosManager) removeTrashed(pool, id string) error {
+	tasks := admin.NewFromConn(m.conn).Task()
+	task, err := tasks.AddTrashRemove(admin.NewImageSpec(pool, "", id))
+	if err != nil {
+		return err
+	}
+	if task.RetryMessage == "" || task.InProgress {
+		return nil
+	}
+	// It is one of an earlier request. Should it not be taken off the list, then
+	// the manager tries again, and finds the image gone or fails again. That the
+	// answer is empty is an error for go-ceph.
+	_, _ = tasks.Cancel(task.ID)
+	return rbd.ErrManagerFailed
+}

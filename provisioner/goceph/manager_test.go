@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package goceph
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
+)
+
+// TestManagerConnection: the connection to a manager is made when it is needed,
+// and is none of those that all else shares.
+func TestManagerConnection(t *testing.T) {
+	inBubble(t, Config{IdleTimeout: time.Minute}, func(t *testing.T, f *fakeCeph, c *Connector) {
+		creds := fakeCreds()
+		cluster, p := openImages(t, c, creds)
+		f.want(1, 1, 1)
+		ask := func(p rbd.Pool) {
+			t.Helper()
+			if err := p.HandOverTrashed(t.Context(), "1a"); err != nil {
+				t.Error(err)
+			}
+		}
+		ask(p)
+		ask(p)
+		f.want(2, 2, 1)
+		time.Sleep(59 * time.Second)
+		ask(p)
+		time.Sleep(59 * time.Second)
+		f.want(2, 2, 1)
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		f.want(2, 1, 1)
+		ask(p)
+		f.want(3, 2, 1)
+
+		renewed := creds
+		renewed.Key = rbdtest.NewKey()
+		newCluster, newPool := openImages(t, c, renewed)
+		ask(newPool) // the one with the old key goes
+		f.want(5, 3, 2)
+		for _, p := range []rbd.Pool{p, newPool} {
+			p.Close()
+			if err := p.HandOverTrashed(t.Context(), "1a"); !errors.Is(err, errClosed) {
+				t.Errorf("got %v, want errClosed", err)
+			}
+		}
+		cluster.Close()
+		newCluster.Close()
+	})
+}
+
+// TestManagerErrors: after an error, which may last as long as the connection, the
+// next request has a new one; what else is open is not touched.
+func TestManagerErrors(t *testing.T) {
+	for name, test := range map[string]struct {
+		err, want error
+		keep      bool
+	}{
+		"denied":    {cephError(-13), rbd.ErrPermissionDenied, false},
+		"lost":      {cephError(-108), rbd.ErrConnectionLost, false},
+		"too old":   {cephError(-22), rbd.ErrNotSupported, false},
+		"not there": {cephError(-2), rbd.ErrImageNotFound, true},
+		"in vain":   {rbd.ErrManagerFailed, rbd.ErrManagerFailed, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, Config{}, func(t *testing.T, f *fakeCeph, c *Connector) {
+				cluster, p := openImages(t, c, fakeCreds())
+				f.onManager = func(string) error { return test.err }
+				err := p.HandOverTrashed(t.Context(), "1a")
+				if !errors.Is(err, test.want) {
+					t.Errorf("got %v, want %v", err, test.want)
+				}
+				if want := `hand over image "1a" in the trash of pool "images": ` + test.want.Error(); err.Error() != want {
+					t.Errorf("got the text %q, want %q", err, want)
+				}
+				synctest.Wait()
+				if test.keep {
+					f.want(2, 2, 1)
+				} else {
+					f.want(2, 1, 1)
+				}
+				f.onManager = nil
+				if err := p.HandOverTrashed(t.Context(), "1a"); err != nil {
+					t.Error(err)
+				}
+				for l := range c.links {
+					if l.retired || l.calls != 0 {
+						t.Errorf("the connection has %d calls, and was retired: %t", l.calls, l.retired)
+					}
+				}
+				p.Close()
+				cluster.Close()
+			})
+		})
+	}
+	t.Run("no connection", func(t *testing.T) {
+		inBubble(t, Config{}, func(t *testing.T, f *fakeCeph, c *Connector) {
+			cluster, p := openImages(t, c, fakeCreds())
+			f.onDial = func(rbd.Credentials) error { return cephError(-110) }
+			if err := p.HandOverTrashed(t.Context(), "1a"); !errors.Is(err, rbd.ErrUnreachable) {
+				t.Errorf("got %v, want ErrUnreachable", err)
+			}
+			f.want(2, 1, 1)
+			p.Close()
+			cluster.Close()
+		})
+	})
+	t.Run("names that the manager reads as others", func(t *testing.T) {
+		inBubble(t, Config{}, func(t *testing.T, f *fakeCeph, c *Connector) {
+			cluster, p := openImages(t, c, fakeCreds())
+			for _, id := range []string{"", "a/b", "a@b", "a\x00b"} {
+				if err := p.HandOverTrashed(t.Context(), id); !errors.Is(err, rbd.ErrNotSupported) {
+					t.Errorf("%q: got %v, want ErrNotSupported", id, err)
+				}
+			}
+			f.want(1, 1, 1)
+			p.Close()
+			cluster.Close()
+		})
+	})
+}
+
+// TestManagerTurns: callers wait for one another.
+func TestManagerTurns(t *testing.T) {
+	inBubble(t, Config{}, func(t *testing.T, f *fakeCeph, c *Connector) {
+		cluster, p := openImages(t, c, fakeCreds())
+		f.onManager = func(string) error { time.Sleep(second); return nil }
+		begin := time.Now()
+		var wg sync.WaitGroup
+		for range 5 {
+			wg.Go(func() {
+				if err := p.HandOverTrashed(t.Context(), "1a"); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if took := time.Since(begin); took != 5*second {
+			t.Errorf("it took %s", took)
+		}
+		f.want(2, 2, 1)
+		p.Close()
+		cluster.Close()
+	})
+}
+
+// TestManagerUnanswered: a caller has its deadline, while the command goes on. Until
+// it ends there is no other, also with a new key.
+func TestManagerUnanswered(t *testing.T) {
+	inBubble(t, Config{Timeout: time.Minute}, func(t *testing.T, f *fakeCeph, c *Connector) {
+		creds := fakeCreds()
+		cluster, p := openImages(t, c, creds)
+		answer := make(chan struct{})
+		f.onManager = func(string) error { <-answer; return nil }
+		ask := func(p rbd.Pool, deadline time.Duration) (time.Duration, error) {
+			ctx, cancel := context.WithTimeout(t.Context(), deadline)
+			defer cancel()
+			begin := time.Now()
+			err := p.HandOverTrashed(ctx, "1a")
+			return time.Since(begin), err
+		}
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			// This one waits for its turn, and hears that there is none.
+			time.Sleep(second)
+			if took, err := ask(p, time.Hour); !errors.Is(err, errUnanswered) || took != 9*second {
+				t.Errorf("got %v after %s, want errUnanswered after 9 s", err, took)
+			}
+		})
+		wg.Go(func() {
+			time.Sleep(second)
+			if took, err := ask(p, second); !errors.Is(err, rbd.ErrTimeout) || took != second {
+				t.Errorf("got %v after %s, want ErrTimeout after 1 s", err, took)
+			}
+		})
+		if took, err := ask(p, 10*second); !errors.Is(err, rbd.ErrTimeout) || took != 10*second {
+			t.Errorf("got %v after %s, want ErrTimeout after 10 s", err, took)
+		}
+		wg.Wait()
+		creds.Key = rbdtest.NewKey()
+		newCluster, newPool := openImages(t, c, creds)
+		for _, p := range []rbd.Pool{p, newPool} {
+			if took, err := ask(p, time.Hour); !errors.Is(err, errUnanswered) || took != 0 {
+				t.Errorf("got %v after %s, want errUnanswered at once", err, took)
+			}
+			if _, err := p.Trashed(t.Context(), "1a"); err != nil {
+				t.Errorf("a call that needs no manager: %v", err)
+			}
+		}
+		f.want(3, 3, 2)
+
+		close(answer)
+		synctest.Wait()
+		if _, err := ask(p, second); err != nil {
+			t.Error(err)
+		}
+		f.want(3, 3, 2)
+		p.Close()
+		newPool.Close()
+		cluster.Close()
+		newCluster.Close()
+	})
+}
+
+// TestManagerClose: a command that is never answered does not keep the process.
+func TestManagerClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeCeph{t: t}
+		c := f.connector(Config{})
+		cluster, p := openImages(t, c, fakeCreds())
+		answer := make(chan struct{})
+		f.onManager = func(string) error { <-answer; return nil }
+		ctx, cancel := context.WithTimeout(t.Context(), second)
+		defer cancel()
+		if err := p.HandOverTrashed(ctx, "1a"); !errors.Is(err, rbd.ErrTimeout) {
+			t.Errorf("got %v, want ErrTimeout", err)
+		}
+		p.Close()
+		cluster.Close()
+		begin := time.Now()
+		if err := c.Close(t.Context()); err != nil || time.Since(begin) != 0 {
+			t.Errorf("closed after %s: %v", time.Since(begin), err)
+		}
+		f.want(2, 1, 0) // librados would not end it
+		close(answer)
+		synctest.Wait()
+		f.want(2, 0, 0)
+	})
+}
