@@ -65,9 +65,9 @@ type Config struct {
 	// Recovered is told what recovery did about images that were left; nil for
 	// nobody.
 	Recovered func(Outcome)
-	// Purged is told of each image that was removed from the trash; nil for
-	// nobody.
-	Purged func()
+	// Purged is told of each image that was removed from the trash, and by whom:
+	// ByManager or ByProvisioner; nil for nobody.
+	Purged func(by string)
 	// MaxCloneDepth is on how many images a clone may depend, one through the
 	// other; one that depends on more is flattened in the background. 0 flattens
 	// every clone; at most CloneDepthLimit.

@@ -67,6 +67,9 @@ func (p *Provisioner) purge(ctx context.Context, place journal.Place, in *purgeP
 
 func (p *Provisioner) purgeDue(ctx context.Context, place journal.Place, in *purgePlace) error {
 	location, items := p.purger.due(in, time.Now())
+	if in.manager.wait(items, time.Now()) {
+		return nil
+	}
 	pool, err := p.config.Access.OpenForVolume(ctx, location)
 	if err != nil {
 		return err
@@ -81,7 +84,10 @@ func (p *Provisioner) purgeDue(ctx context.Context, place journal.Place, in *pur
 		if ctx.Err() != nil || p.givesWay(item) {
 			break
 		}
-		done, purgeErr := p.purgeImage(ctx, pool.Pool, place, item)
+		if in.manager.waits(item, time.Now()) {
+			continue
+		}
+		done, purgeErr := p.purgeImage(ctx, pool.Pool, place, in, item)
 		if done {
 			settled = append(settled, item)
 		}
@@ -126,15 +132,16 @@ func (p *Provisioner) givesWay(item *purgeItem) bool {
 
 // purgeImage removes one image, and reports whether its removal is settled. An
 // error says that others in the pool would fail, too.
-func (p *Provisioner) purgeImage(ctx context.Context, pool rbd.Pool, place journal.Place, item *purgeItem) (settled bool, err error) {
+func (p *Provisioner) purgeImage(ctx context.Context, pool rbd.Pool, place journal.Place, in *purgePlace, item *purgeItem) (settled bool, err error) {
 	removal := item.removal
 	logger := klog.FromContext(ctx).WithValues("image", removal.Image, "id", removal.ID, "PV", removal.Volume)
 	found, err := p.lookUp(ctx, pool, place, item)
 	switch {
 	case err != nil:
 		return false, err
-	case found == nil && item.tried:
-		p.purged(logger)
+	case found == nil && item.by != "":
+		in.manager.unlist(item, time.Now())
+		p.purged(logger, item.by)
 		p.purger.wake(place, removal.Parent)
 		return true, nil
 	case found == nil:
@@ -143,11 +150,16 @@ func (p *Provisioner) purgeImage(ctx context.Context, pool rbd.Pool, place journ
 		logger.Info("Left an image in the trash that somebody put there anew")
 		return true, nil
 	}
-	item.tried = true
+	// A move that was cut off, only RemoveTrashed ends.
+	if !found.Moving && p.handOver(ctx, pool, in, item) {
+		return false, nil
+	}
+	item.by = ByProvisioner
 	err = pool.RemoveTrashed(ctx, removal.ID)
 	switch {
 	case err == nil, errors.Is(err, rbd.ErrImageNotFound):
-		p.purged(logger)
+		in.manager.unlist(item, time.Now())
+		p.purged(logger, item.by)
 		p.purger.wake(place, removal.Parent)
 		return true, nil
 	case errors.Is(err, rbd.ErrTimeout):
@@ -156,9 +168,12 @@ func (p *Provisioner) purgeImage(ctx context.Context, pool rbd.Pool, place journ
 		logger.V(2).Info("The image is still being removed from the trash")
 		return false, errGoesOn
 	case errors.Is(err, rbd.ErrImageInUse), errors.Is(err, rbd.ErrImageHasSnapshots):
-		item.tried = false // when it is gone the next time, that was somebody else
 		if errors.Is(err, rbd.ErrImageHasSnapshots) {
 			p.dropCloneSnapshots(ctx, pool, removal.ID)
+		}
+		item.by = "" // when it is gone the next time, that was somebody else
+		if !item.listed.IsZero() {
+			item.by = ByManager // which may be removing it
 		}
 		p.purger.postpone(item, time.Now().Add(delay(&item.backoff)))
 		if !item.said {
@@ -199,10 +214,10 @@ func (p *Provisioner) lookUp(ctx context.Context, pool rbd.Pool, place journal.P
 }
 
 // purged tells of an image that was removed.
-func (p *Provisioner) purged(logger klog.Logger) {
-	logger.Info("Image removed from the trash")
+func (p *Provisioner) purged(logger klog.Logger, by string) {
+	logger.Info("Image removed from the trash", "by", by)
 	if p.config.Purged != nil {
-		p.config.Purged()
+		p.config.Purged(by)
 	}
 }
 

@@ -44,6 +44,7 @@ type purgePlace struct {
 	again   time.Time
 	backoff time.Duration
 	said    bool
+	manager managerPlace
 }
 
 // purgeItem is an image to remove. Who works in its place owns it.
@@ -54,8 +55,13 @@ type purgeItem struct {
 	backoff time.Duration
 	// absent is since when it is not in the trash; zero while it is.
 	absent time.Time
-	// tried says that its removal was begun, said that the log has why it stays.
-	tried, said bool
+	// by is who was told last to remove it, empty for nobody; listed since when
+	// Ceph's manager has it on its list, zero while it does not.
+	by     string
+	listed time.Time
+	// alone says that the manager is not to be asked for it, said that the log has
+	// why it stays.
+	alone, said bool
 }
 
 // delay sets off what is tried again, longer each time.
@@ -129,7 +135,12 @@ func (p *purger) due(in *purgePlace, now time.Time) (volume.Location, []*purgeIt
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var due []*purgeItem
+	// Counted anew: add replaces items.
+	in.manager.listed = 0
 	for _, item := range in.items {
+		if !item.listed.IsZero() {
+			in.manager.listed++
+		}
 		if !now.Before(item.due) {
 			due = append(due, item)
 		}

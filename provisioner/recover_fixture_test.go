@@ -28,14 +28,14 @@ type journalFixture struct {
 type outcomes struct {
 	mu     sync.Mutex // guards what follows
 	list   []Outcome
-	purged int
+	purged map[string]int // by whom
 }
 
 func newJournalFixture() journalFixture {
 	return journalFixture{
 		clusterUID: "cluster-1",
 		volumes:    cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{}),
-		outcomes:   &outcomes{},
+		outcomes:   &outcomes{purged: map[string]int{}},
 	}
 }
 
@@ -50,19 +50,26 @@ func (j journalFixture) config(c Config) Config {
 		defer j.outcomes.mu.Unlock()
 		j.outcomes.list = append(j.outcomes.list, o)
 	}
-	c.Purged = func() {
+	c.Purged = func(by string) {
 		j.outcomes.mu.Lock()
 		defer j.outcomes.mu.Unlock()
-		j.outcomes.purged++
+		j.outcomes.purged[by]++
 	}
 	return c
 }
 
-// purged returns how many images were removed from the trash.
+// purged returns how many images were removed from the trash, and purgedBy by
+// whom.
 func (j journalFixture) purged() int {
 	j.outcomes.mu.Lock()
 	defer j.outcomes.mu.Unlock()
-	return j.outcomes.purged
+	return j.outcomes.purged[ByManager] + j.outcomes.purged[ByProvisioner]
+}
+
+func (j journalFixture) purgedBy(by string) int {
+	j.outcomes.mu.Lock()
+	defer j.outcomes.mu.Unlock()
+	return j.outcomes.purged[by]
 }
 
 // counted returns the outcomes since the last call.

@@ -2,7 +2,11 @@
 
 package main
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"ceph.com/rbd-provisioner/provisioner"
+)
 
 // registerTrash shows how many images of deleted volumes are in the trash. Only
 // the leader knows; others show 0.
@@ -22,11 +26,14 @@ func registerTrash(registry prometheus.Registerer, count func() (waiting, kept i
 }
 
 // newPurgedCounter counts the images that were removed from the trash.
-func newPurgedCounter(registry prometheus.Registerer) func() {
-	counter := prometheus.NewCounter(prometheus.CounterOpts{
+func newPurgedCounter(registry prometheus.Registerer) func(by string) {
+	counter := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "rbd_provisioner_purged_images_total",
-		Help: "Images of deleted volumes that were removed from the trash.",
-	})
+		Help: "Images of deleted volumes that were removed from the trash, by Ceph's manager or by this process (provisioner).",
+	}, []string{"by"})
+	for _, by := range []string{provisioner.ByManager, provisioner.ByProvisioner} {
+		counter.WithLabelValues(by) // shown from the beginning, as 0
+	}
 	registry.MustRegister(counter)
-	return counter.Inc
+	return func(by string) { counter.WithLabelValues(by).Inc() }
 }

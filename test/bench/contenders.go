@@ -128,7 +128,7 @@ func (b *bench) prepare(ctx context.Context) error {
 	if _, err := core.Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: claimNamespace}}, metav1.CreateOptions{}); err != nil {
 		return err
 	}
-	key, err := b.rig.Ceph.CreateUser(ctx, cephUser, "mon", "profile rbd", "osd", "profile rbd")
+	key, err := b.rig.Ceph.CreateUser(ctx, cephUser, "mon", "profile rbd", "mgr", "profile rbd", "osd", "profile rbd")
 	if err != nil {
 		return err
 	}

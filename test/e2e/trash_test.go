@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -42,27 +43,82 @@ func (f *fixture) trashed(image string) string {
 	return ""
 }
 
-// The volume of a large image is gone as soon as that of a small one. The image is
-// removed later.
-func TestLargeVolume(t *testing.T) {
-	t.Parallel()
-	f := newFixture(t)
-	claim := f.claim("large", f.class("a", nil), func(c *corev1.PersistentVolumeClaim) {
-		c.Spec.Resources.Requests[corev1.ResourceStorage] = resource.MustParse("256Gi")
-	})
-	pv := f.bound(claim)
-	f.delete(claim)
-	f.volumeGone(pv)
-	f.trashed(pv.Spec.RBD.RBDImage) // for seconds
-	f.gone(pv)
+// allowManager lets the fixture's admin ask Ceph's manager for work.
+func (f *fixture) allowManager() {
+	f.Helper()
+	_, err := rig.Ceph.Run(f.Context(), "ceph", "auth", "caps", "client."+f.name+"-admin",
+		"mon", "profile rbd", "osd", "profile rbd pool="+f.name, "mgr", "profile rbd pool="+f.name)
+	f.must(err)
+}
+
+// purgedBy waits until the log says who removed a volume's image from the trash.
+func (f *fixture) purgedBy(pv *corev1.PersistentVolume, by string) {
+	f.Helper()
 	f.eventually(func(context.Context) error {
-		for line := range strings.Lines(log(t, rig.main)) {
+		for line := range strings.Lines(log(f.T, rig.main)) {
 			if strings.Contains(line, "Image removed from the trash") && strings.Contains(line, pv.Spec.RBD.RBDImage) {
+				if !strings.Contains(line, `by="`+by+`"`) {
+					f.Errorf("it was not removed by the %s: %s", by, line)
+				}
 				return nil
 			}
 		}
 		return errors.New("the log does not say that the image was removed")
 	})
+}
+
+// The volume of a large image is gone as soon as that of a small one. The image is
+// removed later: by Ceph's manager if the user may ask it, or else by us.
+func TestLargeVolume(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		by    string
+		begin func(*fixture)
+	}{
+		"with the cap":    {"manager", (*fixture).allowManager},
+		"without the cap": {"provisioner", func(*fixture) {}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t)
+			test.begin(f)
+			claim := f.claim("large", f.class("a", nil), func(c *corev1.PersistentVolumeClaim) {
+				c.Spec.Resources.Requests[corev1.ResourceStorage] = resource.MustParse("128Gi")
+			})
+			pv := f.bound(claim)
+			f.delete(claim)
+			f.volumeGone(pv)
+			f.trashed(pv.Spec.RBD.RBDImage) // for seconds
+			f.gone(pv)
+			f.purgedBy(pv, test.by)
+		})
+	}
+}
+
+// A manager that does not answer is done without. When it does after all, it does
+// no harm. Not parallel: it is everybody's.
+func TestPausedManager(t *testing.T) {
+	f := newFixture(t)
+	f.allowManager()
+	class := f.class("a", nil)
+	claim := f.claim("first", class, nil)
+	pv := f.bound(claim)
+	f.must(rig.Ceph.Mgr.Pause(t.Context()))
+	resume := sync.OnceValue(rig.Ceph.Mgr.Resume)
+	defer func() { f.must(resume()) }()
+	f.delete(claim)
+	f.gone(pv)
+	f.purgedBy(pv, "provisioner")
+	f.must(resume())
+
+	// In a pool that nothing is known of, it is asked again.
+	other := newFixture(t)
+	other.allowManager()
+	claim = other.claim("second", other.class("a", nil), nil)
+	pv = other.bound(claim)
+	other.delete(claim)
+	other.gone(pv)
+	other.purgedBy(pv, "manager")
 }
 
 // documentedVolume is the PersistentVolume in docs/trash.md.
