@@ -4,8 +4,8 @@ package provisioner
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"strings"
 	"testing"
 	"time"
 
@@ -168,29 +168,31 @@ func (f *cloneFixture) flattenFor(t *testing.T, length time.Duration) {
 	f.checkAfter(t, nil)
 }
 
-// flattenings returns the images that are noted to be flattened.
-func (f *cloneFixture) flattenings(t *testing.T) string {
+// next lets the fixture's claim ask for a clone of another one's volume.
+func (f *cloneFixture) next(t *testing.T, source, name string, uid types.UID) {
 	t.Helper()
-	var images []string
-	for image := range f.ceph.Notes(testPool)[f.Provisioner.flattenings.Object] {
-		images = append(images, image)
-	}
-	return strings.Join(images, " ")
+	f.options = f.cloneOf(source, name, uid)
+	f.putLive(t, func(*corev1.PersistentVolumeClaim) {})
 }
 
-// chain makes clones of clones, n of them, and returns the volumes.
-func (f *cloneFixture) chain(t *testing.T, n int) []*corev1.PersistentVolume {
+// chain makes clones of clones, n of them.
+func (f *cloneFixture) chain(t *testing.T, n int) {
 	t.Helper()
-	var volumes []*corev1.PersistentVolume
 	last := "data"
 	for i := range n {
 		name := fmt.Sprintf("chain-%d", i+1)
-		f.options = f.cloneOf(last, name, types.UID(fmt.Sprint(i+1)))
-		f.putLive(t, func(*corev1.PersistentVolumeClaim) {})
-		volumes = append(volumes, f.bind(t, f.mustProvision(t)))
+		f.next(t, last, name, types.UID(fmt.Sprint(i+1)))
+		f.bind(t, f.mustProvision(t))
 		last = name
 	}
-	return volumes
+}
+
+// mustWait calls Provision, which must say that the clone is being flattened.
+func (f *cloneFixture) mustWait(t *testing.T) {
+	t.Helper()
+	if _, state, err := f.provision(t.Context(), t); !errors.Is(err, errFlattening) || state != controller.ProvisioningInBackground {
+		t.Errorf("got state %s, error %v; want errFlattening", state, err)
+	}
 }
 
 func chainImage(i int) string { return fmt.Sprintf("%s%d", imagePrefix, i) }

@@ -53,9 +53,6 @@ func (d deletion) run(ctx context.Context) error {
 	if whose := volume.Foreign(image.Metadata, owner); whose != "" {
 		return fmt.Errorf("%s is not this volume's: %s: it is left alone", d.what(), whose)
 	}
-	if len(image.Watchers) > 0 && d.flattener.has(imageKey{d.place(), d.record.Image}) {
-		return fmt.Errorf("%s is a clone that is being flattened: it is removed once that is done", d.what())
-	}
 	if len(image.Watchers) > 0 {
 		return fmt.Errorf("%s: %w by %s: it is removed once no client has it open or mapped",
 			d.what(), rbd.ErrImageInUse, strings.Join(image.Watchers, ", "))

@@ -85,11 +85,11 @@ func (p fencedPool) RemoveTrashed(ctx context.Context, id string) error {
 }
 
 // SnapshotImage implements rbd.Clones.
-func (p fencedPool) SnapshotImage(ctx context.Context, image, snapshot string) error {
+func (p fencedPool) SnapshotImage(ctx context.Context, id, snapshot string) error {
 	if !p.leading() {
 		return errNotStarted{errNotLeading}
 	}
-	return p.Pool.SnapshotImage(ctx, image, snapshot)
+	return p.Pool.SnapshotImage(ctx, id, snapshot)
 }
 
 // CloneImage implements rbd.Clones.

@@ -4,18 +4,20 @@ package provisioner
 
 import (
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 )
 
-// TestFlatten: a clone that depends on more images than it may is flattened, once it
-// has its volume.
+// TestFlatten: a clone that depends on more images than it may is flattened before it
+// gets its volume, also by the next leader.
 func TestFlatten(t *testing.T) {
 	for _, restarted := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -26,24 +28,21 @@ func TestFlatten(t *testing.T) {
 			f.chain(t, 2)
 			checkSame(t, "the clones to flatten", 0, f.Unflattened())
 
-			f.options = f.cloneOf("chain-2", "chain-3", "3")
-			f.putLive(t, func(*corev1.PersistentVolumeClaim) {})
-			pv := f.mustProvision(t)
-			f.flattenFor(t, time.Minute)
-			checkSame(t, "the clones to flatten", 1, f.Unflattened())
-			checkSame(t, "their notes", chainImage(3), f.flattenings(t))
-			checkSame(t, "the clones that were flattened before they have volumes", 0, flattened)
-
-			f.bind(t, pv)
+			f.next(t, "chain-2", "chain-3", "3")
+			for range 2 {
+				f.mustWait(t)
+			}
 			if restarted {
 				f.restart(t, false)
-				f.config.Flattened = func() { flattened++ }
-				f.recoverAll(t)
+				f.config.MaxCloneDepth, f.config.Flattened = 2, func() { flattened++ }
+				f.mustWait(t)
 			}
-			f.flattenFor(t, 10*time.Minute)
+			checkSame(t, "the clones to flatten", 1, f.Unflattened())
+			f.flattenFor(t, time.Minute)
 			checkSame(t, "the clones to flatten", 0, f.Unflattened())
-			checkSame(t, "their notes", "", f.flattenings(t))
 			checkSame(t, "the clones that were flattened", 1, flattened)
+			f.mustProvision(t)
+			f.bind(t, f.mustProvision(t))
 			for i, parent := range map[int]bool{1: true, 2: true, 3: false} {
 				image, _ := f.ceph.Image(testPool, chainImage(i))
 				if (image.Parent != "") != parent {
@@ -52,105 +51,119 @@ func TestFlatten(t *testing.T) {
 				checkSame(t, "what it has", "what the source has", f.ceph.Data(testPool, chainImage(i)))
 			}
 			checkSame(t, "the log of it", 1, f.countLog("Clone flattened"))
+
+			// What is cloned from it begins anew.
+			f.next(t, "chain-3", "chain-4", "4")
+			f.mustProvision(t)
 		})
 	}
 }
 
-// A clone that goes before it is flattened is forgotten.
+// TestFlattenGone: the claim goes while its clone is to be flattened, or is.
 func TestFlattenGone(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newCloneFixture(t)
-		f.config.MaxCloneDepth = 0
-		f.release(t, f.options, f.bind(t, f.mustProvision(t)))
-		checkSame(t, "their notes", cloneImage, f.flattenings(t))
-		f.purgeFor(t, time.Minute)
-		f.flattenFor(t, 10*time.Minute)
-		checkSame(t, "the clones to flatten", 0, f.Unflattened())
-		checkSame(t, "their notes", "", f.flattenings(t))
-		f.checkNoClone(t)
-	})
+	for name, length := range map[string]time.Duration{"before it begins": 0, "once it has begun": time.Minute, "when it is done": 2 * time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newCloneFixture(t)
+				f.config.MaxCloneDepth = 0
+				if length > 0 {
+					f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallFlattenImage, Before: func() {
+						defer f.ceph.Watch(testPool, cloneImage, "10.0.0.7:0/1")()
+						time.Sleep(time.Hour)
+					}})
+				}
+				f.mustWait(t)
+				f.flattenFor(t, length)
+				f.dropLive(t)
+				_, _, err := f.provision(t.Context(), t)
+				checkIgnored(t, err)
+				time.Sleep(2 * time.Hour) // until the call has ended
+				f.recoverAll(t)
+				f.checkNoClone(t)
+				f.checkIntents(t)
+				f.flattenFor(t, time.Hour)
+				checkSame(t, "the clones to flatten", 0, f.Unflattened())
+			})
+		})
+	}
 }
 
-// What goes wrong is tried again; the log says it once.
+// What goes wrong is told to the claim, and tried again.
 func TestFlattenFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newCloneFixture(t)
 		f.config.MaxCloneDepth = 0
-		f.bind(t, f.mustProvision(t))
 		f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallFlattenImage, Err: rbd.ErrPoolFull, Times: 3})
+		f.mustWait(t)
 		f.flattenFor(t, 15*time.Second)
-		checkSame(t, "the clones to flatten", 1, f.Unflattened())
+		_, _, err := f.provision(t.Context(), t)
+		const want = `flatten image "kubernetes-dynamic-pvc-5678" in pool "rbd": pool is full or over its quota: free space, add storage, or raise the quota`
+		if err == nil || err.Error() != want {
+			t.Errorf("got %v, want %s", err, want)
+		}
 		f.flattenFor(t, 5*time.Minute)
-		checkSame(t, "the clones to flatten", 0, f.Unflattened())
-		checkSame(t, "the log of it", 1, f.countLog("could not be flattened"))
+		f.mustProvision(t)
 		image, _ := f.ceph.Image(testPool, cloneImage)
 		checkSame(t, "the clone's parent", "", image.Parent)
 	})
 }
 
-// TestFlattenLong: a flattening that outlives its deadline goes on, and its clone is
-// not deleted meanwhile.
-func TestFlattenLong(t *testing.T) {
+// TestFlattenOneAtATime: those of one pool come one after the other, in their order,
+// however long one takes; and nothing is cloned from one meanwhile.
+func TestFlattenOneAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newCloneFixture(t)
 		f.config.MaxCloneDepth = 0
-		pv := f.bind(t, f.mustProvision(t))
-		stop := func() {}
-		f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallFlattenImage, Before: func() {
-			stop = f.ceph.Watch(testPool, cloneImage, "10.0.0.7:0/1")
-			time.Sleep(time.Hour)
-			stop()
-		}})
-		f.flattenFor(t, 10*time.Minute)
-		checkSame(t, "the clones to flatten", 1, f.Unflattened())
-		err := f.Delete(f.withLog(t.Context()), pv)
-		if err == nil || !strings.Contains(err.Error(), "is a clone that is being flattened: it is removed once that is done") {
+		var running, most atomic.Int32
+		for i, name := range []string{"a", "b", "c", "d"} {
+			f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallFlattenImage, Image: "flattening " + imagePrefix + name, Before: func() {
+				most.Store(max(most.Load(), running.Add(1)))
+				time.Sleep(time.Hour)
+				running.Add(-1)
+			}})
+			f.next(t, "data", name, types.UID(name))
+			f.mustWait(t)
+			checkSame(t, "the clones to flatten", i+1, f.Unflattened())
+		}
+		var loop sync.WaitGroup
+		loop.Go(func() { f.flattenFor(t, 6*time.Hour) })
+		time.Sleep(150 * time.Minute)
+		for name, done := range map[string]bool{"a": true, "b": true, "c": false, "d": false} {
+			image, _ := f.ceph.Image(testPool, imagePrefix+name)
+			checkSame(t, name+" was flattened", done, image.Parent == "")
+		}
+		f.next(t, "c", "of-c", "of-c")
+		_, _, err := f.Provision(t.Context(), f.options)
+		if err == nil || !strings.Contains(err.Error(), `its source, claim "c", is not bound to a volume yet`) {
 			t.Errorf("got %v", err)
 		}
-		f.flattenFor(t, time.Hour)
+		loop.Wait()
 		checkSame(t, "the clones to flatten", 0, f.Unflattened())
-		f.release(t, f.options, pv)
-		f.purgeFor(t, time.Minute)
-		f.checkNoClone(t)
+		checkSame(t, "the most at the same time", 1, most.Load())
 	})
 }
 
-// Linux maps no image that depends on too many others, or has too many snapshots.
+// Linux maps no image that has too many snapshots.
 func TestCloneLimits(t *testing.T) {
-	t.Run("depth", func(t *testing.T) {
+	for _, test := range []struct {
+		has     int
+		flatten int
+		want    string
+	}{
+		{manySnapshots - 1, 0, ""},
+		{manySnapshots, 1, errFlattening.Error()},
+		{snapshotsOfLinux, 0, "has nearly as many snapshots and clones as Linux can map an image with"},
+	} {
 		f := newCloneFixture(t)
-		f.chain(t, CloneDepthLimit)
-		checkSame(t, "the clones to flatten", CloneDepthLimit-4, f.Unflattened())
-		f.options = f.cloneOf("chain-16", "chain-17", "17")
-		f.putLive(t, func(*corev1.PersistentVolumeClaim) {})
+		f.connector.show = func(image *rbd.Image) {
+			if image.ID == f.before.ID {
+				image.Kept = test.has
+			}
+		}
 		_, _, err := f.provision(t.Context(), t)
-		if err == nil || !strings.Contains(err.Error(), "it is cloned once it is flattened") {
-			t.Errorf("got %v", err)
+		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%d snapshots: got %v", test.has, err)
 		}
-		image, _ := f.ceph.Image(testPool, chainImage(16))
-		checkSame(t, "the source's snapshots", nil, image.Snapshots)
-	})
-	t.Run("snapshots", func(t *testing.T) {
-		for _, test := range []struct {
-			has     int
-			flatten int
-			want    string
-		}{
-			{manySnapshots - 1, 0, ""},
-			{manySnapshots, 1, ""},
-			{snapshotsOfLinux, 0, "has nearly as many clones and snapshots as Linux can map an image with"},
-		} {
-			f := newCloneFixture(t)
-			f.connector.show = func(image *rbd.Image) {
-				if image.ID == f.before.ID {
-					image.Kept = test.has
-				}
-			}
-			_, _, err := f.provision(t.Context(), t)
-			if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
-				t.Errorf("%d snapshots: got %v", test.has, err)
-			}
-			checkSame(t, "the clones to flatten", test.flatten, f.Unflattened())
-		}
-	})
+		checkSame(t, "the clones to flatten", test.flatten, f.Unflattened())
+	}
 }

@@ -87,7 +87,7 @@ func TestClaimsReachNothingOfOthers(t *testing.T) {
 // What is no claim of the same namespace is refused before anything is read or
 // called.
 func TestContentOfOthersIsRefused(t *testing.T) {
-	const kinds, namespaces = "asks for the content of a ", "asks for the content of a claim in namespace "
+	const kinds, namespaces = `asks for the content of "theirs" of kind `, "asks for the content of a claim in namespace "
 	for _, test := range []struct {
 		kind      string
 		group     string
@@ -96,15 +96,15 @@ func TestContentOfOthersIsRefused(t *testing.T) {
 	}{
 		{"PersistentVolumeClaim", "", ptr.To("kube-system"), namespaces},
 		{"PersistentVolumeClaim", "", ptr.To("../kube-system"), namespaces},
-		{"PersistentVolumeClaim", "example.com", nil, kinds + "PersistentVolumeClaim.example.com"},
-		{"VolumeSnapshot", "snapshot.storage.k8s.io", nil, kinds + "VolumeSnapshot.snapshot.storage.k8s.io"},
-		{"VolumeSnapshot", "snapshot.storage.k8s.io", ptr.To("kube-system"), kinds + "VolumeSnapshot.snapshot.storage.k8s.io"},
-		{"Secret", "", nil, kinds + "Secret"},
-		{"Secret", "", ptr.To(""), kinds + "Secret"},
-		{"persistentvolumeclaim", "", nil, kinds + "persistentvolumeclaim"},
-		{"", "", nil, kinds},
+		{"PersistentVolumeClaim", "example.com", nil, kinds + `"PersistentVolumeClaim.example.com"`},
+		{"VolumeSnapshot", "snapshot.storage.k8s.io", nil, kinds + `"VolumeSnapshot.snapshot.storage.k8s.io"`},
+		{"VolumeSnapshot", "snapshot.storage.k8s.io", ptr.To("kube-system"), kinds + `"VolumeSnapshot.snapshot.storage.k8s.io"`},
+		{"Secret", "", nil, kinds + `"Secret"`},
+		{"Secret", "", ptr.To(""), kinds + `"Secret"`},
+		{"persistentvolumeclaim", "", nil, kinds + `"persistentvolumeclaim"`},
+		{"", "", nil, kinds + `""`},
 	} {
-		t.Run(test.want+"/"+test.kind, func(t *testing.T) {
+		t.Run(test.kind+"."+test.group, func(t *testing.T) {
 			f := newFixture(t)
 			f.options.PVC.Spec.DataSourceRef = &corev1.TypedObjectReference{
 				APIGroup: &test.group, Kind: test.kind, Name: "theirs", Namespace: test.namespace,

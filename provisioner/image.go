@@ -102,6 +102,10 @@ func (p *Provisioner) adoptImage(ctx context.Context, pool rbd.Pool, r request, 
 	if err := r.checkConflict(image, owner); err != nil {
 		return false, err
 	}
+	if image.Metadata[metaFlattening] == flatteningPending {
+		// Nobody has it yet.
+		return false, errNotStarted{fmt.Errorf("%w: it was to be flattened", errImageConflict)}
+	}
 	if marked(image.Metadata, owner) {
 		return true, nil
 	}
@@ -150,21 +154,20 @@ func conflict(image rbd.Image, r request, owner map[string]string) string {
 	if r.params.DataPool != "" {
 		features = []string{rbd.FeatureDataPool, rbd.FeatureLayering}
 	}
-	clone := r.sourceClaim != "" || r.origin != nil
+	bare := r.origin.mayBeBare(image)
 	// That it depends on another, or that others depend on it.
 	has := slices.DeleteFunc(slices.Clone(image.Features), func(f string) bool { return f == rbd.FeatureOperations })
-	wanted := uint64(r.sizeBytes) // #nosec G115 -- imageSize returns no negative size
 	switch {
-	// A clone that is not marked yet has the size of its source.
-	case image.SizeBytes != wanted && !(fresh && image.SizeBytes < wanted):
+	// A clone that is not marked yet has the size that its source had.
+	case image.SizeBytes != r.wantedBytes() && !fresh && !(bare && image.SizeBytes < r.wantedBytes()):
 		return "its size differs" + remedy
 	case !slices.Equal(has, features):
 		return "its features differ" + remedy
 	case image.DataPool != r.params.DataPool:
 		return "its data pool differs" + remedy
-	case clone && !mine && !fresh:
+	case r.isClone() && !mine && !fresh && !bare:
 		return "it is not a clone of the claim's source" + remedy
-	case !clone && image.Parent != "":
+	case !r.isClone() && image.Parent != "":
 		return "it is a clone of another image" + remedy
 	case !mine && len(image.Watchers) > 0:
 		// A provisioner that died while it wrote that is a watcher for half a

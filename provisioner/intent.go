@@ -58,8 +58,8 @@ func (p *Provisioner) makeImage(ctx context.Context, pool *access.Pool, location
 
 func (p *Provisioner) makeNoted(ctx context.Context, pool *access.Pool, location volume.Location, r request, owner map[string]string, in journal.Intent, wanted bool) error {
 	switch {
-	case wanted && r.source != nil:
-		return cloning{p, r, pool, location, owner, in}.run(ctx)
+	case wanted && r.isClone():
+		return cloning{Provisioner: p, request: r, pool: pool, location: location, owner: owner, intent: in}.run(ctx)
 	case wanted:
 		if err := p.note(ctx, pool, in); err != nil {
 			return err
@@ -68,6 +68,15 @@ func (p *Provisioner) makeNoted(ctx context.Context, pool *access.Pool, location
 	}
 	if err := p.findImage(ctx, pool, r, owner); err != nil {
 		return err
+	}
+	if r.isClone() && p.hasJournal() {
+		earlier, err := p.journal.Of(ctx, pool, r.image)
+		if err != nil {
+			return err
+		}
+		r.source.restore(earlier)
+		in.SourceID, in.SourceVolume = earlier.SourceID, earlier.SourceVolume
+		in.SourceFSType, in.SourceBytes = earlier.SourceFSType, earlier.SourceBytes
 	}
 	// Who made it has noted it, unless that was a version without a journal.
 	return p.note(ctx, pool, in)

@@ -4,6 +4,7 @@ package provisioner
 
 import (
 	"sync"
+	"time"
 
 	"ceph.com/rbd-provisioner/provisioner/journal"
 )
@@ -32,7 +33,36 @@ type imageLock struct {
 // wait is too.
 func (l *imageLocks) lock(place journal.Place, image string) (unlock func()) {
 	key := imageKey{place, image}
+	one := l.use(key)
+	one.held <- struct{}{}
+	return func() {
+		<-one.held
+		l.leave(key, one)
+	}
+}
+
+// lockWithin is lock for who has something better to do than to wait for longer.
+func (l *imageLocks) lockWithin(place journal.Place, image string, length time.Duration) (unlock func(), locked bool) {
+	key := imageKey{place, image}
+	one := l.use(key)
+	timer := time.NewTimer(length)
+	defer timer.Stop()
+	select {
+	case one.held <- struct{}{}:
+		return func() {
+			<-one.held
+			l.leave(key, one)
+		}, true
+	case <-timer.C:
+		l.leave(key, one)
+		return nil, false
+	}
+}
+
+// use counts somebody in who locks an image or waits for it, leave out.
+func (l *imageLocks) use(key imageKey) *imageLock {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	one := l.locks[key]
 	if one == nil {
 		one = &imageLock{held: make(chan struct{}, 1)}
@@ -42,15 +72,13 @@ func (l *imageLocks) lock(place journal.Place, image string) (unlock func()) {
 		l.locks[key] = one
 	}
 	one.users++
-	l.mu.Unlock()
+	return one
+}
 
-	one.held <- struct{}{}
-	return func() {
-		<-one.held
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if one.users--; one.users == 0 {
-			delete(l.locks, key)
-		}
+func (l *imageLocks) leave(key imageKey, one *imageLock) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if one.users--; one.users == 0 {
+		delete(l.locks, key)
 	}
 }

@@ -83,15 +83,17 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 			return nil, errNotStarted{err}
 		}
 	}
-	if wanted && r.sourceClaim != "" {
-		if r.source, err = p.findSource(ctx, options.PVC, r); err != nil {
-			return nil, errNotStarted{err}
+	if r.isClone() {
+		r.source = &source{claim: r.sourceClaim}
+		if wanted {
+			r.source = p.findSource(ctx, options.PVC, r)
 		}
-		// It comes with a file system.
-		r.fsType = r.source.record.FSType
 	}
 	location := r.params.Location()
 	pool, err := p.config.Access.Open(ctx, location)
+	if err != nil && r.source != nil && r.source.err != nil {
+		return nil, errNotStarted{r.source.err}
+	}
 	if err != nil {
 		if !wanted {
 			// Somebody may have made the image before: ask until it is
@@ -194,14 +196,11 @@ func (p *Provisioner) newVolume(options controller.ProvisionOptions, r request, 
 			},
 		},
 	}
-	if r.source != nil && r.source.capacity.CmpInt64(r.sizeBytes) < 0 && ptr.Deref(claim.Spec.VolumeMode, "") != corev1.PersistentVolumeBlock {
-		metav1.SetMetaDataAnnotation(&pv.ObjectMeta, volume.AnnFileSystemSize, r.source.capacity.String())
-	}
-	if r.source != nil && r.fsType == xfs && !slices.Contains(pv.Spec.MountOptions, nouuid) {
-		pv.Spec.MountOptions = append(pv.Spec.MountOptions, nouuid)
-	}
 	if class.ReclaimPolicy != nil {
 		pv.Spec.PersistentVolumeReclaimPolicy = *class.ReclaimPolicy
+	}
+	if r.source.known() && ptr.Deref(claim.Spec.VolumeMode, "") != corev1.PersistentVolumeBlock {
+		r.fsType = withFileSystemOf(*r.source, pv)
 	}
 	volume.Record{
 		Identity: p.config.Identity,
@@ -219,4 +218,16 @@ func (p *Provisioner) newVolume(options controller.ProvisionOptions, r request, 
 		TrashRetention: r.params.TrashRetention,
 	}.Write(pv)
 	return pv
+}
+
+// withFileSystemOf tells of a clone's volume that it comes with its source's file
+// system, and returns the type of that.
+func withFileSystemOf(s source, pv *corev1.PersistentVolume) string {
+	if s.capacity.Cmp(pv.Spec.Capacity[corev1.ResourceStorage]) < 0 {
+		metav1.SetMetaDataAnnotation(&pv.ObjectMeta, volume.AnnFileSystemSize, s.capacity.String())
+	}
+	if s.record.FSType == xfs && !slices.Contains(pv.Spec.MountOptions, nouuid) {
+		pv.Spec.MountOptions = append(pv.Spec.MountOptions, nouuid)
+	}
+	return s.record.FSType
 }

@@ -69,8 +69,8 @@ type Config struct {
 	// ByManager or ByProvisioner; nil for nobody.
 	Purged func(by string)
 	// MaxCloneDepth is on how many images a clone may depend, one through the
-	// other; one that depends on more is flattened in the background. 0 flattens
-	// every clone; at most CloneDepthLimit.
+	// other; one that depends on more is flattened, in the background, before it
+	// gets its volume. 0 flattens every clone; at most CloneDepthLimit.
 	MaxCloneDepth int
 	// Flattened is told of each clone that was flattened; nil for nobody.
 	Flattened func()
@@ -103,8 +103,7 @@ type Provisioner struct {
 	removals journal.Removals
 	purger   purger
 
-	flattenings journal.Flattenings
-	flattener   flattener
+	flattener flattener
 	// deleted has the UIDs of volumes whose image was deleted lately.
 	deleted *cache.Expiring
 }
@@ -126,7 +125,6 @@ func New(c Config) (*Provisioner, error) {
 		p.journal.Object = journal.Object(cluster, c.Name, c.Identity)
 	}
 	p.removals.Object = journal.RemovalsObject(cluster, c.Name, c.Identity)
-	p.flattenings.Object = journal.FlatteningsObject(cluster, c.Name, c.Identity)
 	return p, nil
 }
 

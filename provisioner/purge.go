@@ -226,9 +226,6 @@ func (r *recovery) loadRemovals(ctx context.Context, pool rbd.Pool, place journa
 	if r.loaded[place] {
 		return nil
 	}
-	if err := r.loadFlattenings(ctx, pool, place, w); err != nil {
-		return err
-	}
 	removals, unreadable, err := r.removals.Read(ctx, pool)
 	if err != nil {
 		return err

@@ -50,9 +50,7 @@ func (r *recovery) removeLeft(ctx context.Context, pool rbd.Pool, place journal.
 func (r *recovery) notOurs(ctx context.Context, pool rbd.Pool, place journal.Place, in journal.Intent, image rbd.Image) (string, error) {
 	wanted := request{image: in.Image, pvName: in.Volume, sizeBytes: in.SizeBytes}
 	wanted.params.DataPool = in.DataPool
-	if in.SourceID != "" {
-		wanted.origin = &origin{imageID: in.SourceID, volume: in.SourceVolume}
-	}
+	wanted.origin = originOf(in)
 	if wanted.params.DataPool == place.Pool {
 		wanted.params.DataPool = "" // counts as none
 	}
@@ -69,6 +67,9 @@ func (r *recovery) notOurs(ctx context.Context, pool rbd.Pool, place journal.Pla
 	}
 	if reason := conflict(image, wanted, owner); reason != "" {
 		return reason, nil
+	}
+	if image.Metadata[metaFlattening] == flatteningPending {
+		return "", nil // it has data, and no volume yet
 	}
 	// The volume may have been saved, used, and deleted by somebody who wants
 	// to keep the image, while no provisioner ran.

@@ -36,6 +36,10 @@ type request struct {
 	origin      *origin
 }
 
+func (r request) isClone() bool { return r.sourceClaim != "" || r.origin != nil }
+
+func (r request) wantedBytes() uint64 { return uint64(r.sizeBytes) } // #nosec G115 -- ImageSize returns no negative size
+
 // newRequest checks class and claim. The error tells all faults of the class,
 // or else all faults of the claim, in one line.
 func (p *Provisioner) newRequest(options controller.ProvisionOptions) (request, error) {

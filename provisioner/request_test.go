@@ -3,6 +3,7 @@
 package provisioner
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -96,7 +97,7 @@ func TestNewRequestRefuses(t *testing.T) {
 	const (
 		selector = "the claim has a selector, which volumes made on demand can't match: remove spec.selector, " +
 			"or name an existing volume in spec.volumeName"
-		source = "the claim asks for the content of a VolumeSnapshot.snapshot.storage.k8s.io (spec.dataSource or " +
+		source = "the claim asks for the content of \"nightly\" of kind \"VolumeSnapshot.snapshot.storage.k8s.io\" (spec.dataSource or " +
 			"spec.dataSourceRef), which this provisioner can't give: name a PersistentVolumeClaim of the same namespace, " +
 			"or make a claim without it"
 		modes = "access mode ReadWriteMany, ReadWriteOncePod is not supported: supported are ReadWriteOnce and ReadOnlyMany"
@@ -121,6 +122,9 @@ func TestNewRequestRefuses(t *testing.T) {
 		{"a reference to one", func(o controller.ProvisionOptions) {
 			o.PVC.Spec.DataSourceRef = &corev1.TypedObjectReference{APIGroup: ptr.To("snapshot.storage.k8s.io"), Kind: "VolumeSnapshot", Name: "nightly"}
 		}, source},
+		{"a claim without a name", func(o controller.ProvisionOptions) {
+			o.PVC.Spec.DataSource = &corev1.TypedLocalObjectReference{Kind: "PersistentVolumeClaim"}
+		}, strings.NewReplacer("nightly", "", "VolumeSnapshot.snapshot.storage.k8s.io", "PersistentVolumeClaim").Replace(source)},
 		{"access modes", addModes, modes},
 		{"everything at once, in one line", func(o controller.ProvisionOptions) {
 			addSelector(o)

@@ -13,6 +13,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/journal"
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
@@ -31,13 +32,13 @@ func sourceClaim(claim *corev1.PersistentVolumeClaim) (string, error) {
 		ref = &corev1.TypedObjectReference{APIGroup: claim.Spec.DataSource.APIGroup, Kind: claim.Spec.DataSource.Kind, Name: claim.Spec.DataSource.Name}
 	}
 	group := ptr.Deref(ref.APIGroup, "")
-	if ref.Kind != claimKind || group != corev1.GroupName {
+	if ref.Kind != claimKind || group != corev1.GroupName || ref.Name == "" {
 		kind := ref.Kind
 		if group != "" {
 			kind += "." + group
 		}
-		return "", fmt.Errorf("the claim asks for the content of a %s (spec.dataSource or spec.dataSourceRef), which this provisioner "+
-			"can't give: name a %s of the same namespace, or make a claim without it", kind, claimKind)
+		return "", fmt.Errorf("the claim asks for the content of %q of kind %q (spec.dataSource or spec.dataSourceRef), which this "+
+			"provisioner can't give: name a %s of the same namespace, or make a claim without it", ref.Name, kind, claimKind)
 	}
 	if namespace := ptr.Deref(ref.Namespace, ""); namespace != "" && namespace != claim.Namespace {
 		return "", fmt.Errorf("the claim asks for the content of a claim in namespace %q (spec.dataSourceRef): "+
@@ -53,15 +54,41 @@ type source struct {
 	record volume.Record
 	// capacity is that of the volume.
 	capacity resource.Quantity
+	// err is what keeps it from being cloned; the rest is not known then.
+	err error
 }
 
 // what begins errors about it.
-func (s source) what() string { return fmt.Sprintf("its source, claim %q,", s.claim) }
+func (s *source) what() string { return fmt.Sprintf("its source, claim %q,", s.claim) }
+
+// known reports whether the source's volume is known.
+func (s *source) known() bool { return s != nil && s.volume != "" }
+
+// restore takes from an earlier attempt's intent what is not known of the source any
+// more.
+func (s *source) restore(earlier journal.Intent) {
+	if !s.known() && earlier.SourceVolume != "" {
+		s.volume, s.record.FSType = earlier.SourceVolume, earlier.SourceFSType
+		s.capacity = *resource.NewQuantity(earlier.SourceBytes, resource.BinarySI)
+	}
+}
+
+func (s *source) tooLarge(size resource.Quantity) error {
+	return fmt.Errorf("%s has %s, more than the claim requests: request at least that", s.what(), size.String())
+}
 
 // findSource reads the claim and the volume that a claim is to be a clone of. No
-// call to Ceph is made; the error says what keeps it from being cloned, and is the
+// call to Ceph is made. source.err says what keeps it from being cloned, and is the
 // same until that changes.
-func (p *Provisioner) findSource(ctx context.Context, claim *corev1.PersistentVolumeClaim, r request) (*source, error) {
+func (p *Provisioner) findSource(ctx context.Context, claim *corev1.PersistentVolumeClaim, r request) *source {
+	s, err := p.readSource(ctx, claim, r)
+	if err != nil {
+		return &source{claim: r.sourceClaim, err: err}
+	}
+	return s
+}
+
+func (p *Provisioner) readSource(ctx context.Context, claim *corev1.PersistentVolumeClaim, r request) (*source, error) {
 	ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
 	defer cancel()
 	s := &source{claim: r.sourceClaim}
@@ -74,6 +101,8 @@ func (p *Provisioner) findSource(ctx context.Context, claim *corev1.PersistentVo
 		return nil, fmt.Errorf("read %s: %w", s.what(), err)
 	case live.DeletionTimestamp != nil:
 		return nil, fmt.Errorf("%s is being deleted", s.what())
+	case live.Status.Phase == corev1.ClaimLost:
+		return nil, fmt.Errorf("%s has lost its volume", s.what())
 	case live.Status.Phase != corev1.ClaimBound || live.Spec.VolumeName == "":
 		return nil, fmt.Errorf("%s is not bound to a volume yet: it is cloned once it is", s.what())
 	}
@@ -93,13 +122,13 @@ func (p *Provisioner) findSource(ctx context.Context, claim *corev1.PersistentVo
 }
 
 // check compares what the claim and its class ask for with the source.
-func (s source) check(claim *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, r request) error {
+func (s *source) check(claim *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, r request) error {
 	wanted, has := ptr.Deref(claim.Spec.VolumeMode, corev1.PersistentVolumeFilesystem), ptr.Deref(pv.Spec.VolumeMode, corev1.PersistentVolumeFilesystem)
 	switch {
 	case wanted != has:
 		return fmt.Errorf("%s has the volume mode %s: set spec.volumeMode to it", s.what(), has)
 	case s.capacity.CmpInt64(r.sizeBytes) > 0:
-		return fmt.Errorf("%s has %s, more than the claim requests: request at least that", s.what(), s.capacity.String())
+		return s.tooLarge(s.capacity)
 	case s.record.Pool != r.params.Pool:
 		return fmt.Errorf("%s is in pool %q: use a StorageClass with that pool, since %q is another one", s.what(), s.record.Pool, r.params.Pool)
 	}

@@ -9,7 +9,7 @@ import "github.com/prometheus/client_golang/prometheus"
 func registerClones(registry prometheus.Registerer, count func() int) {
 	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "rbd_provisioner_unflattened_clones",
-		Help: "Clones that the leader is to flatten, since they depend on more images than -max-clone-depth allows, or their source has many clones.",
+		Help: "Clones that the leader is to flatten before their claims get them, since they depend on more images than -max-clone-depth allows, or their source has many clones.",
 	}, func() float64 { return float64(count()) }))
 }
 

@@ -87,7 +87,7 @@ func parseOptions(args []string, getenv func(string) string, stdout io.Writer) (
 	fs.IntVar(&commandTimeout, "command-timeout", 15, "`seconds` that one Ceph operation may take")
 	fs.IntVar(&o.workers, "worker-threads", 100, "claims, and likewise volumes, worked on at a time")
 	fs.BoolVar(&o.expansion, "expansion", true, "grow volumes whose claim asks for more, which needs the rights of rbac/resize-*.yaml")
-	fs.IntVar(&o.maxCloneDepth, "max-clone-depth", 4, "images that a clone may depend on, one through the other; one with more is flattened in the background, with 0 every clone")
+	fs.IntVar(&o.maxCloneDepth, "max-clone-depth", 4, "images that a clone may depend on, one through the other; one with more is flattened before its claim gets it, with 0 every clone")
 	fs.Float64Var(&o.qps, "kube-api-qps", 500, "requests per second to the API server, in the long run")
 	fs.IntVar(&o.burst, "kube-api-burst", 1000, "requests to the API server in a burst")
 	fs.BoolVar(&o.leaderElection, "leader-election", true, "let one of several replicas work at a time")

@@ -106,9 +106,9 @@ func (p watchedPool) RemoveTrashed(ctx context.Context, id string) error {
 	return err
 }
 
-func (p watchedPool) SnapshotImage(ctx context.Context, image, snapshot string) error {
+func (p watchedPool) SnapshotImage(ctx context.Context, id, snapshot string) error {
 	began := time.Now()
-	err := p.Pool.SnapshotImage(ctx, image, snapshot)
+	err := p.Pool.SnapshotImage(ctx, id, snapshot)
 	p.visit.saw(began, err)
 	return err
 }
@@ -125,6 +125,13 @@ func (p watchedPool) RemoveSnapshot(ctx context.Context, id, snapshot string) er
 	err := p.Pool.RemoveSnapshot(ctx, id, snapshot)
 	p.visit.saw(began, err)
 	return err
+}
+
+func (p watchedPool) HasClone(ctx context.Context, id, snapshot, clone string) (bool, error) {
+	began := time.Now()
+	has, err := p.Pool.HasClone(ctx, id, snapshot, clone)
+	p.visit.saw(began, err)
+	return has, err
 }
 
 func (p watchedPool) Snapshots(ctx context.Context, id string) ([]string, error) {

@@ -18,8 +18,8 @@ import (
 // removed before them.
 const cloneFormat = 2
 
-func (p *radosPool) snapshotImage(name, snapshot string) error {
-	image, err := librbd.OpenImage(p.io, name, librbd.NoSnapshot)
+func (p *radosPool) snapshotImage(id, snapshot string) error {
+	image, err := librbd.OpenImageById(p.io, id, librbd.NoSnapshot)
 	if err != nil {
 		return err
 	}
@@ -96,16 +96,28 @@ func listSnapshots(image *librbd.Image) (names []string, kept int, err error) {
 	return names, kept, nil
 }
 
-// parentOf returns the image that another one is a clone of, or nil.
-func parentOf(image *librbd.Image) (*librbd.ImageSpec, error) {
+func (p *radosPool) hasClone(id, snapshot, clone string) (bool, error) {
+	image, err := librbd.OpenImageByIdReadOnly(p.io, id, snapshot)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = image.Close() }() // only read
+	children, err := image.ListChildrenAttributes()
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(children, func(child librbd.ImageSpec) bool {
+		return child.ImageID == clone && int64(child.PoolID) == p.id() // #nosec G115 -- pools' IDs are small
+	}), nil
+}
+
+// parentOf returns what an image is a clone of, or nil.
+func parentOf(image *librbd.Image) (*librbd.ParentInfo, error) {
 	parent, err := image.GetParent()
 	if errors.Is(err, librbd.ErrNotFound) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	return &parent.Image, nil
+	return parent, err
 }
 
 func (p *radosPool) cloneDepth(name string) (int, error) {
@@ -128,19 +140,24 @@ func (p *radosPool) cloneDepth(name string) (int, error) {
 	}
 }
 
-// openParent opens an image that another one is a clone of: it may be in the
-// trash, and of another pool if somebody else made the clone.
-func (p *radosPool) openParent(parent *librbd.ImageSpec) (*librbd.Image, error) {
-	io, err := p.conn.OpenIOContext(parent.PoolName)
+// openParent opens the snapshot that an image is a clone of. Its image may be in
+// the trash, and of another pool if somebody else made the clone.
+func (p *radosPool) openParent(parent *librbd.ParentInfo) (*librbd.Image, error) {
+	io, err := p.conn.OpenIOContext(parent.Image.PoolName)
 	if err != nil {
 		return nil, err
 	}
 	// An open image keeps what it needs of it.
 	defer io.Destroy()
-	io.SetNamespace(parent.PoolNamespace)
-	image, err := librbd.OpenImageByIdReadOnly(io, parent.ImageID, librbd.NoSnapshot)
+	io.SetNamespace(parent.Image.PoolNamespace)
+	image, err := librbd.OpenImageByIdReadOnly(io, parent.Image.ImageID, librbd.NoSnapshot)
+	if err == nil {
+		if err = image.SetSnapByID(parent.Snap.ID); err != nil {
+			_ = image.Close() // only read
+		}
+	}
 	if errors.Is(err, librbd.ErrNotFound) {
-		return nil, fmt.Errorf("its parent with the ID %q changed while it was looked at", parent.ImageID)
+		return nil, fmt.Errorf("its parent with the ID %q changed while it was looked at", parent.Image.ImageID)
 	}
 	return image, err
 }

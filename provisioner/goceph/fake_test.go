@@ -200,7 +200,9 @@ func (p *fakePool) trashed(id string) (rbd.Trashed, error) { return rbd.Trashed{
 
 func (p *fakePool) removeTrashed(id string) error { return p.call(id) }
 
-func (p *fakePool) snapshotImage(name, _ string) error { return p.call(name) }
+func (p *fakePool) snapshotImage(id, _ string) error { return p.call(id) }
+
+func (p *fakePool) hasClone(id, _, _ string) (bool, error) { return false, p.call(id) }
 
 func (p *fakePool) cloneImage(name string, _ rbd.CloneSpec) error { return p.call(name) }
 

@@ -132,7 +132,7 @@ func (p *radosPool) describe(image *librbd.Image) (info rbd.Image, err error) {
 	}
 	parent, err := parentOf(image)
 	if parent != nil {
-		info.Parent = parent.ImageID
+		info.Parent = parent.Image.ImageID
 	}
 	return info, err
 }

@@ -32,7 +32,8 @@ type ioctx interface {
 	trashImage(name string, keep time.Duration) error
 	trashed(id string) (rbd.Trashed, error)
 	removeTrashed(id string) error
-	snapshotImage(name, snapshot string) error
+	snapshotImage(id, snapshot string) error
+	hasClone(id, snapshot, clone string) (bool, error)
 	cloneImage(name string, spec rbd.CloneSpec) error
 	removeSnapshot(id, snapshot string) error
 	snapshots(id string) ([]string, error)

@@ -42,6 +42,9 @@ func (p *radosPool) removeNotes(object string, keys []string) error {
 	return err
 }
 
+// lookInto is how many objects of an image Written looks at: 4 GiB as a rule.
+const lookInto = 1024
+
 func (p *radosPool) written(name string) (bool, error) {
 	image, err := librbd.OpenImageReadOnly(p.io, name, librbd.NoSnapshot)
 	if err != nil {
@@ -58,7 +61,7 @@ func (p *radosPool) written(name string) (bool, error) {
 	// Asks for the object's existence, not for its content.
 	err = image.DiffIterate(librbd.DiffIterateConfig{
 		SnapName:      librbd.NoSnapshot,
-		Length:        min(info.Size, info.Obj_size),
+		Length:        min(info.Size, lookInto*info.Obj_size),
 		IncludeParent: librbd.ExcludeParent,
 		WholeObject:   librbd.EnableWholeObject,
 		Callback: func(_, _ uint64, exists int, _ any) int {

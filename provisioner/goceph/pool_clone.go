@@ -17,12 +17,12 @@ import (
 const flattening = "\x00flattening "
 
 // SnapshotImage implements rbd.Clones.
-func (p *pool) SnapshotImage(ctx context.Context, image, snapshot string) error {
-	_, err := call(ctx, p, "make a snapshot of", image, func(io ioctx) (struct{}, error) {
+func (p *pool) SnapshotImage(ctx context.Context, id, snapshot string) error {
+	_, err := callID(ctx, p, "make a snapshot of", id, func(io ioctx) (struct{}, error) {
 		if err := checkSnapshot(snapshot); err != nil {
 			return struct{}{}, err
 		}
-		return struct{}{}, io.snapshotImage(image, snapshot)
+		return struct{}{}, io.snapshotImage(id, snapshot)
 	})
 	return err
 }
@@ -47,6 +47,16 @@ func (p *pool) RemoveSnapshot(ctx context.Context, id, snapshot string) error {
 		return struct{}{}, io.removeSnapshot(id, snapshot)
 	})
 	return err
+}
+
+// HasClone implements rbd.Clones.
+func (p *pool) HasClone(ctx context.Context, id, snapshot, clone string) (bool, error) {
+	return callID(ctx, p, "list the clones of", id, func(io ioctx) (bool, error) {
+		if err := checkSnapshot(snapshot); err != nil {
+			return false, err
+		}
+		return io.hasClone(id, snapshot, clone)
+	})
 }
 
 // Snapshots implements rbd.Clones.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package journal remembers which images are about to be made, flattened and
-// removed, in Ceph, beside them: what a process that is killed leaves behind
+// Package journal remembers which images are about to be made and which are about
+// to be removed, in Ceph, beside them: what a process that is killed leaves behind
 // is known to the next one, also when claim and volume are gone by then. It owns
 // how intents and removals are written down, and which intents this process takes
 // care of; what becomes of them, package provisioner decides.
@@ -36,6 +36,9 @@ type Intent struct {
 	// made from, which may have a snapshot for that, and the volume of that image.
 	SourceID     string `json:"sourceID,omitempty"`
 	SourceVolume string `json:"sourceVolume,omitempty"`
+	// SourceFSType and SourceBytes are that volume's file system and capacity.
+	SourceFSType string `json:"sourceFSType,omitempty"`
+	SourceBytes  int64  `json:"sourceBytes,omitempty"`
 }
 
 // Journal is where the intents of one provisioner of one Kubernetes cluster are,
@@ -88,6 +91,16 @@ func (j Journal) Read(ctx context.Context, pool rbd.Notes) (intents []Intent, un
 		intents = append(intents, in)
 	}
 	return intents, unreadable, nil
+}
+
+// Of returns the intent for an image, or one without an image when there is none
+// that can be read. The errors are those of Notes.
+func (j Journal) Of(ctx context.Context, pool rbd.Notes, image string) (Intent, error) {
+	intents, _, err := j.Read(ctx, pool)
+	if at := slices.IndexFunc(intents, func(in Intent) bool { return in.Image == image }); at >= 0 {
+		return intents[at], err
+	}
+	return Intent{}, err
 }
 
 // Clear removes the intents for images; that there is none is no error. The

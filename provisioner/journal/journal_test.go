@@ -38,7 +38,7 @@ func newPool(t *testing.T) rbd.Pool {
 func TestObjects(t *testing.T) {
 	seen := map[string]string{}
 	for kind, object := range map[string]func(string, string, string) string{
-		"intents": journal.Object, "removals": journal.RemovalsObject, "flattenings": journal.FlatteningsObject,
+		"intents": journal.Object, "removals": journal.RemovalsObject,
 	} {
 		for _, args := range [][3]string{
 			{"1", "ceph.com/rbd", "here"}, {"2", "ceph.com/rbd", "here"}, {"1", "ceph.com/rbd", "there"},
@@ -81,14 +81,13 @@ func stores() map[string]store {
 	at := time.Date(2026, 11, 21, 10, 0, 0, 0, time.UTC)
 	intents := []journal.Intent{
 		{Image: "a", Namespace: "apps", Claim: "data", ClaimUID: "1", Volume: "pvc-1", SizeBytes: 1 << 30, DataPool: "ec"},
-		{Image: "b", Namespace: "apps", Claim: "copy", ClaimUID: "2", Volume: "pvc-2", SizeBytes: 1, SourceID: "10ab", SourceVolume: "pvc-1"},
+		{Image: "b", Namespace: "apps", Claim: "copy", ClaimUID: "2", Volume: "pvc-2", SizeBytes: 1, SourceID: "10ab", SourceVolume: "pvc-1", SourceFSType: "xfs", SourceBytes: 1},
 	}
 	removals := []journal.Removal{
 		{ID: "20", Image: "b", Volume: "pvc-2", At: at, Keep: time.Hour, SizeBytes: 1 << 40, Parent: "10"},
 		{ID: "10", Image: "a", Volume: "pvc-1", At: at.Add(time.Second), SizeBytes: 1},
 	}
-	flattenings := []journal.Flattening{{Image: "a", Volume: "pvc-1", At: at}, {Image: "b", Volume: "pvc-2", At: at}}
-	j, r, f := journal.Journal{Object: "i"}, journal.Removals{Object: "r"}, journal.Flattenings{Object: "f"}
+	j, r := journal.Journal{Object: "i"}, journal.Removals{Object: "r"}
 	return map[string]store{
 		"intents": {
 			object: j.Object, want: intents, keys: []string{"a", "b"},
@@ -119,21 +118,6 @@ func stores() map[string]store {
 			},
 			clear: func(t *testing.T, p rbd.Pool, keys ...string) { check(t, r.Clear(t.Context(), p, keys...)) },
 			bad:   []string{"", "{}", `{"image":"a"}`, `{"image":"a","at":"2026-11-21T10:00:00Z","keep":-1}`, `{"at":"2026-11-21T10:00:00Z"}`},
-		},
-		"flattenings": {
-			object: f.Object, want: flattenings, keys: []string{"a", "b"},
-			write: func(t *testing.T, p rbd.Pool) {
-				for _, one := range flattenings {
-					check(t, f.Write(t.Context(), p, one))
-				}
-			},
-			read: func(t *testing.T, p rbd.Pool) (any, []string) {
-				all, unreadable, err := f.Read(t.Context(), p)
-				check(t, err)
-				return all, unreadable
-			},
-			clear: func(t *testing.T, p rbd.Pool, keys ...string) { check(t, f.Clear(t.Context(), p, keys...)) },
-			bad:   []string{"", "{}", "17"},
 		},
 	}
 }
@@ -184,6 +168,20 @@ func TestUnreadable(t *testing.T) {
 				t.Errorf("unreadable (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+func TestOf(t *testing.T) {
+	p := newPool(t)
+	j := journal.Journal{Object: "i"}
+	in := journal.Intent{Image: "a", Namespace: "apps", Claim: "data", ClaimUID: "1", Volume: "pvc-1"}
+	for image, want := range map[string]journal.Intent{"a": in, "b": {}} {
+		if err := j.Write(t.Context(), p, in); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := j.Of(t.Context(), p, image); err != nil || got != want {
+			t.Errorf("image %q: got %+v, error %v", image, got, err)
+		}
 	}
 }
 

@@ -13,11 +13,11 @@ import "context"
 // a clone is named by what it is to be called. All may return ErrTimeout, also with
 // ErrImageBusy, ErrConnectionLost or ErrPermissionDenied.
 type Clones interface {
-	// SnapshotImage makes a snapshot of an image. That it has one of that name is
-	// no error.
+	// SnapshotImage makes a snapshot of an image, which is named by its ID. That it
+	// has one of that name is no error.
 	//
 	// Errors: ErrImageNotFound, ErrPoolFull.
-	SnapshotImage(ctx context.Context, image, snapshot string) error
+	SnapshotImage(ctx context.Context, id, snapshot string) error
 	// CloneImage makes an image from another one's snapshot, of its size, with
 	// the feature layering, those that CreateImage would give and
 	// FeatureOperations. Ceph copies the other one's metadata, too.
@@ -31,13 +31,20 @@ type Clones interface {
 	//
 	// Errors: ErrImageInUse for a snapshot that is protected, ErrPoolFull.
 	RemoveSnapshot(ctx context.Context, id, snapshot string) error
+	// HasClone reports whether an image's snapshot knows of a clone, where both
+	// images are named by their IDs. A clone that it does not know of was not made
+	// to the end, and can't be opened any more once the snapshot is removed.
+	//
+	// Errors: ErrImageNotFound, also when there is no such snapshot.
+	HasClone(ctx context.Context, id, snapshot, clone string) (bool, error)
 	// Snapshots returns the names of the snapshots of an image, which is named by
 	// its ID, as Image.Snapshots has them.
 	//
 	// Errors: ErrImageNotFound.
 	Snapshots(ctx context.Context, id string) ([]string, error)
 	// CloneDepth returns how many images an image depends on, one through the
-	// other: 0 when it has no parent.
+	// other: 0 when it has no parent. An image that was flattened still depends on
+	// its former parent where it does so through an older snapshot.
 	//
 	// Errors: ErrImageNotFound.
 	CloneDepth(ctx context.Context, name string) (int, error)
@@ -47,6 +54,9 @@ type Clones interface {
 	// goes on after ErrTimeout, when a further call about the same image waits
 	// for it; it keeps no other call about the image waiting. It is safe to
 	// repeat after any error. That the image has no parent is no error.
+	//
+	// No clone of the image may be made meanwhile, or from a snapshot of before: librbd
+	// forgets that it depends on the parent, too (seen with Ceph 16.2).
 	//
 	// Errors: ErrImageNotFound, ErrPoolFull.
 	FlattenImage(ctx context.Context, name string) error

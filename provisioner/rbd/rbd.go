@@ -111,9 +111,10 @@ type Pool interface {
 	// names left in the trash. An image that has such a name by now stays, and
 	// so does what somebody has put into the trash. Nothing to do is no error.
 	FinishRemovals(ctx context.Context, names ...string) error
-	// Written reports whether something was written into the first object of an
-	// image, as whoever makes a file system or a partition table does. What a
-	// clone shares with its parent does not count. It changes nothing.
+	// Written reports whether something was written into an image, by the objects at
+	// its beginning (1024 of them): file systems and partition tables begin there,
+	// but that of a clone need not be written to. What a clone shares with its
+	// parent does not count. It changes nothing.
 	//
 	// Errors: ErrImageNotFound.
 	Written(ctx context.Context, name string) (bool, error)

@@ -19,17 +19,38 @@ type snapshot struct {
 	// written and data are what the image had.
 	written bool
 	data    string
+	size    uint64
+	// parent and from are what the image was a clone of.
+	parent *image
+	from   *snapshot
 }
 
 // SnapshotImage implements rbd.Clones.
-func (p *pool) SnapshotImage(ctx context.Context, image, snapshot string) error {
-	_, err := call(ctx, p, CallSnapshotImage, "make a snapshot of", image, func() (struct{}, error) {
+func (p *pool) SnapshotImage(ctx context.Context, id, snapshot string) error {
+	_, err := callID(ctx, p, CallSnapshotImage, "make a snapshot of", id, func(i *image) (struct{}, error) {
 		if err := checkSnapshot(snapshot); err != nil {
 			return struct{}{}, err
 		}
-		return struct{}{}, p.state.snapshotImage(image, snapshot)
+		if i == nil {
+			return struct{}{}, rbd.ErrImageNotFound
+		}
+		return struct{}{}, i.makeSnapshot(p.state, snapshot)
 	})
 	return err
+}
+
+// HasClone implements rbd.Clones.
+func (p *pool) HasClone(ctx context.Context, id, snapshot, clone string) (bool, error) {
+	return callID(ctx, p, CallHasClone, "list the clones of", id, func(i *image) (bool, error) {
+		if err := checkSnapshot(snapshot); err != nil {
+			return false, err
+		}
+		if i == nil || i.snapshot(snapshot) == nil {
+			return false, rbd.ErrImageNotFound
+		}
+		c := p.state.byID(clone)
+		return c != nil && !c.half && c.from == i.snapshot(snapshot), nil
+	})
 }
 
 // CloneImage implements rbd.Clones.
@@ -76,7 +97,7 @@ func (p *pool) CloneDepth(ctx context.Context, name string) (int, error) {
 			return 0, err
 		}
 		depth := 0
-		for ; i.parent != nil; i = i.parent {
+		for parent, from := i.parent, i.from; parent != nil; parent, from = from.parent, from.from {
 			depth++
 		}
 		return depth, nil
@@ -128,7 +149,7 @@ func (c *Cluster) Clone(pool, source, name string) {
 	const snapshot = "somebody's"
 	p := c.mustPool(pool)
 	for _, err := range []error{
-		p.snapshotImage(source, snapshot),
+		c.mustImage(pool, source).makeSnapshot(p, snapshot),
 		c.cloneImage(p, name, rbd.CloneSpec{Source: source, Snapshot: snapshot}, Caps{AllPools: true}),
 		c.mustImage(pool, source).removeSnapshot(p, snapshot),
 	} {
@@ -136,6 +157,27 @@ func (c *Cluster) Clone(pool, source, name string) {
 			panic(fmt.Sprintf("rbdtest: the test can't clone image %q in pool %q: %v", source, pool, err))
 		}
 	}
+}
+
+// HalfClone leaves what a client does that dies in the middle of CloneImage: an image
+// that names its parent, whose only snapshot does not know of it.
+func (c *Cluster) HalfClone(pool, source, name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.mustImage(pool, source)
+	from := s.snapshots[0]
+	c.mustPool(pool).images[name] = &image{
+		id: c.newID(), size: from.size, metadata: map[string]string{}, parent: s, from: from, data: from.data, half: true,
+	}
+}
+
+// Dangling reports whether the snapshot that an image is a clone of is gone, so that
+// nobody can open it any more.
+func (c *Cluster) Dangling(pool, name string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := c.mustImage(pool, name)
+	return i.parent != nil && !slices.Contains(i.parent.snapshots, i.from)
 }
 
 // Data returns what an image holds, as Fill has written it, of its own or through
@@ -190,17 +232,19 @@ func (i *image) listSnapshots() (names []string, kept int) {
 	return names, kept
 }
 
-func (p *poolState) snapshotImage(name, snap string) error {
-	i, err := p.image(name)
+func (i *image) makeSnapshot(p *poolState, name string) error {
 	switch {
-	case err != nil:
-		return err
-	case i.snapshot(snap) != nil:
+	case i.snapshot(name) != nil:
 		return nil
 	case p.full:
 		return rbd.ErrPoolFull
 	}
-	i.snapshots = append(i.snapshots, &snapshot{name: snap, written: i.written, data: i.data})
+	i.snapshots = append(i.snapshots, &snapshot{
+		name: name, written: i.written, data: i.data, size: i.size, parent: i.parent, from: i.from,
+	})
+	if i.from != nil {
+		i.from.clones++
+	}
 	return nil
 }
 
@@ -213,7 +257,7 @@ func (c *Cluster) cloneImage(p *poolState, name string, spec rbd.CloneSpec, caps
 	if from == nil {
 		return rbd.ErrImageNotFound
 	}
-	if err := c.createImage(p, name, rbd.ImageSpec{SizeBytes: source.size, DataPool: spec.DataPool}, caps); err != nil {
+	if err := c.createImage(p, name, rbd.ImageSpec{SizeBytes: from.size, DataPool: spec.DataPool}, caps); err != nil {
 		return err
 	}
 	made := p.images[name]
@@ -238,7 +282,20 @@ func (i *image) removeSnapshot(p *poolState, name string) error {
 
 // dropSnapshots drops those that were removed and that no clone depends on.
 func (i *image) dropSnapshots() {
-	i.snapshots = slices.DeleteFunc(i.snapshots, func(s *snapshot) bool { return s.name == "" && s.clones == 0 })
+	var dropped []*snapshot
+	i.snapshots = slices.DeleteFunc(i.snapshots, func(s *snapshot) bool {
+		drop := s.name == "" && s.clones == 0
+		if drop {
+			dropped = append(dropped, s)
+		}
+		return drop
+	})
+	for _, s := range dropped {
+		if s.from != nil {
+			s.from.clones--
+			s.parent.dropSnapshots()
+		}
+	}
 }
 
 // leaveParent makes a clone depend on no other image.
@@ -246,7 +303,11 @@ func (i *image) leaveParent() {
 	if i.parent == nil {
 		return
 	}
-	i.from.clones--
-	i.parent.dropSnapshots()
+	parent, from := i.parent, i.from
 	i.parent, i.from = nil, nil
+	if i.half {
+		return // the snapshot knows nothing of it
+	}
+	from.clones--
+	parent.dropSnapshots()
 }

@@ -90,6 +90,8 @@ type image struct {
 	// parent is the image that it is a clone of, and from its snapshot.
 	parent *image
 	from   *snapshot
+	// half says that the snapshot does not know of it.
+	half bool
 }
 
 // Remains is what a client that died may leave of an image.

@@ -3,6 +3,7 @@
 package rbdtest
 
 import (
+	"errors"
 	"slices"
 	"testing"
 
@@ -15,15 +16,22 @@ import (
 func clone(t *testing.T, p rbd.Pool, source, name string) {
 	t.Helper()
 	const snapshot = "for-a-clone"
-	for _, err := range []error{
-		p.SnapshotImage(t.Context(), source, snapshot),
-		p.CloneImage(t.Context(), name, rbd.CloneSpec{Source: source, Snapshot: snapshot}),
-		p.RemoveSnapshot(t.Context(), imageID(t, p, source), snapshot),
-	} {
+	id := imageID(t, p, source)
+	check := func(err error) {
+		t.Helper()
 		if err != nil {
 			t.Fatalf("clone image %q: %v", source, err)
 		}
 	}
+	check(p.SnapshotImage(t.Context(), id, snapshot))
+	if has, err := p.HasClone(t.Context(), id, snapshot, id); err != nil || has {
+		t.Errorf("that the snapshot has a clone is %v, error %v", has, err)
+	}
+	check(p.CloneImage(t.Context(), name, rbd.CloneSpec{Source: source, Snapshot: snapshot}))
+	if has, err := p.HasClone(t.Context(), id, snapshot, imageID(t, p, name)); err != nil || !has {
+		t.Errorf("that the snapshot has its clone is %v, error %v", has, err)
+	}
+	check(p.RemoveSnapshot(t.Context(), id, snapshot))
 }
 
 func (s suite) testSnapshotImage(t *testing.T) {
@@ -45,7 +53,7 @@ func (s suite) testSnapshotImage(t *testing.T) {
 	}
 	wantSnapshots()
 	for _, name := range []string{"b", "a", "b"} {
-		if err := p.SnapshotImage(t.Context(), "source", name); err != nil {
+		if err := p.SnapshotImage(t.Context(), id, name); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -56,6 +64,9 @@ func (s suite) testSnapshotImage(t *testing.T) {
 		}
 	}
 	wantSnapshots("b")
+	if _, err := p.HasClone(t.Context(), id, "a", id); !errors.Is(err, rbd.ErrImageNotFound) {
+		t.Errorf("of a snapshot that is not there: got %v", err)
+	}
 
 	// As well for an image in the trash.
 	trash(t, p, "source")
@@ -71,14 +82,16 @@ func (s suite) testSnapshotImage(t *testing.T) {
 	}
 
 	in := ` in pool "` + pool + `": `
-	wantError(t, p.SnapshotImage(t.Context(), "nobody", "a"), rbd.ErrImageNotFound, `make a snapshot of image "nobody"`+in)
-	_, err := p.Snapshots(t.Context(), id)
+	wantError(t, p.SnapshotImage(t.Context(), id, "a"), rbd.ErrImageNotFound, `make a snapshot of the image with the ID "`+id+`"`+in)
+	_, err := p.HasClone(t.Context(), id, "a", "b")
+	wantError(t, err, rbd.ErrImageNotFound, `list the clones of the image with the ID "`+id+`"`+in)
+	_, err = p.Snapshots(t.Context(), id)
 	wantError(t, err, rbd.ErrImageNotFound, `list the snapshots of the image with the ID "`+id+`"`+in)
 	if err := p.RemoveSnapshot(t.Context(), id, "a"); err != nil {
 		t.Errorf("remove a snapshot of an image that is not there: %v", err)
 	}
 	for _, bad := range []string{"", "a\x00b"} {
-		wantError(t, p.SnapshotImage(t.Context(), "nobody", bad), rbd.ErrNotSupported, `make a snapshot of image "nobody"`+in)
+		wantError(t, p.SnapshotImage(t.Context(), id, bad), rbd.ErrNotSupported, `make a snapshot of the image with the ID`)
 		wantError(t, p.RemoveSnapshot(t.Context(), id, bad), rbd.ErrNotSupported, `remove a snapshot of the image with the ID`)
 	}
 }
@@ -113,7 +126,7 @@ func (s suite) testCloneImage(t *testing.T) {
 	t.Run("a name that is taken", func(t *testing.T) {
 		create(t, p, "taken-source", rbd.ImageSpec{SizeBytes: 8 << 20})
 		create(t, p, "taken", rbd.ImageSpec{SizeBytes: 1 << 20})
-		if err := p.SnapshotImage(t.Context(), "taken-source", "a"); err != nil {
+		if err := p.SnapshotImage(t.Context(), imageID(t, p, "taken-source"), "a"); err != nil {
 			t.Fatal(err)
 		}
 		wantError(t, p.CloneImage(t.Context(), "taken", rbd.CloneSpec{Source: "taken-source", Snapshot: "a"}),
@@ -131,7 +144,7 @@ func (s suite) testCloneImage(t *testing.T) {
 	})
 	t.Run("with a data pool", func(t *testing.T) {
 		create(t, p, "data-source", rbd.ImageSpec{SizeBytes: 8 << 20})
-		if err := p.SnapshotImage(t.Context(), "data-source", "a"); err != nil {
+		if err := p.SnapshotImage(t.Context(), imageID(t, p, "data-source"), "a"); err != nil {
 			t.Fatal(err)
 		}
 		if err := p.CloneImage(t.Context(), "data-clone", rbd.CloneSpec{Source: "data-source", Snapshot: "a", DataPool: s.OtherPool}); err != nil {
@@ -225,6 +238,16 @@ func (s suite) testClonesGo(t *testing.T) {
 			if depth, err := p.CloneDepth(t.Context(), name); depth != want || err != nil {
 				t.Errorf("%s: got depth %d, error %v; want %d", name, depth, err, want)
 			}
+		}
+		// Flattened, it still depends on its parent for its own clone.
+		if err := p.FlattenImage(t.Context(), "chain-1"); err != nil {
+			t.Fatal(err)
+		}
+		if got := describe(t, p, "chain-0"); got.Kept != 1 {
+			t.Errorf("%d snapshots are kept for the clone of a clone that was flattened", got.Kept)
+		}
+		if depth, err := p.CloneDepth(t.Context(), "chain-2"); depth != 2 || err != nil {
+			t.Errorf("the clone of a clone that was flattened has depth %d, error %v", depth, err)
 		}
 		first, second := trash(t, p, "chain-0"), trash(t, p, "chain-1")
 		remove(t, p, "chain-2")

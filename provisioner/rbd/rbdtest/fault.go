@@ -30,6 +30,7 @@ const (
 	CallSnapshotImage  Call = "SnapshotImage"
 	CallCloneImage     Call = "CloneImage"
 	CallRemoveSnapshot Call = "RemoveSnapshot"
+	CallHasClone       Call = "HasClone"
 	CallSnapshots      Call = "Snapshots"
 	CallCloneDepth     Call = "CloneDepth"
 	CallFlattenImage   Call = "FlattenImage"

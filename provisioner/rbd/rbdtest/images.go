@@ -70,7 +70,7 @@ func (c *Cluster) AddSnapshot(pool, image, name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	i := c.mustImage(pool, image)
-	i.snapshots = append(i.snapshots, &snapshot{name: name})
+	i.snapshots = append(i.snapshots, &snapshot{name: name, size: i.size})
 }
 
 // RemoveSnapshot removes a snapshot of an image.
