@@ -12,19 +12,21 @@
 set -eu
 
 cc=${CC:-gcc}
+cxx=${CXX:-g++}
 
 missing() {
 	cat >&2 <<END
 $1
-To build the program, a C compiler and the headers of librbd and librados are
-needed. Install them with "make deps", or these packages:
-  Debian, Ubuntu: gcc libc6-dev librbd-dev librados-dev
-  Fedora, RHEL:   gcc glibc-devel librbd-devel librados-devel
+To build the program, compilers of C and C++ and the headers of librbd and
+librados are needed. Install them with "make deps", or these packages:
+  Debian, Ubuntu: gcc g++ libc6-dev librbd-dev librados-dev
+  Fedora, RHEL:   gcc gcc-c++ glibc-devel librbd-devel librados-devel
 END
 	exit 1
 }
 
 command -v "${cc%% *}" >/dev/null || missing "No C compiler: $cc is not there."
+command -v "${cxx%% *}" >/dev/null || missing "No C++ compiler: $cxx is not there."
 
 # CC may carry arguments, as with ccache.
 # shellcheck disable=SC2086
