@@ -41,6 +41,15 @@ func (p *radosPool) finishRemovals(names []string) error {
 }
 
 func (p *radosPool) trashImage(name string, keep time.Duration) error {
+	err := p.moveToTrash(name, keep)
+	if errors.Is(err, errNotPlain) {
+		return p.trashImageOpen(name, keep)
+	}
+	return err
+}
+
+// trashImageOpen moves an image to the trash, whatever it is like, with librbd.
+func (p *radosPool) trashImageOpen(name string, keep time.Duration) error {
 	return p.intoTrash(name, func() error { return librbd.GetImage(p.io, name).Trash(keep) })
 }
 
@@ -121,11 +130,5 @@ func (p *radosPool) endMove(id string) error {
 	case err != nil:
 		return err
 	}
-	op := rados.CreateWriteOp()
-	defer op.Release()
-	op.AssertExists()
-	// Source: trash_state_set in Ceph's src/cls/rbd/cls_rbd.cc. It changes nothing
-	// when the state is no longer the expected one.
-	op.Exec("rbd", "trash_state_set", append(appendText(nil, id), trashNormal, trashMoving))
-	return op.Operate(p.io, trashObject, rados.OperationNoFlag)
+	return p.setTrashNormal(id)
 }
