@@ -11,7 +11,7 @@ packages=(
 	# What make, go and the scripts call
 	make git ca-certificates shellcheck
 	# cgo, and what go-ceph is built with
-	gcc g++ libc6-dev librbd-dev librados-dev
+	gcc g++ libc6-dev librbd-dev librados-dev libradospp-dev
 	# The servers of the test rig; kube-apiserver and the like are built by
 	# "make kubernetes"
 	ceph-mon ceph-mgr ceph-osd ceph-common etcd-server

@@ -86,19 +86,15 @@ func (p *radosPool) plainHeader(id string) (header, error) {
 	return h, nil
 }
 
-// watchers returns the sorted addresses of those who watch an object, or
-// errNotPlain where only librbd could ask.
+// watchers returns the sorted addresses of those who watch an object.
 func (p *radosPool) watchers(object string) ([]string, error) {
 	cObject := C.CString(object)
 	defer C.free(unsafe.Pointer(cObject))
 	var lines *C.char
 	r := C.watcher_addresses(C.rados_ioctx_t(p.io.Pointer()), cObject, &lines)
 	defer C.free(unsafe.Pointer(lines))
-	switch number := syscall.Errno(-r); {
-	case number == syscall.EOPNOTSUPP:
-		return nil, errNotPlain
-	case r < 0:
-		return nil, fmt.Errorf("list watchers: %w", watchError(number))
+	if r < 0 {
+		return nil, fmt.Errorf("list watchers: %w", watchError(-r))
 	}
 	var addresses []string
 	for line := range strings.Lines(C.GoString(lines)) {

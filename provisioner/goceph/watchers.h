@@ -10,8 +10,7 @@ extern "C" {
 #endif
 
 // watcher_addresses gives the addresses of those who watch an object, one a line.
-// The caller frees them. It returns 0 or a negative error number: -EOPNOTSUPP when
-// this librados does not have what it takes.
+// The caller frees them. It returns 0 or a negative error number.
 int watcher_addresses(rados_ioctx_t io, const char *object, char **addresses);
 
 #ifdef __cplusplus
