@@ -18,7 +18,7 @@ func TestBadClaims(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	class := f.class("a", nil)
-	source := f.claim("source", class, nil)
+	good := f.claim("good", class, nil)
 	for _, test := range []struct {
 		name   string
 		change func(*corev1.PersistentVolumeClaim)
@@ -27,14 +27,15 @@ func TestBadClaims(t *testing.T) {
 		{"selector", func(c *corev1.PersistentVolumeClaim) {
 			c.Spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{"a": "b"}}
 		}, "the claim has a selector, which volumes made on demand can't match"},
-		{"clone", func(c *corev1.PersistentVolumeClaim) {
-			c.Spec.DataSource = &corev1.TypedLocalObjectReference{Kind: "PersistentVolumeClaim", Name: source.Name}
-		}, "the claim asks for a volume with content"},
 		{"snapshot", func(c *corev1.PersistentVolumeClaim) {
-			c.Spec.DataSourceRef = &corev1.TypedObjectReference{
+			c.Spec.DataSource = &corev1.TypedLocalObjectReference{
 				APIGroup: ptr.To("snapshot.storage.k8s.io"), Kind: "VolumeSnapshot", Name: "s",
 			}
-		}, "the claim asks for a volume with content"},
+		}, "the claim asks for the content of a VolumeSnapshot.snapshot.storage.k8s.io (spec.dataSource or spec.dataSourceRef), " +
+			"which this provisioner can't give: name a PersistentVolumeClaim of the same namespace, or make a claim without it"},
+		{"populator", func(c *corev1.PersistentVolumeClaim) {
+			c.Spec.DataSourceRef = &corev1.TypedObjectReference{APIGroup: ptr.To("example.com"), Kind: "Backup", Name: "b"}
+		}, "the claim asks for the content of a Backup.example.com (spec.dataSource or spec.dataSourceRef), which this provisioner can't give"},
 		{"shared", func(c *corev1.PersistentVolumeClaim) {
 			c.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany}
 		}, "access mode ReadWriteMany is not supported: supported are ReadWriteOnce and ReadOnlyMany"},
@@ -43,7 +44,7 @@ func TestBadClaims(t *testing.T) {
 		f.event(claim, test.want)
 		f.pending(claim)
 	}
-	f.bound(source)
+	f.bound(good)
 	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
 }
 

@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"strings"
 	"testing"
@@ -163,7 +164,8 @@ func TestTenant(t *testing.T) {
 			mine.checkOwn(t, f, claim, f.bound(claim), class)
 			return
 		}
-		f.event(claim, "the claim asks for a volume with content")
+		f.event(claim, fmt.Sprintf("the claim asks for the content of a claim in namespace %q (spec.dataSourceRef): "+
+			"only claims of its own namespace can be cloned", theirs.name))
 		f.pending(claim)
 	})
 
@@ -171,6 +173,35 @@ func TestTenant(t *testing.T) {
 		f, mine := f.in(t), mine.in(t)
 		claim := mine.makes("taker", func(c *corev1.PersistentVolumeClaim) { c.Spec.VolumeName = theirVolume.Name })
 		f.event(claim, "already bound to a different claim")
+		f.pending(claim)
+		// Nor does a clone of that claim lead to the volume.
+		clone := mine.makes("taker-clone", from(claim.Name))
+		f.event(clone, `its source, claim "taker", is not bound to a volume yet`)
+		f.pending(clone)
+	})
+
+	// What a tenant may clone is his own; a name leads no further than his namespace.
+	t.Run("clones", func(t *testing.T) {
+		f, mine := f.in(t), mine.in(t)
+		source := mine.makes("own", func(*corev1.PersistentVolumeClaim) {})
+		sourcePV := f.bound(source)
+		claim := mine.makes("own-clone", from(source.Name))
+		mine.checkOwn(t, f, claim, f.bound(claim), class)
+		f.checkClone(claim, f.bound(claim), sourcePV, "1Gi")
+
+		claim = mine.makes("by-name", from("data"))
+		f.event(claim, fmt.Sprintf(`its source, claim "data", is not in namespace %q`, f.name))
+		f.pending(claim)
+		path := "../" + theirs.name + "/data"
+		claim = mine.makes("by-path", from(path))
+		f.event(claim, fmt.Sprintf("read its source, claim %q: invalid resource name", path))
+		f.pending(claim)
+		// In the pool of others, with a class of theirs.
+		claim = mine.makes("elsewhere", func(c *corev1.PersistentVolumeClaim) {
+			from(source.Name)(c)
+			c.Spec.StorageClassName = ptr.To(theirClass.Name)
+		})
+		f.event(claim, fmt.Sprintf("its source, claim %q, is in pool %q: use a StorageClass with that pool", source.Name, f.name))
 		f.pending(claim)
 	})
 
