@@ -38,6 +38,8 @@ type fixture struct {
 	kept []survivor
 	// neighbour is a second Kubernetes cluster with volumes in the pool.
 	neighbour *fixture
+	// cloning says that clones were made, so that there is more to be settled.
+	cloning bool
 }
 
 // Leases of which a test waits for the end. One that is not given back is free
@@ -120,11 +122,11 @@ func (f *fixture) start(env []string, flags ...string) *cluster.Provisioner {
 	return p
 }
 
-// request makes a claim of 16Mi. One of that name is success: an answer may have
-// been lost.
-func (f *fixture) request(ctx context.Context, class, name string) (*corev1.PersistentVolumeClaim, error) {
+// request makes a claim of 16Mi, changed. One of that name is success: an answer may
+// have been lost.
+func (f *fixture) request(ctx context.Context, class, name string, changes ...func(*corev1.PersistentVolumeClaim)) (*corev1.PersistentVolumeClaim, error) {
 	client := f.kube.Client.CoreV1().PersistentVolumeClaims(f.name)
-	claim, err := client.Create(ctx, &corev1.PersistentVolumeClaim{
+	wanted := &corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{Namespace: f.name, Name: name},
 		Spec: corev1.PersistentVolumeClaimSpec{
 			AccessModes:      []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
@@ -133,7 +135,11 @@ func (f *fixture) request(ctx context.Context, class, name string) (*corev1.Pers
 				corev1.ResourceStorage: resource.MustParse("16Mi"),
 			}},
 		},
-	}, metav1.CreateOptions{})
+	}
+	for _, change := range changes {
+		change(wanted)
+	}
+	claim, err := client.Create(ctx, wanted, metav1.CreateOptions{})
 	if apierrors.IsAlreadyExists(err) {
 		return client.Get(ctx, name, metav1.GetOptions{})
 	}

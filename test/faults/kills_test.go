@@ -42,6 +42,8 @@ type storm struct {
 	*fixture
 	random *rand.Rand
 	claims []*corev1.PersistentVolumeClaim
+	// fill makes claims PREFIX-0, PREFIX-1 …
+	fill func(prefix string, count int) []*corev1.PersistentVolumeClaim
 
 	made, kills int
 	// early are the names of claims that were deleted while they waited, by
@@ -54,7 +56,7 @@ type storm struct {
 	settling time.Duration // the longest from a phase's last kill until all was settled
 }
 
-func newStorm(t *testing.T, claims, kills int) *storm {
+func newStorm(t *testing.T, claims, kills int, more ...string) *storm {
 	t.Helper()
 	if claims < 2*kills {
 		t.Fatalf("%d claims are too few for %d kills", claims, kills)
@@ -63,7 +65,9 @@ func newStorm(t *testing.T, claims, kills int) *storm {
 	if settings.asUsersHaveIt {
 		flags = nil
 	}
-	return &storm{fixture: newFixture(t, flags...), random: random(t), early: map[string]string{}}
+	s := &storm{fixture: newFixture(t, slices.Concat(flags, more)...), random: random(t), early: map[string]string{}}
+	s.fill = s.fixture.claims
+	return s
 }
 
 // create makes claims: half of them at once, the others before the kills. Early
@@ -71,14 +75,14 @@ func newStorm(t *testing.T, claims, kills int) *storm {
 func (s *storm) create(claims, kills int, early bool) {
 	s.Helper()
 	each := claims / 2 / kills
-	s.claims = s.fixture.claims("first", claims-each*kills)
+	s.claims = s.fill("first", claims-each*kills)
 	s.made = claims
 	var last time.Time
 	for i := range kills {
 		// Drawn in this order whatever happens, so that a seed repeats them.
 		after, pause, gone := 1+s.random.IntN(each), s.pause(), 1+s.random.IntN(each)
 		seen := s.watch()
-		more := s.fixture.claims(fmt.Sprintf("more-%d", i), each)
+		more := s.fill(fmt.Sprintf("more-%d", i), each)
 		if early && gone > 1 {
 			s.deleteEarly(more[:gone/2]...)
 			more = more[gone/2:]

@@ -32,12 +32,12 @@ func (f *fixture) makeSurvivors() {
 	f.Helper()
 	var volumes []*corev1.PersistentVolume
 	for name, class := range map[string]string{
-		"with-data": f.name, "retained": f.name + "-retain", "released": f.name + "-retain",
+		withData: f.name, "retained": f.name + "-retain", "released": f.name + "-retain",
 	} {
 		claim, err := f.request(f.ctx(), class, name)
 		f.must(err)
 		pv := f.bound(claim)
-		if name == "with-data" {
+		if name == withData {
 			f.rbd("bench", "--io-type", "write", "--io-size", "64K", "--io-total", "2M", pv.Spec.RBD.RBDImage)
 		}
 		if name == "released" {
@@ -94,7 +94,7 @@ func (f *fixture) settled() {
 
 // whole returns nil when each claim has one volume, each volume an image, each
 // image of the pool a volume or is a survivor, and neither the trash nor the
-// pool's objects hold anything else.
+// pool's objects hold anything else; if clones were made, nor do snapshots and notes.
 func (f *fixture) whole(ctx context.Context) error {
 	images, err := f.named(ctx)
 	if err != nil {
@@ -128,7 +128,10 @@ func (f *fixture) whole(ctx context.Context) error {
 	if len(trash) > 0 {
 		return fmt.Errorf("in the trash are %v", trash)
 	}
-	return f.noRemains(ctx, images)
+	if err := f.noRemains(ctx, images); err != nil || !f.cloning {
+		return err
+	}
+	return f.noCloneRemains(ctx, images)
 }
 
 // named lists the images that this cluster's volumes name. It is an error when a
