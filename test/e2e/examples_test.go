@@ -50,7 +50,7 @@ func TestExamples(t *testing.T) {
 	}
 	t.Cleanup(func() {
 		ctx := context.WithoutCancel(ctx)
-		kubectl(ctx, "delete", "statefulset", "pod", "claim")
+		kubectl(ctx, "delete", "statefulset", "pod", "clone", "claim")
 		f.must(rig.Kube.Client.CoreV1().PersistentVolumeClaims("default").DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}))
 		f.must(cluster.Eventually(ctx, patience, func(ctx context.Context) error {
 			volumes, err := f.volumes(ctx, "rbd")
@@ -64,12 +64,12 @@ func TestExamples(t *testing.T) {
 	})
 	// What others need comes first: a claim is given the default class when it is
 	// made.
-	kubectl(ctx, "apply", "secrets", "rbac", "storageclass", "claim", "pod", "statefulset")
+	kubectl(ctx, "apply", "secrets", "rbac", "storageclass", "claim", "clone", "pod", "statefulset")
 
 	// The StatefulSet's controller makes a claim when the Pod before is ready,
 	// for which there is no kubelet here: the rig says so.
 	f.readyPods("default")
-	const want = 6 // three by themselves, three of the StatefulSet
+	const want = 7 // four by themselves, three of the StatefulSet
 	var claims []corev1.PersistentVolumeClaim
 	f.eventually(func(ctx context.Context) error {
 		list, err := rig.Kube.Client.CoreV1().PersistentVolumeClaims("default").List(ctx, metav1.ListOptions{})

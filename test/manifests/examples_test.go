@@ -129,7 +129,7 @@ func TestExampleClaimsNameClassesThatExist(t *testing.T) {
 		t.Error("there is no class rbd-wait that waits for the first consumer")
 	}
 
-	var byAnnotation, blocks int
+	var byAnnotation, blocks, clones int
 	claims := all[*corev1.PersistentVolumeClaim](objects)
 	for _, c := range claims {
 		class := deref(c.Spec.StorageClassName, "")
@@ -146,21 +146,33 @@ func TestExampleClaimsNameClassesThatExist(t *testing.T) {
 		if deref(c.Spec.VolumeMode, "") == corev1.PersistentVolumeBlock {
 			blocks++
 		}
+		if c.Spec.DataSource != nil {
+			clones++
+			source, ok := find[*corev1.PersistentVolumeClaim](objects, c.Namespace, c.Spec.DataSource.Name)
+			if !ok || source.Spec.Resources.Requests.Storage().Cmp(*c.Spec.Resources.Requests.Storage()) > 0 {
+				t.Errorf("%s: there is no claim %q that it can be a clone of", c.Name, c.Spec.DataSource.Name)
+			}
+		}
 	}
-	if byAnnotation != 1 || blocks != 1 || len(claims) != 3 {
-		t.Errorf("got %d claims, %d by annotation, %d for a block device; want 3, 1, 1", len(claims), byAnnotation, blocks)
+	if byAnnotation != 1 || blocks != 1 || clones != 1 || len(claims) != 4 {
+		t.Errorf("got %d claims, %d by annotation, %d for a block device, %d clones; want 4, 1, 1, 1", len(claims), byAnnotation, blocks, clones)
 	}
 }
 
 func TestExamplePodsUseClaimsThatExist(t *testing.T) {
 	objects := load(t, "examples")
-	pod := one[*corev1.Pod](t, objects)
-	for _, v := range pod.Spec.Volumes {
-		claim, ok := find[*corev1.PersistentVolumeClaim](objects, pod.Namespace, v.PersistentVolumeClaim.ClaimName)
-		if !ok {
-			t.Errorf("there is no claim %q", v.PersistentVolumeClaim.ClaimName)
-		} else if deref(claim.Spec.VolumeMode, corev1.PersistentVolumeFilesystem) != corev1.PersistentVolumeFilesystem {
-			t.Errorf("claim %q has no file system to mount", claim.Name)
+	pods := all[*corev1.Pod](objects)
+	if len(pods) != 2 {
+		t.Errorf("got %d Pods, want 2", len(pods))
+	}
+	for _, pod := range pods {
+		for _, v := range pod.Spec.Volumes {
+			claim, ok := find[*corev1.PersistentVolumeClaim](objects, pod.Namespace, v.PersistentVolumeClaim.ClaimName)
+			if !ok {
+				t.Errorf("there is no claim %q", v.PersistentVolumeClaim.ClaimName)
+			} else if deref(claim.Spec.VolumeMode, corev1.PersistentVolumeFilesystem) != corev1.PersistentVolumeFilesystem {
+				t.Errorf("claim %q has no file system to mount", claim.Name)
+			}
 		}
 	}
 

@@ -43,7 +43,14 @@ func TestExamples(t *testing.T) {
 	kubectl("apply", "secrets", "rbac-extra-namespace", "storageclass", "storageclass-default", "claim", "pod")
 
 	f.succeeded("rbd-pod")
-	kubectl("delete", "pod", "claim")
+	kubectl("apply", "clone")
+	f.succeeded("rbd-clone-pod")
+	out, err := f.pods().GetLogs("rbd-clone-pod", &corev1.PodLogOptions{}).DoRaw(ctx)
+	f.must(err)
+	if lines := strings.Count(string(out), "\n"); lines != 2 {
+		t.Errorf("the Pod with the clone shows %q, want what both have written", out)
+	}
+	kubectl("delete", "clone", "pod", "claim")
 
 	kubectl("apply", "statefulset")
 	first := f.setReady()
