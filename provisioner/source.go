@@ -98,7 +98,7 @@ func (p *Provisioner) readSource(ctx context.Context, claim *corev1.PersistentVo
 	case apierrors.IsNotFound(err):
 		return nil, fmt.Errorf("%s is not in namespace %q: make it, or correct its name in spec.dataSource", s.what(), claim.Namespace)
 	case err != nil:
-		return nil, fmt.Errorf("read %s: %w", s.what(), err)
+		return nil, fmt.Errorf("read its source, claim %q: %w", s.claim, err)
 	case live.DeletionTimestamp != nil:
 		return nil, fmt.Errorf("%s is being deleted", s.what())
 	case live.Status.Phase == corev1.ClaimLost:
@@ -112,7 +112,7 @@ func (p *Provisioner) readSource(ctx context.Context, claim *corev1.PersistentVo
 		return nil, fmt.Errorf("%s has no volume that is bound to it", s.what())
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the volume of %s: %w", s.what(), err)
+		return nil, fmt.Errorf("read the volume of its source, claim %q: %w", s.claim, err)
 	}
 	s.volume, s.capacity = pv.Name, pv.Spec.Capacity[corev1.ResourceStorage]
 	if s.record, err = volume.Read(pv); err != nil || pv.Annotations[volume.AnnProvisionedBy] != p.config.Name || !p.Owns(pv) {
