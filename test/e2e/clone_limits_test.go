@@ -97,8 +97,8 @@ func TestCloneHeals(t *testing.T) {
 }
 
 // Clones of clones in a row: one that would depend on more images than four is
-// flattened in the background, and what comes after it begins anew. All have the
-// bytes of the first, whatever is deleted.
+// flattened before its claim gets it, and what comes after it begins anew. All have
+// the bytes of the first, whatever is deleted.
 func TestCloneDepth(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -113,32 +113,18 @@ func TestCloneDepth(t *testing.T) {
 		claims, volumes = append(claims, claim), append(volumes, f.bound(claim))
 	}
 	image := func(i int) string { return volumes[i].Spec.RBD.RBDImage }
-	f.eventually(func(context.Context) error {
-		if parent := f.lineage(image(5)).Parent.Image; parent != "" {
-			return fmt.Errorf("the fifth clone still depends on %s", parent)
-		}
-		return nil
-	})
 	for i := range row + 1 {
 		f.same(fmt.Sprint("clone ", i), want, f.read(image(i)))
 	}
-	for i := 1; i <= 4; i++ {
-		if parent := f.lineage(image(i)).Parent.Image; parent != image(i-1) {
-			t.Errorf("clone %d has the parent %q", i, parent)
+	for i := 1; i <= row; i++ {
+		want := image(i - 1)
+		if i == 5 {
+			want = ""
+		}
+		if parent := f.lineage(image(i)).Parent.Image; parent != want {
+			t.Errorf("clone %d has the parent %q, want %q", i, parent, want)
 		}
 	}
-	// The sixth was made from the fifth before that was flattened, and so is to be
-	// flattened too, or after it.
-	f.eventually(func(context.Context) error {
-		parent := f.lineage(image(6)).Parent.Image
-		if parent != "" && parent != image(5) {
-			return fmt.Errorf("the sixth clone depends on %s", parent)
-		}
-		if left := f.metric("rbd_provisioner_unflattened_clones"); left > 0 {
-			return fmt.Errorf("%v clones are to be flattened", left)
-		}
-		return nil
-	})
 	if more := f.metric("rbd_provisioner_flattened_clones_total") - flattened; more < 1 {
 		t.Errorf("%v clones were counted", more)
 	}
@@ -158,8 +144,8 @@ func TestCloneDepth(t *testing.T) {
 	f.nothingLeft()
 }
 
-// With the flag's value 0 every clone is flattened; a leader finds by the notes what
-// the one before it was to flatten.
+// With the flag's value 0 every clone is flattened; a leader goes on with what the one
+// before it was to flatten.
 func TestCloneDepthZero(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -173,18 +159,15 @@ func TestCloneDepthZero(t *testing.T) {
 	for i := range 4 {
 		claims = append(claims, f.small(fmt.Sprint("copy-", i), class, from("data")))
 	}
-	for _, claim := range claims {
-		volumes = append(volumes, f.bound(claim))
-	}
+	f.event(claims[0], "its clone is being flattened")
 	p.Kill()
 	f.must(p.Start(t.Context()))
-	for _, pv := range volumes {
-		f.eventually(func(context.Context) error {
-			if parent := f.lineage(pv.Spec.RBD.RBDImage).Parent.Image; parent != "" {
-				return fmt.Errorf("clone %s still depends on %s", pv.Name, parent)
-			}
-			return nil
-		})
+	for _, claim := range claims {
+		pv := f.bound(claim)
+		volumes = append(volumes, pv)
+		if parent := f.lineage(pv.Spec.RBD.RBDImage).Parent.Image; parent != "" {
+			t.Errorf("clone %s depends on %s", pv.Name, parent)
+		}
 		f.same("a flattened clone", want, f.read(pv.Spec.RBD.RBDImage))
 	}
 	f.delete(sourceClaim)
@@ -208,4 +191,31 @@ func (f *fixture) metric(name string) float64 {
 	value, err := strconv.ParseFloat(found[1], 64)
 	f.must(err)
 	return value
+}
+
+// In a pool that is full, by its quota, no clone is made, and nothing is left of the
+// attempt; once there is room it is made by itself.
+func TestCloneInFullPool(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	class := f.class("a", nil)
+	_, source := f.source("data", class)
+	first := f.small("first", class, from("data"))
+	f.bound(first)
+	f.fill()
+	claim := f.small("copy", class, from("data"))
+	f.event(claim, "pool is full or over its quota")
+	f.pending(claim)
+	// What is there can be deleted all the same.
+	f.delete(first)
+	f.quota("0")
+	pv := f.bound(claim)
+	f.checkClone(claim, pv, source, "16Mi")
+	f.same("source and clone", f.read(source.Spec.RBD.RBDImage), f.read(pv.Spec.RBD.RBDImage))
+	f.eventually(func(context.Context) error {
+		if names, kept := f.snapshots(source.Spec.RBD.RBDImage); len(names) > 0 || kept != 1 {
+			return fmt.Errorf("the source has the snapshots %v, and %d more", names, kept)
+		}
+		return nil
+	})
 }

@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"slices"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -192,8 +193,11 @@ func TestCloneOrder(t *testing.T) {
 
 	f.delete(sourceClaim)
 	f.volumeGone(source)
-	f.trashed(source.Spec.RBD.RBDImage)
+	children := f.rbd("children", "--image-id", f.trashed(source.Spec.RBD.RBDImage), "--all") // as docs/cloning.md says
 	for _, pv := range []*corev1.PersistentVolume{firstPV, secondPV} {
+		if !strings.Contains(children, pv.Spec.RBD.RBDImage) {
+			t.Errorf("rbd children does not name %s:\n%s", pv.Spec.RBD.RBDImage, children)
+		}
 		if l := f.lineage(pv.Spec.RBD.RBDImage); l.Parent.Image != source.Spec.RBD.RBDImage || !l.Parent.Trash {
 			t.Errorf("the clone is %+v, want a parent in the trash", l)
 		}
