@@ -210,8 +210,11 @@ func (f *fixture) nothingLeft() {
 			case "rbd_directory", "rbd_info":
 			case "rbd_children", "rbd_trash", "rbd_provisioner":
 				keys, err := rig.Ceph.Run(ctx, "rados", "--pool", f.name, "listomapkeys", object)
-				if err != nil || keys != "" {
-					return fmt.Errorf("in %s is %q, %w", object, keys, err)
+				if err == nil && keys != "" {
+					err = fmt.Errorf("in %s is %q", object, keys)
+				}
+				if err != nil {
+					return err
 				}
 			default:
 				return fmt.Errorf("in the pool is %s", object)

@@ -193,10 +193,15 @@ func TestCloneOrder(t *testing.T) {
 
 	f.delete(sourceClaim)
 	f.volumeGone(source)
-	children := f.rbd("children", "--image-id", f.trashed(source.Spec.RBD.RBDImage), "--all") // as docs/cloning.md says
+	f.trashed(source.Spec.RBD.RBDImage)
+	parents := map[string]string{}
+	for line := range strings.Lines(f.rbd("ls", "--long")) { // as docs/cloning.md says
+		name, rest, _ := strings.Cut(line, " ")
+		parents[name] = rest
+	}
 	for _, pv := range []*corev1.PersistentVolume{firstPV, secondPV} {
-		if !strings.Contains(children, pv.Spec.RBD.RBDImage) {
-			t.Errorf("rbd children does not name %s:\n%s", pv.Spec.RBD.RBDImage, children)
+		if !strings.Contains(parents[pv.Spec.RBD.RBDImage], source.Spec.RBD.RBDImage) {
+			t.Errorf("rbd ls --long does not name the parent of %s: %v", pv.Spec.RBD.RBDImage, parents)
 		}
 		if l := f.lineage(pv.Spec.RBD.RBDImage); l.Parent.Image != source.Spec.RBD.RBDImage || !l.Parent.Trash {
 			t.Errorf("the clone is %+v, want a parent in the trash", l)

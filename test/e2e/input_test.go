@@ -31,11 +31,11 @@ func TestBadClaims(t *testing.T) {
 			c.Spec.DataSource = &corev1.TypedLocalObjectReference{
 				APIGroup: ptr.To("snapshot.storage.k8s.io"), Kind: "VolumeSnapshot", Name: "s",
 			}
-		}, "the claim asks for the content of a VolumeSnapshot.snapshot.storage.k8s.io (spec.dataSource or spec.dataSourceRef), " +
+		}, `the claim asks for the content of "s" of kind "VolumeSnapshot.snapshot.storage.k8s.io" (spec.dataSource or spec.dataSourceRef), ` +
 			"which this provisioner can't give: name a PersistentVolumeClaim of the same namespace, or make a claim without it"},
 		{"populator", func(c *corev1.PersistentVolumeClaim) {
 			c.Spec.DataSourceRef = &corev1.TypedObjectReference{APIGroup: ptr.To("example.com"), Kind: "Backup", Name: "b"}
-		}, "the claim asks for the content of a Backup.example.com (spec.dataSource or spec.dataSourceRef), which this provisioner can't give"},
+		}, `the claim asks for the content of "b" of kind "Backup.example.com" (spec.dataSource or spec.dataSourceRef), which this provisioner can't give`},
 		{"shared", func(c *corev1.PersistentVolumeClaim) {
 			c.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany}
 		}, "access mode ReadWriteMany is not supported: supported are ReadWriteOnce and ReadOnlyMany"},
