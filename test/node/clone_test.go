@@ -19,7 +19,7 @@ import (
 // TestCloneBesideItsSource has two Pods of one node use a volume and its clone at the
 // same time. The second reads what the first had written, and neither sees what the
 // other one changes; the clone's Pod goes on when the source is deleted, and while the
-// clone is flattened.
+// clone is flattened. The clone is larger than the source, and so is its file system.
 func TestCloneBesideItsSource(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -43,8 +43,10 @@ func TestCloneBesideItsSource(t *testing.T) {
 			// Enough for some objects of the image.
 			f.does("source", "head -c 9000000 /dev/urandom >/data/bytes; echo 'from before' >/data/file; sync")
 
+			f.hideKey()        // the claim is one that grows
+			const larger = 800 // MiB
 			clone := f.claim("copy", func(claim *corev1.PersistentVolumeClaim) {
-				small(claim)
+				claim.Spec.Resources.Requests[corev1.ResourceStorage] = *resource.NewQuantity(larger<<20, resource.BinarySI)
 				claim.Spec.DataSource = &corev1.TypedLocalObjectReference{Kind: "PersistentVolumeClaim", Name: "data"}
 			})
 			f.start(f.newPodWith("clone", "copy", "sleep 3600", filesystem))
@@ -58,6 +60,17 @@ func TestCloneBesideItsSource(t *testing.T) {
 			}
 			if mounts := f.does("clone", "grep ' /data ' /proc/mounts"); !strings.Contains(mounts, test.options) {
 				t.Errorf("the clone is mounted as %q", mounts)
+			}
+
+			f.eventually(func(ctx context.Context) error {
+				claim, err := f.claims().Get(ctx, "copy", metav1.GetOptions{})
+				if err == nil && (claim.Status.Capacity.Storage().Value() != larger<<20 || len(claim.Status.Conditions) > 0) {
+					err = fmt.Errorf("the claim has %v; %s", claim.Status, f.events(ctx, "copy"))
+				}
+				return err
+			})
+			if size := f.sizeMiB("clone"); size < larger*7/10 || size > larger {
+				t.Errorf("the clone's Pod sees %d MiB", size)
 			}
 
 			f.does("clone", "echo 'of the clone' >/data/file; rm /data/bytes; sync")
