@@ -271,8 +271,10 @@ func (c cloning) finish(ctx context.Context, source, image rbd.Image) error {
 	}
 	if image.SizeBytes > c.wantedBytes() {
 		// The source was grown since it was looked at.
-		return errors.Join(c.source.tooLarge(*resource.NewQuantity(int64(image.SizeBytes), resource.BinarySI)), // #nosec G115 -- no image is that large
-			removeIfThere(ctx, c.pool, c.image))
+		if err := removeIfThere(ctx, c.pool, c.image); err != nil {
+			return err
+		}
+		return c.source.tooLarge(*resource.NewQuantity(int64(image.SizeBytes), resource.BinarySI)) // #nosec G115 -- no image is that large
 	}
 	if image.SizeBytes < c.wantedBytes() {
 		if err := c.pool.GrowImage(ctx, c.image, c.wantedBytes()); err != nil {

@@ -292,6 +292,13 @@ func TestCloneSourceGone(t *testing.T) {
 		want := f.mustProvision(t)
 		f.release(t, f.source, f.volume)
 		f.putParameter(t, "fsType", "ext4")
+		// Another one of its name is as good as none.
+		clone := f.options
+		f.options = options()
+		f.options.StorageClass, f.options.PVC.UID, f.options.PVName = clone.StorageClass, "new", "pvc-new"
+		f.putLive(t, func(*corev1.PersistentVolumeClaim) {})
+		f.bind(t, f.mustProvision(t))
+		f.options = clone
 		f.restart(t, false)
 		if !wanted {
 			f.dropLive(t)

@@ -64,10 +64,10 @@ func (s *source) what() string { return fmt.Sprintf("its source, claim %q,", s.c
 // known reports whether the source's volume is known.
 func (s *source) known() bool { return s != nil && s.volume != "" }
 
-// restore takes from an earlier attempt's intent what is not known of the source any
-// more.
+// restore takes from the intent of the attempt that made the clone what the source was
+// then: it may be gone by now, or another one have its name.
 func (s *source) restore(earlier journal.Intent) {
-	if !s.known() && earlier.SourceVolume != "" {
+	if earlier.SourceVolume != "" {
 		s.volume, s.record.FSType = earlier.SourceVolume, earlier.SourceFSType
 		s.capacity = *resource.NewQuantity(earlier.SourceBytes, resource.BinarySI)
 	}
