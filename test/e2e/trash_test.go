@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"regexp"
 	"slices"
@@ -168,6 +169,14 @@ func TestTrashRetention(t *testing.T) {
 	again.Spec.RBD.RadosUser, again.Spec.RBD.SecretRef.Name = pv.Spec.RBD.RadosUser, pv.Spec.RBD.SecretRef.Name
 	_, err = rig.Kube.Client.CoreV1().PersistentVolumes().Create(t.Context(), &again, metav1.CreateOptions{})
 	f.must(err)
+	// A claim that comes before Kubernetes has seen the volume gets another one.
+	f.eventually(func(ctx context.Context) error {
+		pv, err := rig.Kube.Client.CoreV1().PersistentVolumes().Get(ctx, again.Name, metav1.GetOptions{})
+		if err == nil && pv.Status.Phase != corev1.VolumeAvailable {
+			err = fmt.Errorf("volume %s is %q", pv.Name, pv.Status.Phase)
+		}
+		return err
+	})
 	claim = f.claim("data", class, nil)
 	if now := f.bound(claim); now.Name != pv.Name {
 		t.Errorf("the claim has the volume %s, want %s", now.Name, pv.Name)
