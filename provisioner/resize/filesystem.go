@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -23,8 +24,8 @@ import (
 
 // fileSystems has the file system grown of a clone that is larger than its source.
 // Such a volume says what its file system has, and its claim got the volume's
-// capacity when it was bound. Given that of the file system instead, the claim asks
-// for more than it has: all else goes the way of every claim that does.
+// capacity when it was bound. Given that of the file system instead, the claim is one
+// whose volume was grown, which kubelet goes by.
 type fileSystems struct {
 	*Loop
 	client  kubernetes.Interface
@@ -126,10 +127,18 @@ func (f *fileSystems) settle(ctx context.Context, name string) error {
 	})
 }
 
+// patchStatus gives a claim that capacity, and the condition that goes with it:
+// external-resizer passes over a capacity that becomes less.
 func (f *fileSystems) patchStatus(ctx context.Context, claim *corev1.PersistentVolumeClaim, has resource.Quantity) error {
+	conditions := append(slices.Clone(claim.Status.Conditions), corev1.PersistentVolumeClaimCondition{
+		Type:               corev1.PersistentVolumeClaimFileSystemResizePending,
+		Status:             corev1.ConditionTrue,
+		LastTransitionTime: metav1.Now(),
+		Message:            "The volume is larger than the one that it is a clone of: its file system is grown when a Pod has it",
+	})
 	return f.patch(map[string]any{
 		"metadata": map[string]any{"uid": claim.UID, "resourceVersion": claim.ResourceVersion},
-		"status":   map[string]any{"capacity": corev1.ResourceList{corev1.ResourceStorage: has}},
+		"status":   map[string]any{"capacity": corev1.ResourceList{corev1.ResourceStorage: has}, "conditions": conditions},
 	}, func(data []byte) error {
 		_, err := f.client.CoreV1().PersistentVolumeClaims(claim.Namespace).
 			Patch(ctx, claim.Name, types.MergePatchType, data, metav1.PatchOptions{}, "status")

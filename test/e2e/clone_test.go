@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -62,13 +63,37 @@ func TestCloneOtherwise(t *testing.T) {
 	t.Run("larger", func(t *testing.T) {
 		t.Parallel()
 		f := f.in(t)
-		_, source := f.source("small", class)
-		claim := f.small("large", class, from("small"), sized("40Mi"))
+		_, source := f.source("small", class, block)
+		claim := f.small("large", class, from("small"), sized("40Mi"), block)
 		pv := f.bound(claim)
 		f.checkClone(claim, pv, source, "40Mi")
 		// Nothing is where the source has ended.
 		want := append(f.read(source.Spec.RBD.RBDImage), make([]byte, 24<<20)...)
 		f.same("source and clone", want, f.read(pv.Spec.RBD.RBDImage))
+	})
+	t.Run("with a larger file system", func(t *testing.T) {
+		t.Parallel()
+		f := f.in(t)
+		f.source("small-files", class)
+		claim := f.small("large-files", class, from("small-files"), sized("40Mi"))
+		pv := f.bound(claim)
+		// kubelet grows it, of which there is none here: test/node has one.
+		f.eventually(func(ctx context.Context) error {
+			live, err := f.live(ctx, claim)
+			if err != nil {
+				return err
+			}
+			pending := slices.ContainsFunc(live.Status.Conditions, func(c corev1.PersistentVolumeClaimCondition) bool {
+				return c.Type == corev1.PersistentVolumeClaimFileSystemResizePending
+			})
+			if has := live.Status.Capacity.Storage().String(); has != "16Mi" || !pending {
+				return fmt.Errorf("the claim has %s, and the conditions %v", has, live.Status.Conditions)
+			}
+			return nil
+		})
+		if has := pv.Spec.Capacity.Storage().String(); has != "40Mi" {
+			t.Errorf("the volume has %s", has)
+		}
 	})
 	t.Run("larger by the last MiB", func(t *testing.T) {
 		t.Parallel()
