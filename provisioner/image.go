@@ -41,7 +41,7 @@ func (p *Provisioner) ownerOf(claim *corev1.PersistentVolumeClaim, pvName string
 // ensureImage makes the image, or finds the one that an earlier attempt made.
 // Its size is then r.sizeBytes, its metadata says whose it is.
 func (p *Provisioner) ensureImage(ctx context.Context, pool rbd.Pool, r request, owner map[string]string) error {
-	spec := rbd.ImageSpec{SizeBytes: uint64(r.sizeBytes), DataPool: r.params.DataPool} // #nosec G115 -- imageSize returns no negative size
+	spec := rbd.ImageSpec{SizeBytes: r.wantedBytes(), DataPool: r.params.DataPool}
 	err := pool.CreateImage(ctx, r.image, spec)
 	if errors.Is(err, rbd.ErrImageExists) {
 		found, err := p.adoptImage(ctx, pool, r, owner)

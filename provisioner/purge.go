@@ -140,9 +140,7 @@ func (p *Provisioner) purgeImage(ctx context.Context, pool rbd.Pool, place journ
 	case err != nil:
 		return false, err
 	case found == nil && item.by != "":
-		in.manager.unlist(item, time.Now())
-		p.purged(logger, item.by)
-		p.purger.wake(place, removal.Parent)
+		p.purged(logger, place, in, item)
 		return true, nil
 	case found == nil:
 		return time.Since(item.absent) >= absentFor, nil
@@ -158,9 +156,7 @@ func (p *Provisioner) purgeImage(ctx context.Context, pool rbd.Pool, place journ
 	err = pool.RemoveTrashed(ctx, removal.ID)
 	switch {
 	case err == nil, errors.Is(err, rbd.ErrImageNotFound):
-		in.manager.unlist(item, time.Now())
-		p.purged(logger, item.by)
-		p.purger.wake(place, removal.Parent)
+		p.purged(logger, place, in, item)
 		return true, nil
 	case errors.Is(err, rbd.ErrTimeout):
 		// The next attempt waits for it. When nothing answers, looking the image
@@ -213,11 +209,13 @@ func (p *Provisioner) lookUp(ctx context.Context, pool rbd.Pool, place journal.P
 	return &found, nil
 }
 
-// purged tells of an image that was removed.
-func (p *Provisioner) purged(logger klog.Logger, by string) {
-	logger.Info("Image removed from the trash", "by", by)
+// purged settles an image that was removed, and tells of it.
+func (p *Provisioner) purged(logger klog.Logger, place journal.Place, in *purgePlace, item *purgeItem) {
+	in.manager.unlist(item, time.Now())
+	p.purger.wake(place, item.removal.Parent)
+	logger.Info("Image removed from the trash", "by", item.by)
 	if p.config.Purged != nil {
-		p.config.Purged(by)
+		p.config.Purged(item.by)
 	}
 }
 

@@ -51,9 +51,14 @@ func run[T any](ctx context.Context, f func() (T, error), discard func(T)) (T, e
 // image's name and a share in the pool until f returns, not until the caller
 // gives up. The error says what was attempted.
 func call[T any](ctx context.Context, p *pool, attempt, image string, f func(ioctx) (T, error)) (T, error) {
+	return callLocking(ctx, p, attempt, image, image, f)
+}
+
+// callLocking is call for what holds another name than the image's.
+func callLocking[T any](ctx context.Context, p *pool, attempt, image, lock string, f func(ioctx) (T, error)) (T, error) {
 	value, err := operate(ctx, p, operation{
 		log: klog.FromContext(ctx).WithValues("image", image), message: "Called librbd", attempt: attempt,
-		name: image, notFound: rbd.ErrImageNotFound, lock: image,
+		name: image, notFound: rbd.ErrImageNotFound, lock: lock,
 	}, f)
 	if err != nil {
 		err = fmt.Errorf("%s image %q in pool %q: %w", attempt, image, p.name, err)

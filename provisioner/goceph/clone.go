@@ -20,17 +20,12 @@ const cloneFormat = 2
 
 func (p *radosPool) snapshotImage(id, snapshot string) error {
 	image, err := librbd.OpenImageById(p.io, id, librbd.NoSnapshot)
-	if err != nil {
-		return err
-	}
-	_, err = image.CreateSnapshot(snapshot)
-	// Closing takes back the watch that opening made. When it goes wrong, the
-	// cluster forgets the watch by itself, and the snapshot is there.
-	_ = image.Close()
-	if errors.Is(err, librbd.ErrExist) {
+	return change(image, err, func() error {
+		if _, err := image.CreateSnapshot(snapshot); !errors.Is(err, librbd.ErrExist) {
+			return err
+		}
 		return nil
-	}
-	return err
+	})
 }
 
 func (p *radosPool) cloneImage(name string, spec rbd.CloneSpec) error {
@@ -53,15 +48,12 @@ func (p *radosPool) removeSnapshot(id, snapshot string) error {
 	if errors.Is(err, librbd.ErrNotFound) {
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	err = image.GetSnapshot(snapshot).Remove()
-	_ = image.Close() // as above
-	if errors.Is(err, librbd.ErrNotFound) {
+	return change(image, err, func() error {
+		if err := image.GetSnapshot(snapshot).Remove(); !errors.Is(err, librbd.ErrNotFound) {
+			return err
+		}
 		return nil
-	}
-	return err
+	})
 }
 
 func (p *radosPool) snapshots(id string) ([]string, error) {
@@ -164,13 +156,7 @@ func (p *radosPool) openParent(parent *librbd.ParentInfo) (*librbd.Image, error)
 
 func (p *radosPool) flattenImage(name string) error {
 	image, err := librbd.OpenImage(p.io, name, librbd.NoSnapshot)
-	if err != nil {
-		return err
-	}
-	err = flatten(image)
-	// As above: what was copied stays.
-	_ = image.Close()
-	return err
+	return change(image, err, func() error { return flatten(image) })
 }
 
 func flatten(image *librbd.Image) error {

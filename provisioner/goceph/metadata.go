@@ -91,18 +91,14 @@ func (p *radosPool) setHeaderEntries(id string, entries map[string]string) error
 // setMetadataOpen sets entries with librbd.
 func (p *radosPool) setMetadataOpen(name string, entries map[string]string) error {
 	image, err := librbd.OpenImage(p.io, name, librbd.NoSnapshot)
-	if err != nil {
-		return err
-	}
-	// In a fixed order, so that what an interrupted call leaves does not
-	// depend on chance.
-	for _, key := range slices.Sorted(maps.Keys(entries)) {
-		if err = image.SetMetadata(key, entries[key]); err != nil {
-			break
+	return change(image, err, func() error {
+		// In a fixed order, so that what an interrupted call leaves does not
+		// depend on chance.
+		for _, key := range slices.Sorted(maps.Keys(entries)) {
+			if err := image.SetMetadata(key, entries[key]); err != nil {
+				return err
+			}
 		}
-	}
-	// Closing takes back the watch that opening made. When it goes wrong, the
-	// cluster forgets the watch by itself, and the entries are stored.
-	_ = image.Close()
-	return err
+		return nil
+	})
 }

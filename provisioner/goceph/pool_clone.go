@@ -71,15 +71,9 @@ func (p *pool) CloneDepth(ctx context.Context, name string) (int, error) {
 
 // FlattenImage implements rbd.Clones.
 func (p *pool) FlattenImage(ctx context.Context, name string) error {
-	_, err := operate(ctx, p, operation{
-		log: klog.FromContext(ctx).WithValues("image", name), message: "Called librbd", attempt: "flatten",
-		name: name, notFound: rbd.ErrImageNotFound, lock: flattening + name,
-	}, func(io ioctx) (struct{}, error) {
+	_, err := callLocking(ctx, p, "flatten", name, flattening+name, func(io ioctx) (struct{}, error) {
 		return struct{}{}, io.flattenImage(name)
 	})
-	if err != nil {
-		err = fmt.Errorf("flatten image %q in pool %q: %w", name, p.name, err)
-	}
 	return err
 }
 

@@ -8,12 +8,17 @@ import librbd "github.com/ceph/go-ceph/rbd"
 
 func (p *radosPool) growImage(name string, sizeBytes uint64) error {
 	image, err := librbd.OpenImage(p.io, name, librbd.NoSnapshot)
+	return change(image, err, func() error { return grow(image, sizeBytes) })
+}
+
+// change runs f, which changes an image that was opened with err, and closes the image.
+func change(image *librbd.Image, err error, f func() error) error {
 	if err != nil {
 		return err
 	}
-	err = grow(image, sizeBytes)
+	err = f()
 	// Closing takes back the watch that opening made. When it goes wrong, the
-	// cluster forgets the watch by itself, and the size is stored.
+	// cluster forgets the watch by itself, and what was changed is stored.
 	_ = image.Close()
 	return err
 }

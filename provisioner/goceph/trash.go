@@ -84,15 +84,9 @@ func (p *radosPool) trashed(id string) (rbd.Trashed, error) {
 }
 
 func (p *radosPool) trashEntry(id string) (trashEntry, error) {
-	// The prefix of a key may be that of others, so the first is the shortest.
-	key := trashKey + id
-	found, err := p.io.GetOmapValues(trashObject, "", key, 1)
+	entry, err := p.omapValue(trashObject, trashKey+id)
 	if err != nil {
 		return trashEntry{}, err
-	}
-	entry, ok := found[key]
-	if !ok {
-		return trashEntry{}, rbd.ErrImageNotFound
 	}
 	e, ok := parseTrashEntry(entry)
 	if !ok {

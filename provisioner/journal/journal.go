@@ -83,8 +83,8 @@ func (j Journal) Read(ctx context.Context, pool rbd.Notes) (intents []Intent, un
 		return nil, nil, err
 	}
 	for _, image := range slices.Sorted(maps.Keys(notes)) {
-		in := Intent{Image: image}
-		if err := json.Unmarshal(notes[image], &in); err != nil || in.Namespace == "" || in.Claim == "" || in.ClaimUID == "" || in.Volume == "" {
+		in, ok := parseIntent(image, notes[image])
+		if !ok {
 			unreadable = append(unreadable, image)
 			continue
 		}
@@ -96,11 +96,22 @@ func (j Journal) Read(ctx context.Context, pool rbd.Notes) (intents []Intent, un
 // Of returns the intent for an image, or one without an image when there is none
 // that can be read. The errors are those of Notes.
 func (j Journal) Of(ctx context.Context, pool rbd.Notes, image string) (Intent, error) {
-	intents, _, err := j.Read(ctx, pool)
-	if at := slices.IndexFunc(intents, func(in Intent) bool { return in.Image == image }); at >= 0 {
-		return intents[at], err
+	notes, err := pool.Notes(ctx, j.Object)
+	if err != nil {
+		return Intent{}, err
 	}
-	return Intent{}, err
+	in, ok := parseIntent(image, notes[image])
+	if !ok {
+		return Intent{}, nil
+	}
+	return in, nil
+}
+
+// parseIntent reads the intent for an image, and reports whether it is one.
+func parseIntent(image string, text []byte) (in Intent, ok bool) {
+	in.Image = image
+	err := json.Unmarshal(text, &in)
+	return in, err == nil && in.Namespace != "" && in.Claim != "" && in.ClaimUID != "" && in.Volume != ""
 }
 
 // Clear removes the intents for images; that there is none is no error. The
