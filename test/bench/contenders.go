@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -142,28 +143,31 @@ func (b *bench) prepare(ctx context.Context) error {
 		}
 	}
 	for _, c := range b.contenders {
-		if err := b.addClass(ctx, c.class(), c.provisioner, c.pool); err != nil {
+		if err := b.addClass(ctx, c.class(), c.provisioner, c.pool, nil); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// addClass makes a pool, if it has a name, and a class for it.
-func (b *bench) addClass(ctx context.Context, name, provisioner, pool string) error {
+// addClass makes a pool, if it has a name, and a class for it, with more parameters
+// if there are some.
+func (b *bench) addClass(ctx context.Context, name, provisioner, pool string, more map[string]string) error {
 	if pool != "" {
 		if err := b.rig.Ceph.CreatePool(ctx, pool); err != nil {
 			return err
 		}
 	}
+	parameters := map[string]string{
+		"monitors": b.rig.Ceph.MonitorV1, "pool": pool,
+		"adminId": cephUser, "adminSecretName": adminSecret, "adminSecretNamespace": systemNamespace,
+		"userId": cephUser, "userSecretName": userSecret, "userSecretNamespace": systemNamespace,
+	}
+	maps.Copy(parameters, more)
 	_, err := b.rig.Kube.Client.StorageV1().StorageClasses().Create(ctx, &storagev1.StorageClass{
 		ObjectMeta:  metav1.ObjectMeta{Name: name},
 		Provisioner: provisioner,
-		Parameters: map[string]string{
-			"monitors": b.rig.Ceph.MonitorV1, "pool": pool,
-			"adminId": cephUser, "adminSecretName": adminSecret, "adminSecretNamespace": systemNamespace,
-			"userId": cephUser, "userSecretName": userSecret, "userSecretNamespace": systemNamespace,
-		},
+		Parameters:  parameters,
 	}, metav1.CreateOptions{})
 	return err
 }

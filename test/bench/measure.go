@@ -263,6 +263,10 @@ func pause(ctx context.Context, d time.Duration) error {
 // until nothing of them is left, in the pool either.
 func (b *bench) burst(ctx context.Context, c *contender, p *process, n int) (burst, error) {
 	result := burst{Claims: n}
+	// The claims before it may still be removed in the background.
+	if err := b.emptied(ctx, c.pool); err != nil {
+		return result, err
+	}
 	before, err := p.settled(ctx)
 	if err != nil {
 		return result, err
@@ -306,7 +310,7 @@ func (b *bench) burst(ctx context.Context, c *contender, p *process, n int) (bur
 }
 
 // emptied waits until a pool has neither images nor trash: what is removed in the
-// background must not disturb the next measurement.
+// background must not disturb the next measurement, on the same cores.
 func (b *bench) emptied(ctx context.Context, pool string) error {
 	if pool == "" {
 		return nil
