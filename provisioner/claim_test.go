@@ -146,3 +146,49 @@ func TestClaimHasVolume(t *testing.T) {
 	checkSame(t, "the number of connections", 0, f.connector.connects.Load())
 	f.checkMade(t)
 }
+
+// TestCachedClaim is about who is asked whether a claim waits: the API server only
+// where the cache does not say that it does.
+func TestCachedClaim(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		change func(*testing.T, *fixture)
+		want   int
+	}{
+		{"it waits", func(*testing.T, *fixture) {}, 0},
+		{"it is gone, which the cache does not know yet", func(t *testing.T, f *fixture) {
+			cached := f.options.PVC.DeepCopy()
+			f.dropLive(t)
+			if err := f.claims.Add(cached); err != nil {
+				t.Fatal(err)
+			}
+		}, 0},
+		{"the cache does not know it yet", func(t *testing.T, f *fixture) {
+			if err := f.claims.Delete(f.options.PVC); err != nil {
+				t.Fatal(err)
+			}
+		}, 1},
+		{"the cache still has one of that name from before", func(t *testing.T, f *fixture) {
+			old := f.options.PVC.DeepCopy()
+			old.UID = "5678"
+			if err := f.claims.Update(old); err != nil {
+				t.Fatal(err)
+			}
+		}, 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := newFixture(t)
+			test.change(t, f)
+			f.client.ClearActions()
+			// For a claim that is gone, the volume is one that Kubernetes releases.
+			checkSame(t, "the volume", f.wantVolume(), f.mustProvision(t))
+			got := 0
+			for _, action := range f.client.Actions() {
+				if action.Matches("get", "persistentvolumeclaims") {
+					got++
+				}
+			}
+			checkSame(t, "the number of reads of the claim", test.want, got)
+		})
+	}
+}

@@ -128,7 +128,7 @@ func TestClonesAreDeleted(t *testing.T) {
 			checkSame(t, "the trash", []string{testImage}, f.ceph.Trash(testPool))
 			checkSame(t, "what the clone has", "what the source has", f.ceph.Data(testPool, cloneImage))
 			f.release(t, f.options, clone)
-			f.purgeFor(t, 3*purgeEvery) // not after the longest backoff
+			f.purgeFor(t, purgeQuiet+3*purgeEvery) // not after the longest backoff
 			f.checkPurged(t)
 		})
 	})

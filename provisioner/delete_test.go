@@ -3,6 +3,7 @@
 package provisioner
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -13,6 +14,17 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
+
+// remove calls Delete and checks what holds whatever comes of it.
+func (f *fixture) remove(ctx context.Context, t *testing.T, pv *corev1.PersistentVolume) error {
+	t.Helper()
+	before := pv.DeepCopy()
+	err := f.Delete(f.withLog(ctx), pv)
+	checkSame(t, "the volume that was given in", before, pv)
+	f.purgeAll(f.withLog(context.WithoutCancel(ctx)))
+	f.checkAfter(t, err)
+	return err
+}
 
 // released returns the volume of an image that is there, as the library saved it
 // and Kubernetes released it.

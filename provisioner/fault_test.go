@@ -47,7 +47,10 @@ func TestProvisionKubernetesFaults(t *testing.T) {
 	for _, test := range []fault{
 		{"a class that is wrong", func(t *testing.T, f *fixture) { f.putParameter(t, "monitors", "") }, nil, `parameter "monitors" is missing`},
 		{"a claim that is wrong", func(_ *testing.T, f *fixture) { f.options.PVC.Spec.Resources.Requests = nil }, nil, "requests no storage"},
-		{"a claim that can't be read", func(_ *testing.T, f *fixture) { f.refuse("persistentvolumeclaims", "apps", "data", down) }, nil,
+		{"a claim that can't be read", func(t *testing.T, f *fixture) {
+			f.dropLive(t)
+			f.refuse("persistentvolumeclaims", "apps", "data", down)
+		}, nil,
 			"read the claim once more: Internal error"},
 		{"no admin secret", func(t *testing.T, f *fixture) { f.dropSecret(t, "kube-system", "admin") }, access.ErrSecretNotFound,
 			`secret "kube-system/admin": secret does not exist: create it, or correct its name`},

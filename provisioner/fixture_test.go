@@ -11,7 +11,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/go-logr/logr/funcr"
 	"github.com/google/go-cmp/cmp"
@@ -19,6 +18,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
+	corelisters "k8s.io/client-go/listers/core/v1"
 	storagelisters "k8s.io/client-go/listers/storage/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
@@ -54,10 +54,11 @@ type fixture struct {
 	ceph, other *rbdtest.Cluster
 	connector   *FakeConnector
 	client      *fake.Clientset
-	classes     cache.Indexer
-	journals    journalFixture
-	events      *record.FakeRecorder
-	names       FakeResolver
+	// claims and classes are the caches.
+	claims, classes cache.Indexer
+	journals        journalFixture
+	events          *record.FakeRecorder
+	names           FakeResolver
 	// secrets are texts that no error, event or log line may show.
 	secrets []string
 
@@ -73,6 +74,7 @@ func newFixture(t *testing.T) *fixture {
 		ceph:    rbdtest.NewCluster("10.0.0.1:6789", "10.0.0.2:6789", "v2:10.0.0.1:3300"),
 		other:   rbdtest.NewCluster(otherMonitor),
 		client:  fake.NewClientset(),
+		claims:  cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{}),
 		classes: cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{}),
 		events:  record.NewFakeRecorder(100),
 		names:   FakeResolver{},
@@ -106,6 +108,8 @@ func (f *fixture) restart(t *testing.T, usePVName bool) {
 		Access:    open,
 		Events:    f.events,
 		Volumes:   f.client.CoreV1(),
+
+		ClaimLister: corelisters.NewPersistentVolumeClaimLister(f.claims),
 	}))
 	if err != nil {
 		t.Fatal(err)
@@ -139,8 +143,8 @@ func (f *fixture) dropSecret(t *testing.T, namespace, name string) {
 	}
 }
 
-// putLive makes the claim that the API server has differ from the one in the
-// library's cache.
+// putLive makes the claim that the API server and the cache have differ from the
+// one in the library's memory.
 func (f *fixture) putLive(t *testing.T, change func(*corev1.PersistentVolumeClaim)) {
 	t.Helper()
 	f.dropLive(t)
@@ -149,12 +153,18 @@ func (f *fixture) putLive(t *testing.T, change func(*corev1.PersistentVolumeClai
 	if _, err := f.client.CoreV1().PersistentVolumeClaims(live.Namespace).Create(t.Context(), live, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	if err := f.claims.Update(live); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (f *fixture) dropLive(t *testing.T) {
 	t.Helper()
 	// That it is not there is no fault.
 	_ = f.client.CoreV1().PersistentVolumeClaims(f.options.PVC.Namespace).Delete(t.Context(), f.options.PVC.Name, metav1.DeleteOptions{})
+	if err := f.claims.Delete(f.options.PVC); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // putClass changes the class, for the lister and for Provision.
@@ -230,25 +240,6 @@ func (f *fixture) mustProvision(t *testing.T) *corev1.PersistentVolume {
 		t.Fatalf("provision: %v", err)
 	}
 	return pv
-}
-
-// remove calls Delete and checks what holds whatever comes of it.
-func (f *fixture) remove(ctx context.Context, t *testing.T, pv *corev1.PersistentVolume) error {
-	t.Helper()
-	before := pv.DeepCopy()
-	err := f.Delete(f.withLog(ctx), pv)
-	checkSame(t, "the volume that was given in", before, pv)
-	f.purgeAll(f.withLog(context.WithoutCancel(ctx)))
-	f.checkAfter(t, err)
-	return err
-}
-
-// purgeAll removes from the trash what is due, as purgeLoop does.
-func (f *fixture) purgeAll(ctx context.Context) {
-	for place, in := range f.purger.begin(time.Now()) {
-		f.purge(ctx, place, in)
-		f.purger.end(place)
-	}
 }
 
 // checkAfter checks that nothing stays open and no secret gets out.

@@ -78,7 +78,7 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 		return nil, errNotStarted{err}
 	}
 	if wanted {
-		defer p.config.Access.ShareSecret(r.userSecret)()
+		p.config.Access.ReadAhead(ctx, r.params.Location().Secret)
 		if err := p.checkUserSecret(ctx, options.PVC, r); err != nil {
 			return nil, errNotStarted{err}
 		}
@@ -118,14 +118,23 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 	return p.newVolume(options, r, pool), nil
 }
 
-// claimWantsVolume reads the claim once more, since the library's copy comes
-// from a cache, and after an unclear outcome from its memory. It returns an
-// IgnoredError when the claim already has this very volume, and false when it is
-// gone, going, or was given another.
+// claimWantsVolume looks at the claim once more, since the library's copy may be
+// from its memory, as it is after an unclear outcome. It returns an IgnoredError
+// when the claim already has this very volume, and false when it is gone, going,
+// or was given another.
+//
+// A cache that says that the claim waits is believed. When it lags behind, the
+// claim gets its volume as if that had changed a moment later: Kubernetes releases
+// a volume that is for no claim, and deletes it. All else is asked of the API
+// server.
 func (p *Provisioner) claimWantsVolume(ctx context.Context, options controller.ProvisionOptions) (bool, error) {
+	claim := options.PVC
+	cached, err := p.config.ClaimLister.PersistentVolumeClaims(claim.Namespace).Get(claim.Name)
+	if err == nil && cached.UID == claim.UID && waits(cached) {
+		return true, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
 	defer cancel()
-	claim := options.PVC
 	live, err := p.config.Claims.PersistentVolumeClaims(claim.Namespace).Get(ctx, claim.Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
@@ -137,7 +146,12 @@ func (p *Provisioner) claimWantsVolume(ctx context.Context, options controller.P
 	case live.Spec.VolumeName == options.PVName:
 		return false, &controller.IgnoredError{Reason: "the claim has its volume"}
 	}
-	return live.Spec.VolumeName == "" && live.DeletionTimestamp == nil, nil
+	return waits(live), nil
+}
+
+// waits reports whether a claim is to get a volume.
+func waits(claim *corev1.PersistentVolumeClaim) bool {
+	return claim.Spec.VolumeName == "" && claim.DeletionTimestamp == nil
 }
 
 // findImage is for a claim that does not want its volume any more. An earlier

@@ -20,6 +20,7 @@ import (
 	corelisters "k8s.io/client-go/listers/core/v1"
 	storagelisters "k8s.io/client-go/listers/storage/v1"
 	"k8s.io/client-go/tools/record"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
@@ -54,9 +55,11 @@ type Config struct {
 	// off, and whose claim is then deleted, is known to nobody.
 	ClusterUID string
 
-	Claims  corev1client.PersistentVolumeClaimsGetter
-	Classes storagelisters.StorageClassLister
-	Access  *access.Access
+	// Claims and ClaimLister are the server's claims, and the cache's.
+	Claims      corev1client.PersistentVolumeClaimsGetter
+	ClaimLister corelisters.PersistentVolumeClaimLister
+	Classes     storagelisters.StorageClassLister
+	Access      *access.Access
 	// Events tells people of what does not keep a volume from being made.
 	Events record.EventRecorder
 	// Volumes and VolumeLister are the server's volumes, and the cache's.
@@ -93,8 +96,10 @@ type Provisioner struct {
 	// so that the log says it once.
 	forbidden sync.Map
 
-	// operations counts those of the library that run.
+	// operations counts those of the library that run; ended is when one ended
+	// last, nil for never.
 	operations atomic.Int64
+	ended      atomic.Pointer[time.Time]
 
 	// journal is empty without a ClusterUID; ledger is used only with it.
 	journal  journal.Journal
@@ -115,8 +120,8 @@ func New(c Config) (*Provisioner, error) {
 	if c.Name == "" || c.Identity == "" {
 		return nil, errors.New("provisioner: Name and Identity are required")
 	}
-	if c.Claims == nil || c.Classes == nil || c.Access == nil || c.Events == nil || c.Volumes == nil || c.VolumeLister == nil {
-		return nil, errors.New("provisioner: Claims, Classes, Access, Events, Volumes and VolumeLister are required")
+	if c.Claims == nil || c.ClaimLister == nil || c.Classes == nil || c.Access == nil || c.Events == nil || c.Volumes == nil || c.VolumeLister == nil {
+		return nil, errors.New("provisioner: Claims, ClaimLister, Classes, Access, Events, Volumes and VolumeLister are required")
 	}
 	p := &Provisioner{config: c, deleted: cache.NewExpiring()}
 	cluster := unknownCluster
@@ -175,6 +180,7 @@ func (p *Provisioner) begin(ctx context.Context) (context.Context, func(), error
 	p.running.Add(1)
 	p.operations.Add(1)
 	return context.WithoutCancel(ctx), func() {
+		p.ended.Store(ptr.To(time.Now()))
 		p.operations.Add(-1)
 		p.running.Done()
 	}, nil

@@ -125,9 +125,11 @@ func (p *Provisioner) clearRemovals(ctx context.Context, pool rbd.Pool, in *purg
 }
 
 // givesWay reports whether an image can wait for operations that somebody waits
-// for.
+// for. In the middle of many, there is none for a moment now and then.
 func (p *Provisioner) givesWay(item *purgeItem) bool {
-	return p.operations.Load() > 0 && time.Since(item.due) < purgePatience
+	ended := p.ended.Load()
+	busy := p.operations.Load() > 0 || ended != nil && time.Since(*ended) < purgeQuiet
+	return busy && time.Since(item.due) < purgePatience
 }
 
 // purgeImage removes one image, and reports whether its removal is settled. An

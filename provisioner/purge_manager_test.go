@@ -74,7 +74,7 @@ func TestPurgeWithoutManager(t *testing.T) {
 				begin(t, f)
 				for range 2 {
 					f.trash(t, f.released(t))
-					f.purgeFor(t, managerWait+2*purgeEvery)
+					f.purgeFor(t, purgeQuiet+managerWait+2*purgeEvery)
 				}
 				f.checkPurgedBy(t, 0, 2)
 				checkSame(t, "what the log says of it", 1, f.countLog(notByManager))
@@ -83,7 +83,7 @@ func TestPurgeWithoutManager(t *testing.T) {
 				f.allowManager(t)
 				f.purgeFor(t, managerAgain)
 				f.trash(t, f.released(t))
-				f.purgeFor(t, purgeEvery)
+				f.purgeFor(t, purgeQuiet+purgeEvery)
 				f.ceph.RunManager()
 				f.purgeFor(t, managerLookCap)
 				f.checkPurgedBy(t, 1, 2)
@@ -109,7 +109,7 @@ func TestPurgeManagerLost(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f := newManagedFixture(t)
 				f.trash(t, f.released(t))
-				f.purgeFor(t, purgeEvery)
+				f.purgeFor(t, purgeQuiet+purgeEvery)
 				test.begin(f)
 				f.purgeFor(t, test.after-2*purgeEvery)
 				checkSame(t, "the trash", []string{testImage}, f.ceph.Trash(testPool))
@@ -130,7 +130,7 @@ func TestPurgeManagerFails(t *testing.T) {
 			stop = f.ceph.Watch(testPool, testImage, "10.0.2.1:0/77")
 		}})
 		f.trash(t, f.released(t))
-		f.purgeFor(t, purgeEvery)
+		f.purgeFor(t, purgeQuiet+purgeEvery)
 		f.ceph.RunManager()
 		f.purgeFor(t, 20*time.Minute)
 		checkSame(t, "what the manager has to do", 0, f.ceph.HandedOver(testPool))
@@ -150,7 +150,7 @@ func TestPurgeManagerRestored(t *testing.T) {
 			f.ceph.Watch(testPool, testImage, "10.0.2.1:0/77")
 		}})
 		id := f.trash(t, f.released(t))
-		f.purgeFor(t, purgeEvery)
+		f.purgeFor(t, purgeQuiet+purgeEvery)
 		f.ceph.RunManager()
 		f.purgeFor(t, time.Minute)
 		f.ceph.Restore(testPool, id)
@@ -184,13 +184,13 @@ func TestPurgeManagerAfterCrash(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f := newManagedFixture(t)
 				f.trash(t, f.released(t))
-				f.purgeFor(t, purgeEvery)
+				f.purgeFor(t, purgeQuiet+purgeEvery)
 				if worked {
 					f.ceph.RunManager()
 				}
 				f.restart(t, false)
 				f.newRecovery().round(f.withLog(t.Context()))
-				f.purgeFor(t, purgeEvery)
+				f.purgeFor(t, purgeQuiet+purgeEvery)
 				f.ceph.RunManager()
 				f.purgeFor(t, 2*absentFor)
 				f.checkPurged(t)

@@ -3,6 +3,7 @@
 package provisioner
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -34,11 +35,25 @@ func (f *fixture) trash(t *testing.T, pv *corev1.PersistentVolume) (id string) {
 	return image.ID
 }
 
+// purgeAll removes from the trash what is due, as purgeLoop does.
+func (f *fixture) purgeAll(ctx context.Context) {
+	f.ended.Store(nil)
+	f.purgeRound(ctx)
+}
+
+// purgeRound is one round of purgeLoop.
+func (f *fixture) purgeRound(ctx context.Context) {
+	for place, in := range f.purger.begin(time.Now()) {
+		f.purge(ctx, place, in)
+		f.purger.end(place)
+	}
+}
+
 // purgeFor lets time pass while the trash is worked off.
 func (f *fixture) purgeFor(t *testing.T, length time.Duration) {
 	t.Helper()
 	for end := time.Now().Add(length); time.Now().Before(end); time.Sleep(purgeEvery) {
-		f.purgeAll(f.withLog(t.Context()))
+		f.purgeRound(f.withLog(t.Context()))
 	}
 	f.checkAfter(t, nil)
 }
@@ -326,6 +341,26 @@ func TestPurgeGivesWay(t *testing.T) {
 		f.purgeFor(t, 3*time.Second)
 		f.checkPurged(t)
 		end()
+	})
+}
+
+// TestPurgeWaitsForQuiet: between two claims of a burst there may be none for a
+// moment.
+func TestPurgeWaitsForQuiet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		f.trash(t, f.released(t))
+		for range 5 {
+			_, end, err := f.begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			end()
+			f.purgeFor(t, purgeQuiet)
+			checkSame(t, "the trash", []string{testImage}, f.ceph.Trash(testPool))
+		}
+		f.purgeFor(t, purgeQuiet)
+		f.checkPurged(t)
 	})
 }
 

@@ -65,6 +65,7 @@ func newController(ctx context.Context, o *options, clusterUID string, client ku
 		UsePVName:    o.usePVName,
 		ClusterUID:   clusterUID,
 		Claims:       client.CoreV1(),
+		ClaimLister:  factory.Core().V1().PersistentVolumeClaims().Lister(),
 		Classes:      factory.Storage().V1().StorageClasses().Lister(),
 		Access:       open,
 		Leading:      leading,

@@ -13,62 +13,30 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// secretAge is how long a secret that was read serves others. It is no longer
-// than the backoff of what failed: a retry finds what was mended.
+// secretAge is how long a secret that was read serves others: in a burst of claims
+// all need the same one or two, and each read costs the API server as much as
+// saving a volume does. It is no longer than the backoff of what failed: a retry
+// finds what was mended.
 const secretAge = time.Second
 
-// ShareSecret lets operations share what is read of a secret, each for as long as
-// it has not called the returned function: in a burst of claims all need the same
-// one or two. An operation that is alone reads for itself. Calling the function
-// twice is harmless.
-func (a *Access) ShareSecret(ref volume.SecretRef) (leave func()) { return a.recent.enter(ref) }
-
-// recentSecrets has what was read of secrets that somebody works with, for
-// secretAge at most. Errors are shared only by those who waited for them. The
-// zero recentSecrets is ready.
+// recentSecrets has what was read of secrets, for secretAge. Errors are shared
+// only by those who waited for them. The zero recentSecrets is ready.
 type recentSecrets struct {
-	mu      sync.Mutex // guards what follows, and what is in it
-	secrets map[volume.SecretRef]*recentSecret
-}
-
-type recentSecret struct {
-	users int
-	read  *secretRead // nil for none
+	mu    sync.Mutex // guards reads
+	reads map[volume.SecretRef]*secretRead
 }
 
 // secretRead is one request for a secret. What follows done is final once that is
 // closed; nobody changes the secret.
 type secretRead struct {
-	began  time.Time
 	done   chan struct{}
 	secret *corev1.Secret
 	err    error
 }
 
-func (r *recentSecrets) enter(ref volume.SecretRef) (leave func()) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	s := r.secrets[ref]
-	if s == nil {
-		s = &recentSecret{}
-		if r.secrets == nil {
-			r.secrets = map[volume.SecretRef]*recentSecret{}
-		}
-		r.secrets[ref] = s
-	}
-	s.users++
-	return sync.OnceFunc(func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		if s.users--; s.users == 0 {
-			delete(r.secrets, ref)
-		}
-	})
-}
-
 // get returns what read returns, or what it returned lately; shared tells that
-// somebody else asked for it. The caller has entered. The call to read is not
-// ended with ctx, since others may wait for it: it has a deadline of its own.
+// somebody else asked for it. The call to read is not ended with ctx, since others
+// may wait for it: it has a deadline of its own.
 func (r *recentSecrets) get(ctx context.Context, ref volume.SecretRef, read func(context.Context) (*corev1.Secret, error)) (secret *corev1.Secret, shared bool, err error) {
 	one, shared := r.join(ref)
 	if !shared {
@@ -92,20 +60,24 @@ func (r *recentSecrets) get(ctx context.Context, ref volume.SecretRef, read func
 func (r *recentSecrets) join(ref volume.SecretRef) (one *secretRead, shared bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s := r.secrets[ref]
-	if s.read != nil && time.Since(s.read.began) < secretAge {
-		return s.read, true
+	if one, shared = r.reads[ref]; shared {
+		return one, true
 	}
-	s.read = &secretRead{began: time.Now(), done: make(chan struct{})}
-	return s.read, false
+	one = &secretRead{done: make(chan struct{})}
+	if r.reads == nil {
+		r.reads = map[volume.SecretRef]*secretRead{}
+	}
+	r.reads[ref] = one
+	time.AfterFunc(secretAge, func() { r.forget(ref, one) })
+	return one, false
 }
 
-// forget has the next one read the secret anew, since what is in it was no good.
-// A read that was begun since stays, unless one is nil.
+// forget has the next one read the secret anew. A read that was begun since stays,
+// unless one is nil.
 func (r *recentSecrets) forget(ref volume.SecretRef, one *secretRead) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if s := r.secrets[ref]; s != nil && (one == nil || s.read == one) {
-		s.read = nil
+	if one == nil || r.reads[ref] == one {
+		delete(r.reads, ref)
 	}
 }

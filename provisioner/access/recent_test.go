@@ -49,32 +49,19 @@ func TestSecretIsReadOncePerMoment(t *testing.T) {
 			}
 			wg.Wait()
 		}
-		leave := a.ShareSecret(ref)
 		for want := 1; want <= 3; want++ {
 			burst()
 			if got := reads(client); got != want {
 				t.Errorf("the secret was read %d times, want %d", got, want)
 			}
-			time.Sleep(2 * time.Second) // of the bubble's clock
+			time.Sleep(time.Second) // of the bubble's clock
+			synctest.Wait()
 		}
-		// Once nobody works with it, it is not kept.
-		burst()
-		leave()
-		leave()
-		for want := 5; want <= 6; want++ {
-			if _, err := a.ReadKey(t.Context(), ref); err != nil {
-				t.Error(err)
-			}
-			if got := reads(client); got != want {
-				t.Errorf("the secret was read %d times, want %d", got, want)
-			}
-		}
-		defer a.ShareSecret(ref)()
 		if err := client.CoreV1().Secrets("ns").Delete(t.Context(), "s", metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		// What went wrong is not kept.
-		for want := 7; want <= 8; want++ {
+		for want := 4; want <= 5; want++ {
 			if _, err := a.ReadKey(t.Context(), ref); !errors.Is(err, access.ErrSecretNotFound) {
 				t.Errorf("got %v, want ErrSecretNotFound", err)
 			}
@@ -90,7 +77,6 @@ func TestSecretThatIsNoGoodIsReadAgain(t *testing.T) {
 	client := fake.NewClientset(secret("Opaque", map[string]string{"key": "x"}))
 	a := newAccess(t, client, FakeResolver{}, nil)
 	ref := volume.SecretRef{Namespace: "ns", Name: "s"}
-	defer a.ShareSecret(ref)()
 	if _, err := a.ReadKey(t.Context(), ref); !errors.Is(err, rbd.ErrInvalidKey) {
 		t.Errorf("got %v, want ErrInvalidKey", err)
 	}
@@ -133,7 +119,6 @@ func TestRotatedKeyIsReadAtOnce(t *testing.T) {
 		Monitors: []volume.Monitor{{Host: "10.0.0.1"}}, Pool: "kube", User: "boss",
 		Secret: volume.SecretRef{Namespace: "ns", Name: "s"},
 	}
-	defer a.ShareSecret(location.Secret)() // another operation
 	if _, err := a.Open(t.Context(), location); !errors.Is(err, errTaken) {
 		t.Fatal(err)
 	}
