@@ -83,7 +83,7 @@ func parseOptions(args []string) (*options, error) {
 	fs.IntVar(&o.Rounds, "rounds", 3, "times that everything is measured")
 	fs.StringVar(&bursts, "bursts", "1,100,300", "numbers of claims made at once")
 	fs.IntVar(&o.BaselineBurst, "baseline-burst", 20, "the same for the baseline, whose rate does not depend on it")
-	fs.IntVar(&o.Singles, "singles", 25, "single claims per round")
+	fs.IntVar(&o.Singles, "singles", 20, "single claims per round")
 	fs.IntVar(&o.BaselineSingles, "baseline-singles", 7, "the same for the baseline, which waits for its request limit before each")
 	fs.IntVar(&o.Volumes, "volumes", 10000, "volumes in the populated cluster")
 	fs.IntVar(&o.Sizes, "sizes", 7, "volumes of each size that are deleted")
