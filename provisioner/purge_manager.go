@@ -27,7 +27,7 @@ const (
 	managerAgain = 10 * time.Minute
 	// managerLook is when an image is looked at first that a manager took on; the
 	// time doubles up to managerLookCap.
-	managerLook    = 2 * time.Second
+	managerLook    = 4 * time.Second
 	managerLookCap = time.Minute
 	// managerPace is in which time a full list must become shorter; else images are
 	// removed here, too. Large ones take long.

@@ -100,7 +100,7 @@ func newController(ctx context.Context, o *options, clusterUID string, client ku
 		metrics.PersistentVolumeDeleteFailedTotal,
 		metrics.PersistentVolumeDeleteDurationSeconds,
 	)
-	loop := libcontroller.NewProvisionController(klog.FromContext(ctx), client, o.provisionerName, p,
+	loop := libcontroller.NewProvisionController(klog.FromContext(ctx), newBriefClient(client, klog.FromContext(ctx)), o.provisionerName, p,
 		// We hold the lease, to give it back on a stop.
 		libcontroller.LeaderElection(false),
 		libcontroller.ClaimsInformer(factory.Core().V1().PersistentVolumeClaims().Informer()),
