@@ -8,7 +8,9 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
 	"ceph.com/rbd-provisioner/provisioner/rbd"
@@ -163,6 +165,11 @@ func TestCachedClaim(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, 0},
+		{"its volume is to outlive it", func(t *testing.T, f *fixture) {
+			f.putClass(t, func(c *storagev1.StorageClass) {
+				c.ReclaimPolicy = ptr.To(corev1.PersistentVolumeReclaimRetain)
+			})
+		}, 1},
 		{"the cache does not know it yet", func(t *testing.T, f *fixture) {
 			if err := f.claims.Delete(f.options.PVC); err != nil {
 				t.Fatal(err)
@@ -181,7 +188,9 @@ func TestCachedClaim(t *testing.T) {
 			test.change(t, f)
 			f.client.ClearActions()
 			// For a claim that is gone, the volume is one that Kubernetes releases.
-			checkSame(t, "the volume", f.wantVolume(), f.mustProvision(t))
+			want := f.wantVolume()
+			want.Spec.PersistentVolumeReclaimPolicy = ptr.Deref(f.options.StorageClass.ReclaimPolicy, "")
+			checkSame(t, "the volume", want, f.mustProvision(t))
 			got := 0
 			for _, action := range f.client.Actions() {
 				if action.Matches("get", "persistentvolumeclaims") {

@@ -123,15 +123,17 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 // when the claim already has this very volume, and false when it is gone, going,
 // or was given another.
 //
-// A cache that says that the claim waits is believed. When it lags behind, the
-// claim gets its volume as if that had changed a moment later: Kubernetes releases
-// a volume that is for no claim, and deletes it. All else is asked of the API
-// server.
+// A cache that says that the claim waits is believed where the volume is to be
+// deleted with its claim: when the cache lags behind, a volume is made for nobody,
+// which Kubernetes releases and deletes. With another policy it would stay. All else
+// is asked of the API server.
 func (p *Provisioner) claimWantsVolume(ctx context.Context, options controller.ProvisionOptions) (bool, error) {
 	claim := options.PVC
-	cached, err := p.config.ClaimLister.PersistentVolumeClaims(claim.Namespace).Get(claim.Name)
-	if err == nil && cached.UID == claim.UID && waits(cached) {
-		return true, nil
+	if ptr.Deref(options.StorageClass.ReclaimPolicy, corev1.PersistentVolumeReclaimDelete) == corev1.PersistentVolumeReclaimDelete {
+		cached, err := p.config.ClaimLister.PersistentVolumeClaims(claim.Namespace).Get(claim.Name)
+		if err == nil && cached.UID == claim.UID && waits(cached) {
+			return true, nil
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
 	defer cancel()

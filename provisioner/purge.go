@@ -5,6 +5,7 @@ package provisioner
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -67,6 +68,7 @@ func (p *Provisioner) purge(ctx context.Context, place journal.Place, in *purgeP
 
 func (p *Provisioner) purgeDue(ctx context.Context, place journal.Place, in *purgePlace) error {
 	location, items := p.purger.due(in, time.Now())
+	items = slices.DeleteFunc(items, p.givesWay)
 	if in.manager.wait(items, time.Now()) {
 		return nil
 	}
@@ -81,10 +83,10 @@ func (p *Provisioner) purgeDue(ctx context.Context, place journal.Place, in *pur
 	}
 	var settled []*purgeItem
 	for _, item := range items {
-		if ctx.Err() != nil || p.givesWay(item) {
+		if ctx.Err() != nil {
 			break
 		}
-		if in.manager.waits(item, time.Now()) {
+		if p.givesWay(item) || in.manager.waits(item, time.Now()) {
 			continue
 		}
 		done, purgeErr := p.purgeImage(ctx, pool.Pool, place, in, item)
@@ -125,11 +127,15 @@ func (p *Provisioner) clearRemovals(ctx context.Context, pool rbd.Pool, in *purg
 }
 
 // givesWay reports whether an image can wait for operations that somebody waits
-// for. In the middle of many, there is none for a moment now and then.
+// for. In the middle of many, there is none for a moment now and then. One that
+// Ceph's manager works on is only looked at, which makes room on its list.
 func (p *Provisioner) givesWay(item *purgeItem) bool {
-	ended := p.ended.Load()
-	busy := p.operations.Load() > 0 || ended != nil && time.Since(*ended) < purgeQuiet
-	return busy && time.Since(item.due) < purgePatience
+	// In this order: what ends is noted before it is counted out.
+	busy := p.operations.Load() > 0
+	if ended := p.ended.Load(); ended != nil && time.Since(*ended) < purgeQuiet {
+		busy = true
+	}
+	return busy && item.listed.IsZero() && time.Since(item.due) < purgePatience
 }
 
 // purgeImage removes one image, and reports whether its removal is settled. An

@@ -229,6 +229,31 @@ func TestPurgeManagerList(t *testing.T) {
 	}
 }
 
+// TestPurgeUnderLoad: claims that never leave it quiet delay an image by the patience
+// for them, and not the manager's list.
+func TestPurgeUnderLoad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newManagedFixture(t)
+		const count = 3 * managerWidth
+		f.trashMany(t, count)
+		load := func(length time.Duration) {
+			for end := time.Now().Add(length); time.Now().Before(end); {
+				_, done, err := f.begin(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				done()
+				f.purgeFor(t, purgeEvery)
+				f.ceph.RunManager()
+			}
+		}
+		load(purgePatience - 2*purgeEvery)
+		checkSame(t, "the images in the trash", count, len(f.ceph.Trash(testPool)))
+		load(2*purgeEvery + count/managerWidth*3*managerLook)
+		f.checkPurgedBy(t, count, 0)
+	})
+}
+
 // trashMany puts images into the trash, with notes, and has a new leader find them.
 func (f *fixture) trashMany(t *testing.T, n int) {
 	t.Helper()

@@ -31,7 +31,7 @@ import (
 // Backoff of a claim or volume that fails: somebody who mends the cause should
 // not wait long, and what stays broken should not make noise. The cap is how long
 // claims may wait after the end of an outage; one that fails meanwhile costs
-// three requests to the API server a minute.
+// three or four requests to the API server a minute.
 const (
 	backoffStart = time.Second
 	backoffCap   = time.Minute
@@ -82,8 +82,9 @@ func newController(ctx context.Context, o *options, clusterUID string, client ku
 	if err == nil && o.expansion {
 		grow, err = newExpansion(o, client, factory, open, leading, registry)
 	}
+	brief := newBriefClient(client, klog.FromContext(ctx))
 	if err == nil {
-		err = onSaved(factory.Core().V1().PersistentVolumes().Informer(), p.Saved)
+		err = onSaved(factory.Core().V1().PersistentVolumes().Informer(), p.Saved, brief.saved)
 	}
 	if err != nil {
 		events.Shutdown()
@@ -100,7 +101,7 @@ func newController(ctx context.Context, o *options, clusterUID string, client ku
 		metrics.PersistentVolumeDeleteFailedTotal,
 		metrics.PersistentVolumeDeleteDurationSeconds,
 	)
-	loop := libcontroller.NewProvisionController(klog.FromContext(ctx), newBriefClient(client, klog.FromContext(ctx)), o.provisionerName, p,
+	loop := libcontroller.NewProvisionController(klog.FromContext(ctx), brief, o.provisionerName, p,
 		// We hold the lease, to give it back on a stop.
 		libcontroller.LeaderElection(false),
 		libcontroller.ClaimsInformer(factory.Core().V1().PersistentVolumeClaims().Informer()),

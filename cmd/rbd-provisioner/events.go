@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
@@ -30,6 +31,9 @@ const beginningDelay = time.Second
 type briefClient struct {
 	kubernetes.Interface
 	logger klog.Logger
+	// sending is held by who sends what was held: a server that is slow gets one at
+	// a time.
+	sending sync.Mutex
 
 	mu sync.Mutex // guards held
 	// held has the events that wait, by the claim's UID.
@@ -83,7 +87,14 @@ func (e briefEvents) CreateWithEventNamespaceWithContext(ctx context.Context, ev
 // was held is not tried again, unlike what a recorder sends.
 func (c *briefClient) create(event *corev1.Event, send func(*corev1.Event) (*corev1.Event, error)) (*corev1.Event, error) {
 	later := func(event *corev1.Event) {
-		if _, err := send(event); err != nil {
+		c.sending.Lock()
+		defer c.sending.Unlock()
+		_, err := send(event)
+		switch {
+		case err == nil:
+		case apierrors.IsNotFound(err), apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
+			// Nobody is left to read it.
+		default:
 			c.logger.Info("An event could not be sent", "reason", event.Reason,
 				"PVC", klog.KRef(event.InvolvedObject.Namespace, event.InvolvedObject.Name), "err", err)
 		}
@@ -96,6 +107,14 @@ func (c *briefClient) create(event *corev1.Event, send func(*corev1.Event) (*cor
 		later(before)
 	}
 	return send(event)
+}
+
+// saved drops what is held for the claim of a volume. The event of its success comes
+// when the recorder gets to it, which in a burst takes longer than the volume.
+func (c *briefClient) saved(pv *corev1.PersistentVolume) {
+	if claim := pv.Spec.ClaimRef; claim != nil {
+		c.take(claim.UID, nil)
+	}
 }
 
 // hold has an event sent after beginningDelay, unless it is taken before.

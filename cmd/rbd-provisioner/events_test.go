@@ -15,8 +15,10 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/kubernetes/scheme"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/client-go/tools/record"
 	"k8s.io/klog/v2/ktesting"
 )
 
@@ -32,6 +34,7 @@ func libraryEvent(claim, reason string) *corev1.Event {
 // TestBriefClient is about what a claim is told, and in which order.
 func TestBriefClient(t *testing.T) {
 	const soon, late = beginningDelay / 2, 2 * beginningDelay
+	const savedVolume = "the volume is saved"
 	type step struct {
 		claim, reason string
 		after         time.Duration // since the one before
@@ -42,6 +45,9 @@ func TestBriefClient(t *testing.T) {
 		want  []string
 	}{
 		{"it is made at once", []step{{"a", reasonProvisioning, 0}, {"a", reasonSucceeded, soon}}, []string{"a.provisioningsucceeded"}},
+		{"it is made at once, of which the recorder tells later",
+			[]step{{"a", reasonProvisioning, 0}, {"a", savedVolume, soon}, {"a", reasonSucceeded, late}},
+			[]string{"a.provisioningsucceeded"}},
 		{"it takes its time", []step{{"a", reasonProvisioning, 0}, {"a", reasonSucceeded, late}},
 			[]string{"a.provisioning", "a.provisioningsucceeded"}},
 		{"it never ends", []step{{"a", reasonProvisioning, 0}}, []string{"a.provisioning"}},
@@ -52,8 +58,6 @@ func TestBriefClient(t *testing.T) {
 			[]string{"a.provisioning", "a.provisioningfailed", "a.provisioningsucceeded"}},
 		{"two at a time", []step{{"a", reasonProvisioning, 0}, {"b", reasonProvisioning, 0}, {"a", reasonSucceeded, soon}},
 			[]string{"a.provisioningsucceeded", "b.provisioning"}},
-		{"it is begun again before anybody heard of it", []step{{"a", reasonProvisioning, 0}, {"a", reasonProvisioning, soon}},
-			[]string{"a.provisioning"}},
 		{"of another kind", []step{{"a", "VolumeFailedDelete", 0}}, []string{"a.volumefaileddelete"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -64,6 +68,12 @@ func TestBriefClient(t *testing.T) {
 				sink := &corev1client.EventSinkImpl{Interface: client.CoreV1().Events(metav1.NamespaceAll)}
 				for _, s := range test.steps {
 					time.Sleep(s.after) // of the bubble's clock
+					if s.reason == savedVolume {
+						client.saved(&corev1.PersistentVolume{Spec: corev1.PersistentVolumeSpec{
+							ClaimRef: &corev1.ObjectReference{UID: types.UID(s.claim)},
+						}})
+						continue
+					}
 					given := libraryEvent(s.claim, s.reason)
 					got, err := sink.Create(given)
 					if err != nil || got.Name != given.Name {
@@ -87,6 +97,39 @@ func TestBriefClient(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestBriefClientAgain has a recorder tell of a second attempt: it takes what was
+// dropped for sent, and asks the server to count it once more.
+func TestBriefClientAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := fake.NewClientset()
+		logger, ctx := ktesting.NewTestContext(t)
+		client := newBriefClient(server, logger)
+		broadcaster := record.NewBroadcaster(record.WithContext(ctx))
+		broadcaster.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: client.CoreV1().Events(metav1.NamespaceAll)})
+		recorder := broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "ceph.com/rbd"})
+		claim := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "apps", Name: "a", UID: "1"}}
+		for _, reason := range []string{reasonProvisioning, reasonSucceeded, reasonProvisioning} {
+			recorder.Event(claim, corev1.EventTypeNormal, reason, "as always")
+			synctest.Wait()
+			time.Sleep(time.Millisecond) // of the bubble's clock: an event's name is its time
+		}
+		time.Sleep(2 * beginningDelay) // of the bubble's clock
+		broadcaster.Shutdown()
+		synctest.Wait()
+		events, err := server.CoreV1().Events("apps").List(ctx, metav1.ListOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]int32{}
+		for _, event := range events.Items {
+			got[event.Reason] = event.Count
+		}
+		if diff := cmp.Diff(map[string]int32{reasonProvisioning: 2, reasonSucceeded: 1}, got); diff != "" {
+			t.Errorf("the claim's events (-want +got):\n%s", diff)
+		}
+	})
 }
 
 // TestBriefClientRefused: that an event can't be sent is in the log.

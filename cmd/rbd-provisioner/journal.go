@@ -53,11 +53,13 @@ func readClusterUID(ctx context.Context, client corev1client.NamespacesGetter) (
 	return uid, err
 }
 
-// onSaved calls saved for each volume that a cache of volumes gets to know.
-func onSaved(volumes cache.SharedInformer, saved func(*corev1.PersistentVolume)) error {
+// onSaved calls the functions for each volume that a cache of volumes gets to know.
+func onSaved(volumes cache.SharedInformer, saved ...func(*corev1.PersistentVolume)) error {
 	see := func(obj any) {
 		if pv, ok := obj.(*corev1.PersistentVolume); ok {
-			saved(pv)
+			for _, call := range saved {
+				call(pv)
+			}
 		}
 	}
 	_, err := volumes.AddEventHandler(cache.ResourceEventHandlerFuncs{

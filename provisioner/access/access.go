@@ -128,10 +128,13 @@ func (a *Access) open(ctx context.Context, l volume.Location, v *visit) (*Pool, 
 	cluster, err := a.connect(ctx, l, monitors, key, v)
 	if refusesKey(err) && shared {
 		// It may have been replaced since somebody else read it.
-		if key, _, err = a.readKey(ctx, l.Secret); err != nil {
-			return nil, err
+		now, _, readErr := a.readKey(ctx, l.Secret)
+		if readErr != nil {
+			return nil, readErr
 		}
-		cluster, err = a.connect(ctx, l, monitors, key, v)
+		if !now.Equal(key) {
+			cluster, err = a.connect(ctx, l, monitors, now, v)
+		}
 	}
 	if refusesKey(err) {
 		// Caps are not looked at yet: it is the user or the key.

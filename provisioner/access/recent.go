@@ -4,6 +4,7 @@ package access
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -19,8 +20,9 @@ import (
 // finds what was mended.
 const secretAge = time.Second
 
-// recentSecrets has what was read of secrets, for secretAge. Errors are shared
-// only by those who waited for them. The zero recentSecrets is ready.
+// recentSecrets has what was read of secrets, for secretAge, and which may not be
+// read. Other errors are shared only by those who waited for them. The zero
+// recentSecrets is ready.
 type recentSecrets struct {
 	mu    sync.Mutex // guards reads
 	reads map[volume.SecretRef]*secretRead
@@ -29,6 +31,7 @@ type recentSecrets struct {
 // secretRead is one request for a secret. What follows done is final once that is
 // closed; nobody changes the secret.
 type secretRead struct {
+	began  time.Time
 	done   chan struct{}
 	secret *corev1.Secret
 	err    error
@@ -43,7 +46,7 @@ func (r *recentSecrets) get(ctx context.Context, ref volume.SecretRef, read func
 		go func() {
 			one.secret, one.err = read(context.WithoutCancel(ctx))
 			close(one.done)
-			if one.err != nil {
+			if one.err != nil && !errors.Is(one.err, ErrSecretForbidden) {
 				r.forget(ref, one)
 			}
 		}()
@@ -60,15 +63,15 @@ func (r *recentSecrets) get(ctx context.Context, ref volume.SecretRef, read func
 func (r *recentSecrets) join(ref volume.SecretRef) (one *secretRead, shared bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if one, shared = r.reads[ref]; shared {
+	if one = r.reads[ref]; one != nil && time.Since(one.began) < secretAge {
 		return one, true
 	}
-	one = &secretRead{done: make(chan struct{})}
+	one = &secretRead{began: time.Now(), done: make(chan struct{})}
 	if r.reads == nil {
 		r.reads = map[volume.SecretRef]*secretRead{}
 	}
 	r.reads[ref] = one
-	time.AfterFunc(secretAge, func() { r.forget(ref, one) })
+	time.AfterFunc(secretAge, func() { r.forget(ref, one) }) // it is held no longer
 	return one, false
 }
 

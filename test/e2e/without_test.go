@@ -70,9 +70,13 @@ var without = map[string]struct {
 		})
 	}},
 	"get persistentvolumeclaims": {fails: func(r *restricted) {
-		claim := r.claim(r.ns, r.class, nil)
-		r.event(claim, `read the claim once more: persistentvolumeclaims "`+claim.Name+`" is forbidden`)
-		r.pending(claim)
+		source := r.claim(r.ns, r.class, nil)
+		r.bound(source) // by the cache
+		clone := r.claim(r.ns+"-clone", r.class, func(c *corev1.PersistentVolumeClaim) {
+			c.Spec.DataSource = &corev1.TypedLocalObjectReference{Kind: "PersistentVolumeClaim", Name: source.Name}
+		})
+		r.event(clone, `persistentvolumeclaims "`+source.Name+`" is forbidden`)
+		r.pending(clone)
 	}},
 	`get namespaces "kube-system"`: {fails: func(r *restricted) {
 		r.refused("WARNING: working without a journal")

@@ -87,14 +87,14 @@ func TestCloneWhileTheOSDHangs(t *testing.T) {
 	for _, claim := range before {
 		f.bound(claim)
 	}
-	under := f.clones("under-way", 4, withData)
-	f.bound(under[3]) // of the others, nobody knows how far they are
+	under := f.clones("under-way", 12, withData)
+	f.bound(under[0]) // of the others, nobody knows how far they are
 	f.must(f.ceph.OSD.Pause(f.ctx()))
 	during := f.clones("during", 3, withData)
 	f.event(during[0], 2, noAnswer...)
-	f.delete(during[0], under[0], before[0])
+	f.delete(during[0], under[11], before[0])
 	f.must(f.ceph.OSD.Resume())
-	for _, claim := range slices.Concat(during[1:], under[1:]) {
+	for _, claim := range slices.Concat(during[1:], under[:11]) {
 		f.bound(claim)
 	}
 	f.settled()
