@@ -78,6 +78,8 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 		return nil, errNotStarted{err}
 	}
 	if wanted {
+		defer p.config.Access.ShareSecret(r.userSecret)()
+		defer p.config.Access.ShareSecret(r.params.Location().Secret)()
 		p.config.Access.ReadAhead(ctx, r.params.Location().Secret)
 		if err := p.checkUserSecret(ctx, options.PVC, r); err != nil {
 			return nil, errNotStarted{err}

@@ -3,8 +3,8 @@
 // Package access opens pools: it reads the key from its Secret at the moment of
 // use, resolves the monitors' names and connects. It is where Kubernetes meets
 // Ceph, and where a cluster that does not answer is kept from holding all the
-// workers. It keeps no connection, and a Secret for a second only; sharing
-// connections is the Connector's work.
+// workers. It keeps no connection, and a Secret while an operation works with
+// it, or a second longer in a burst; sharing connections is the Connector's work.
 package access
 
 import (
@@ -101,16 +101,19 @@ func (a *Access) enter(ctx context.Context, l volume.Location, u use) (*Pool, er
 	if err != nil {
 		return nil, Explain(err, l)
 	}
+	leave := a.ShareSecret(l.Secret)
 	pool, err := a.open(ctx, l, v)
 	if err != nil {
+		leave()
 		v.leave()
 		return nil, err
 	}
-	pool.Pool = watchedPool{pool.Pool, v}
+	pool.Pool = watchedPool{pool.Pool, v, leave}
 	return pool, nil
 }
 
-// ReadAhead begins to read a secret that is needed soon, and returns at once.
+// ReadAhead begins to read a secret that is needed soon, and returns at once. The
+// caller shares the secret until then.
 func (a *Access) ReadAhead(ctx context.Context, ref volume.SecretRef) {
 	// Who needs it meets the error.
 	go func() { _, _, _ = a.recentSecret(ctx, ref) }()

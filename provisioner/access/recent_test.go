@@ -11,8 +11,12 @@ import (
 	"testing/synctest"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
@@ -49,18 +53,33 @@ func TestSecretIsReadOncePerMoment(t *testing.T) {
 			}
 			wg.Wait()
 		}
+		leave := a.ShareSecret(ref)
 		for want := 1; want <= 3; want++ {
 			burst()
 			if got := reads(client); got != want {
 				t.Errorf("the secret was read %d times, want %d", got, want)
 			}
-			time.Sleep(time.Second) // of the bubble's clock
+			time.Sleep(2 * time.Second) // of the bubble's clock
 		}
+		// Once nobody works with it, and the burst is over, it is not kept.
+		burst()
+		leave()
+		leave()
+		time.Sleep(time.Second)
+		for want := 5; want <= 6; want++ {
+			if _, err := a.ReadKey(t.Context(), ref); err != nil {
+				t.Error(err)
+			}
+			if got := reads(client); got != want {
+				t.Errorf("the secret was read %d times, want %d", got, want)
+			}
+		}
+		defer a.ShareSecret(ref)()
 		if err := client.CoreV1().Secrets("ns").Delete(t.Context(), "s", metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		// What went wrong is not kept.
-		for want := 4; want <= 5; want++ {
+		for want := 7; want <= 8; want++ {
 			if _, err := a.ReadKey(t.Context(), ref); !errors.Is(err, access.ErrSecretNotFound) {
 				t.Errorf("got %v, want ErrSecretNotFound", err)
 			}
@@ -72,10 +91,60 @@ func TestSecretIsReadOncePerMoment(t *testing.T) {
 	})
 }
 
+// TestSecretInABurst: operations that come one after the other, and are many, share
+// what is read, for a second. One that comes later reads for itself.
+func TestSecretInABurst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := fake.NewClientset(secret(access.TypeRBD, map[string]string{"key": goodKey()}))
+		a := newAccess(t, client, FakeResolver{}, nil)
+		ask := func(times int, pause time.Duration) int {
+			before := reads(client)
+			for range times {
+				if _, err := a.ReadKey(t.Context(), volume.SecretRef{Namespace: "ns", Name: "s"}); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(pause) // of the bubble's clock
+			}
+			return reads(client) - before
+		}
+		if got := ask(10, 100*time.Millisecond); got != 10 {
+			t.Errorf("for 10 operations in a second, the secret was read %d times", got)
+		}
+		time.Sleep(time.Minute)
+		if got := ask(500, 10*time.Millisecond); got < 5 || got > 25 {
+			t.Errorf("for 500 operations in five seconds, the secret was read %d times", got)
+		}
+		time.Sleep(time.Second)
+		if got := ask(2, 0); got != 2 {
+			t.Errorf("for two operations after that, the secret was read %d times", got)
+		}
+	})
+}
+
+// TestForbiddenSecret: that a secret may not be read is known for a moment, too.
+func TestForbiddenSecret(t *testing.T) {
+	client := fake.NewClientset()
+	client.PrependReactor("get", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, nil, apierrors.NewForbidden(corev1.Resource("secrets"), "s", errors.New("RBAC"))
+	})
+	a := newAccess(t, client, FakeResolver{}, nil)
+	ref := volume.SecretRef{Namespace: "ns", Name: "s"}
+	defer a.ShareSecret(ref)() // another operation
+	for range 3 {
+		if _, err := a.CheckUserSecret(t.Context(), ref); !errors.Is(err, access.ErrSecretForbidden) {
+			t.Errorf("got %v, want ErrSecretForbidden", err)
+		}
+	}
+	if got := reads(client); got != 1 {
+		t.Errorf("the secret was asked for %d times", got)
+	}
+}
+
 func TestSecretThatIsNoGoodIsReadAgain(t *testing.T) {
 	client := fake.NewClientset(secret("Opaque", map[string]string{"key": "x"}))
 	a := newAccess(t, client, FakeResolver{}, nil)
 	ref := volume.SecretRef{Namespace: "ns", Name: "s"}
+	defer a.ShareSecret(ref)()
 	if _, err := a.ReadKey(t.Context(), ref); !errors.Is(err, rbd.ErrInvalidKey) {
 		t.Errorf("got %v, want ErrInvalidKey", err)
 	}
@@ -118,6 +187,7 @@ func TestRotatedKeyIsReadAtOnce(t *testing.T) {
 		Monitors: []volume.Monitor{{Host: "10.0.0.1"}}, Pool: "kube", User: "boss",
 		Secret: volume.SecretRef{Namespace: "ns", Name: "s"},
 	}
+	defer a.ShareSecret(location.Secret)() // another operation
 	if _, err := a.Open(t.Context(), location); !errors.Is(err, errTaken) {
 		t.Fatal(err)
 	}

@@ -103,9 +103,10 @@ func parseKey(ref volume.SecretRef, entry string, data []byte) (rbd.Key, error) 
 	return key, nil
 }
 
-// recentSecret returns a secret as it is now or, where others have read it, was
-// less than secretAge ago; shared tells the latter. Nobody may change it.
+// recentSecret returns a secret as it is now or, while others work with it and in a
+// burst, was less than secretAge ago; shared tells the latter. Nobody may change it.
 func (a *Access) recentSecret(ctx context.Context, ref volume.SecretRef) (secret *corev1.Secret, shared bool, err error) {
+	defer a.recent.enter(ref)()
 	return a.recent.get(ctx, ref, func(ctx context.Context) (*corev1.Secret, error) { return a.readSecret(ctx, ref) })
 }
 

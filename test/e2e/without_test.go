@@ -70,9 +70,16 @@ var without = map[string]struct {
 		})
 	}},
 	"get persistentvolumeclaims": {fails: func(r *restricted) {
-		source := r.claim(r.ns, r.class, nil)
-		r.bound(source) // by the cache
-		clone := r.claim(r.ns+"-clone", r.class, func(c *corev1.PersistentVolumeClaim) {
+		source := r.claim(r.ns+"-source", r.class, nil)
+		pv := r.bound(source) // by the cache
+		r.Cleanup(func() {
+			ctx := context.WithoutCancel(r.Context())
+			claims := rig.Kube.Client.CoreV1().PersistentVolumeClaims(r.fixture.name)
+			if err := errors.Join(claims.Delete(ctx, source.Name, metav1.DeleteOptions{}), r.goneBy(ctx, pv)); err != nil && !r.Failed() {
+				r.Error(err)
+			}
+		})
+		clone := r.claim(r.ns, r.class, func(c *corev1.PersistentVolumeClaim) {
 			c.Spec.DataSource = &corev1.TypedLocalObjectReference{Kind: "PersistentVolumeClaim", Name: source.Name}
 		})
 		r.event(clone, `persistentvolumeclaims "`+source.Name+`" is forbidden`)
