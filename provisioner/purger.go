@@ -17,11 +17,11 @@ const (
 	purgeWidth = 4
 	// purgePatience is how long the removal of an image gives way to claims and
 	// volumes. Nobody waits for it, but for the room that the image takes.
-	purgePatience = 30 * time.Second
+	purgePatience = 10 * time.Second
 	// purgeQuiet is how long nothing has happened to claims and volumes when it
 	// begins. Ceph's manager takes a hundred times the CPU for an image that its
 	// volume's deletion does, of the cores that may serve claims, too.
-	purgeQuiet = 2 * time.Second
+	purgeQuiet = time.Second
 	// purgeRetry is when something that did not go well is tried again; the time
 	// doubles up to purgeRetryCap.
 	purgeRetry    = 10 * time.Second

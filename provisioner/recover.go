@@ -17,7 +17,7 @@ import (
 const (
 	// recoverAgain is when recovery looks again after a round that left
 	// something; the time doubles from round to round up to recoverEvery, which
-	// is also that after a round that left nothing.
+	// is also that after a round that left nothing, unless an operation fails.
 	recoverAgain = 5 * time.Second
 	recoverEvery = 5 * time.Minute
 	// poolTimeout is after which time recovery begins nothing more in a pool
@@ -91,18 +91,37 @@ func (p *Provisioner) recoverLoop(ctx context.Context) {
 	r := p.newRecovery()
 	again := recoverAgain
 	for {
-		wait := recoverEvery
 		if r.round(ctx) {
 			again = recoverAgain
+			r.rest(ctx)
 		} else {
-			wait = again
+			sleep(ctx, again)
 			again = min(2*again, recoverEvery)
 		}
-		select {
-		case <-ctx.Done():
+		if ctx.Err() != nil {
 			return
-		case <-time.After(wait):
 		}
+	}
+}
+
+// rest waits after a round that left nothing: until an operation has failed, which
+// may have left something for which the library does not come back.
+func (r *recovery) rest(ctx context.Context) {
+	for end := time.Now().Add(recoverEvery); time.Now().Before(end) && ctx.Err() == nil; {
+		sleep(ctx, recoverAgain)
+		for place := range r.settled {
+			if !r.isSettled(place) {
+				return
+			}
+		}
+	}
+}
+
+// sleep waits, or until ctx ends.
+func sleep(ctx context.Context, length time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(length):
 	}
 }
 

@@ -89,6 +89,28 @@ func TestRecoverByVolume(t *testing.T) {
 	f.checkIntents(t)
 }
 
+// TestRecoverOwnSoon: recovery does not wait for its next round for what this process
+// has left.
+func TestRecoverOwnSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		ctx, cancel := context.WithCancel(f.withLog(t.Context()))
+		defer synctest.Wait()
+		defer cancel()
+		go f.recoverLoop(ctx)
+		time.Sleep(recoverEvery / 2) // of the bubble's clock
+		f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallCreateImage, Err: rbd.ErrTimeout, TakesEffect: true})
+		if _, _, err := f.provision(t.Context(), t); !errors.Is(err, rbd.ErrTimeout) {
+			t.Fatalf("got %v, want ErrTimeout", err)
+		}
+		f.dropLive(t)
+		time.Sleep(2 * recoverAgain)
+		synctest.Wait()
+		f.checkNothing(t)
+		f.checkIntents(t)
+	})
+}
+
 // TestRecoverOwn: the library gave up a claim whose image this process may have
 // made.
 func TestRecoverOwn(t *testing.T) {
