@@ -110,7 +110,7 @@ test-node: node ## Run the tests in which Pods use volumes; as root, after deps-
 # ROUNDS, BURSTS, VOLUMES and CONTENDERS change what is measured, BENCHFLAGS
 # anything (see go run ./test/bench -help); DOCS=1 puts table and plot into docs/.
 .PHONY: bench
-bench: build kubernetes ## Measure speed and cost beside ceiling and baseline, 20 minutes
+bench: build kubernetes ## Measure speed and cost beside ceiling and baseline, 30 minutes
 	go run ./test/bench -out '$(or $(RESULTS),bin/bench)' $(if $(ROUNDS),-rounds '$(ROUNDS)') $(if $(BURSTS),-bursts '$(BURSTS)') \
 		$(if $(VOLUMES),-volumes '$(VOLUMES)') $(if $(CONTENDERS),-contenders '$(CONTENDERS)') \
 		$(if $(filter-out 0,$(DOCS)),-docs) $(BENCHFLAGS)
