@@ -153,10 +153,8 @@ func (p *Provisioner) flatten(ctx context.Context, item flattenItem) error {
 		// It goes on, as a rule, and so no other one of the pool begins; the next
 		// attempt waits for it.
 		logger.V(2).Info("The clone is still being flattened")
-		select {
-		case <-ctx.Done():
+		if sleep(ctx, flattenEvery); ctx.Err() != nil {
 			return errFlattening
-		case <-time.After(flattenEvery):
 		}
 	}
 }

@@ -77,10 +77,10 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 	if err != nil {
 		return nil, errNotStarted{err}
 	}
+	location := r.params.Location()
 	if wanted {
 		defer p.config.Access.ShareSecret(r.userSecret)()
-		defer p.config.Access.ShareSecret(r.params.Location().Secret)()
-		p.config.Access.ReadAhead(ctx, r.params.Location().Secret)
+		defer p.config.Access.ReadAhead(ctx, location.Secret)()
 		if err := p.checkUserSecret(ctx, options.PVC, r); err != nil {
 			return nil, errNotStarted{err}
 		}
@@ -91,7 +91,6 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 			r.source = p.findSource(ctx, options.PVC, r)
 		}
 	}
-	location := r.params.Location()
 	pool, err := p.config.Access.Open(ctx, location)
 	if err != nil && r.source != nil && r.source.err != nil {
 		return nil, errNotStarted{r.source.err}

@@ -98,13 +98,13 @@ func TestRecoverOwnSoon(t *testing.T) {
 		defer synctest.Wait()
 		defer cancel()
 		go f.recoverLoop(ctx)
-		time.Sleep(recoverEvery / 2) // of the bubble's clock
+		synctest.Wait() // until its first round is over
 		f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallCreateImage, Err: rbd.ErrTimeout, TakesEffect: true})
 		if _, _, err := f.provision(t.Context(), t); !errors.Is(err, rbd.ErrTimeout) {
 			t.Fatalf("got %v, want ErrTimeout", err)
 		}
 		f.dropLive(t)
-		time.Sleep(2 * recoverAgain)
+		time.Sleep(2 * recoverAgain) // of the bubble's clock: this is what "soon" means
 		synctest.Wait()
 		f.checkNothing(t)
 		f.checkIntents(t)

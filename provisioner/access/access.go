@@ -112,11 +112,13 @@ func (a *Access) enter(ctx context.Context, l volume.Location, u use) (*Pool, er
 	return pool, nil
 }
 
-// ReadAhead begins to read a secret that is needed soon, and returns at once. The
-// caller shares the secret until then.
-func (a *Access) ReadAhead(ctx context.Context, ref volume.SecretRef) {
+// ReadAhead is ShareSecret for a secret that is needed soon: it is being read when
+// ReadAhead returns.
+func (a *Access) ReadAhead(ctx context.Context, ref volume.SecretRef) (leave func()) {
+	leave = a.ShareSecret(ref)
 	// Who needs it meets the error.
 	go func() { _, _, _ = a.recentSecret(ctx, ref) }()
+	return leave
 }
 
 func (a *Access) open(ctx context.Context, l volume.Location, v *visit) (*Pool, error) {

@@ -79,9 +79,7 @@ var without = map[string]struct {
 				r.Error(err)
 			}
 		})
-		clone := r.claim(r.ns, r.class, func(c *corev1.PersistentVolumeClaim) {
-			c.Spec.DataSource = &corev1.TypedLocalObjectReference{Kind: "PersistentVolumeClaim", Name: source.Name}
-		})
+		clone := r.claim(r.ns, r.class, from(source.Name))
 		r.event(clone, `persistentvolumeclaims "`+source.Name+`" is forbidden`)
 		r.pending(clone)
 	}},
