@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -66,9 +65,9 @@ func originOf(in journal.Intent) *origin {
 
 // isFresh reports whether an image is a clone of its source that is not marked yet:
 // Ceph has copied the source's metadata, or not yet.
-func (o *origin) isFresh(image rbd.Image, identity string) bool {
-	return o != nil && image.Parent == o.imageID && volume.Foreign(image.Metadata, map[string]string{
-		metaVolume: o.volume, metaIdentity: identity,
+func (o *origin) isFresh(image rbd.Image, owner volume.Owner) bool {
+	return o != nil && image.Parent == o.imageID && volume.Foreign(image.Metadata, volume.Owner{
+		Volume: o.volume, Identity: owner.Identity, Cluster: owner.Cluster,
 	}) == ""
 }
 
@@ -84,7 +83,7 @@ type cloning struct {
 	request
 	pool     *access.Pool
 	location volume.Location
-	owner    map[string]string
+	owner    owner
 	intent   journal.Intent
 	// earlier is the intent of an earlier attempt; empty when there was none.
 	earlier journal.Intent
@@ -106,11 +105,16 @@ func (c cloning) run(ctx context.Context) (err error) {
 	if err != nil && !errors.Is(err, rbd.ErrImageNotFound) {
 		return errNotStarted{err}
 	}
-	if found && marked(image.Metadata, c.owner) {
+	if found && image.Metadata[metaVolume] == c.owner.Volume && image.Metadata[metaIdentity] == c.owner.Identity {
 		// Made already: the source may be gone.
 		c.source.restore(c.earlier)
-		if err := c.checkConflict(image, c.owner); err != nil {
+		if err := c.checkConflict(image, c.owner.Owner); err != nil {
 			return err
+		}
+		if !marked(image.Metadata, c.owner.marks()) { // by an earlier version
+			if err := c.pool.SetMetadata(ctx, c.image, c.owner.marks()); err != nil {
+				return err
+			}
 		}
 		return c.flattened(ctx, image)
 	}
@@ -155,7 +159,7 @@ func (c cloning) run(ctx context.Context) (err error) {
 // forgetEarlier removes what an earlier attempt made from another source, which the
 // source's claim had then; and reports whether the image is still there.
 func (c cloning) forgetEarlier(ctx context.Context, image rbd.Image, found bool) (bool, error) {
-	if found && originOf(c.earlier).isFresh(image, c.config.Identity) {
+	if found && originOf(c.earlier).isFresh(image, c.owner.Owner) {
 		if err := removeIfThere(ctx, c.pool, c.image); err != nil {
 			return true, err
 		}
@@ -175,8 +179,7 @@ func (c cloning) lookAtSource(ctx context.Context) (rbd.Image, error) {
 	if err != nil {
 		return image, errNotStarted{fmt.Errorf("%s can't be cloned: %w", s.what(), err)}
 	}
-	owner := map[string]string{metaVolume: s.volume, metaIdentity: c.config.Identity}
-	switch whose := volume.Foreign(image.Metadata, owner); {
+	switch whose := volume.Foreign(image.Metadata, c.ownedBy(s.volume)); {
 	case whose != "":
 		err = fmt.Errorf("%s has the image %q, which is not its volume's: %s", s.what(), s.record.Image, whose)
 	case image.SizeBytes > c.wantedBytes():
@@ -197,8 +200,8 @@ func (c cloning) lookAtSource(ctx context.Context) (rbd.Image, error) {
 func (c cloning) isWhole(ctx context.Context, source, image rbd.Image) (bool, error) {
 	whole := false
 	switch {
-	case c.origin.isFresh(image, c.config.Identity) && image.SizeBytes <= c.wantedBytes():
-		if err := c.checkConflict(image, c.owner); err != nil {
+	case c.origin.isFresh(image, c.owner.Owner) && image.SizeBytes <= c.wantedBytes():
+		if err := c.checkConflict(image, c.owner.Owner); err != nil {
 			return false, err
 		}
 		has, err := c.pool.HasClone(ctx, source.ID, cloneSnapshot(c.intent.ClaimUID), image.ID)
@@ -208,10 +211,10 @@ func (c cloning) isWhole(ctx context.Context, source, image rbd.Image) (bool, er
 		if err != nil && !whole {
 			return false, err
 		}
-	case c.origin.isFresh(image, c.config.Identity):
+	case c.origin.isFresh(image, c.owner.Owner):
 		// The source was grown before its snapshot was made.
 	default:
-		if err := c.checkConflict(image, c.owner); err != nil {
+		if err := c.checkConflict(image, c.owner.Owner); err != nil {
 			return false, err
 		}
 		written, err := c.pool.Written(ctx, c.image)
@@ -281,7 +284,7 @@ func (c cloning) finish(ctx context.Context, source, image rbd.Image) error {
 			return err
 		}
 	}
-	entries := maps.Clone(c.owner)
+	entries := c.owner.marks()
 	flatten, err := c.toFlatten(ctx, source)
 	if err != nil {
 		return err

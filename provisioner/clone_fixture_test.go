@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
 	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
 // cloneFixture has a claim with a volume, and one that asks for a clone of it,
@@ -65,7 +66,7 @@ func (f *cloneFixture) bind(t *testing.T, pv *corev1.PersistentVolume) *corev1.P
 	f.putLive(t, func(c *corev1.PersistentVolumeClaim) {
 		c.Spec.VolumeName, c.Status.Phase = pv.Name, corev1.ClaimBound
 	})
-	f.Saved(pv)
+	f.Seen(pv)
 	for _, batch := range f.ledger.Batches() {
 		if err := f.clear(t.Context(), batch); err != nil {
 			t.Fatal(err)
@@ -128,11 +129,13 @@ func (f *cloneFixture) checkClone(t *testing.T) {
 	checkSame(t, "the images", []string{testImage, cloneImage}, f.ceph.Images(testPool))
 	image, _ := f.ceph.Image(testPool, cloneImage)
 	image.ID = "" // any will do
+	marks := map[string]string{metaClaim: "copy", metaClaimNamespace: "apps", metaVolume: "pvc-5678", metaIdentity: testIdentity}
+	if uid := f.journals.clusterUID; uid != "" {
+		marks[volume.MetaCluster] = uid
+	}
 	checkSame(t, "the clone", rbd.Image{
 		SizeBytes: 1 << 30, Features: []string{rbd.FeatureLayering, rbd.FeatureOperations}, Parent: f.before.ID,
-		Metadata: map[string]string{
-			metaClaim: "copy", metaClaimNamespace: "apps", metaVolume: "pvc-5678", metaIdentity: testIdentity,
-		},
+		Metadata: marks,
 	}, image)
 	checkSame(t, "what the clone has", "what the source has", f.ceph.Data(testPool, cloneImage))
 	f.checkSource(t, 1)

@@ -233,12 +233,19 @@ func TestCloneIntent(t *testing.T) {
 	}, got)
 }
 
-// Without a journal, clones are made all the same.
+// Without a journal, clones are made all the same, but not of an image that belongs to
+// some cluster.
 func TestCloneWithoutJournal(t *testing.T) {
 	f := newCloneFixture(t)
 	f.journals.clusterUID = ""
 	f.restart(t, false)
 	f.config.MaxCloneDepth = 4
+	if _, _, err := f.provision(t.Context(), t); err == nil || !strings.Contains(err.Error(), "may not read the UID of its own namespace kube-system") {
+		t.Errorf("got %v", err)
+	}
+
+	f.ceph.ClearMetadata(testPool, testImage)
+	f.before, _ = f.ceph.Image(testPool, testImage)
 	f.mustProvision(t)
 	f.checkClone(t)
 	f.mustProvision(t)

@@ -48,7 +48,7 @@ func (p *Provisioner) Delete(ctx context.Context, pv *corev1.PersistentVolume) e
 	}
 	defer pool.Close()
 	pool.Pool = p.fence(pool.Pool)
-	d := deletion{p, pool, location, pv.Name, record}
+	d := deletion{p, pool, location, pv, record}
 	if err := d.run(ctx); err != nil {
 		return access.Explain(err, location)
 	}

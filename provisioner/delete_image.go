@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/klog/v2"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
@@ -23,7 +24,7 @@ type deletion struct {
 	pool *access.Pool
 	// location opened it.
 	location volume.Location
-	volume   string
+	pv       *corev1.PersistentVolume
 	record   volume.Record
 }
 
@@ -49,9 +50,11 @@ func (d deletion) run(ctx context.Context) error {
 	case err != nil:
 		return err
 	}
-	owner := map[string]string{metaVolume: d.volume, metaIdentity: d.config.Identity}
-	if whose := volume.Foreign(image.Metadata, owner); whose != "" {
-		return fmt.Errorf("%s is not this volume's: %s: it is left alone", d.what(), whose)
+	if err := d.checkOthers(); err != nil {
+		return err
+	}
+	if err := d.keeper().Secure(ctx, d.pool, d.pv, d.record, image); err != nil {
+		return err
 	}
 	if len(image.Watchers) > 0 {
 		return fmt.Errorf("%s: %w by %s: it is removed once no client has it open or mapped",
@@ -65,6 +68,13 @@ func (d deletion) run(ctx context.Context) error {
 		return fmt.Errorf("%s: %w: %s: it is removed once they are gone",
 			d.what(), rbd.ErrImageHasSnapshots, strings.Join(snapshots, ", "))
 	}
+	// Last, so that nothing else keeps it from the trash when this has been asked.
+	if err := d.catchUp(ctx); err != nil {
+		return err
+	}
+	if err := d.checkOthers(); err != nil {
+		return err
+	}
 	return d.trash(ctx, image)
 }
 
@@ -73,7 +83,8 @@ func (d deletion) trash(ctx context.Context, image rbd.Image) error {
 	removal := journal.Removal{
 		ID:        image.ID,
 		Image:     d.record.Image,
-		Volume:    d.volume,
+		Volume:    d.pv.Name,
+		VolumeUID: string(d.pv.UID),
 		At:        time.Now(),
 		Keep:      d.record.TrashRetention,
 		SizeBytes: image.SizeBytes,
@@ -113,7 +124,7 @@ func (d deletion) finish(ctx context.Context) error {
 	}
 	done := "Image was gone already"
 	for _, removal := range removals {
-		if removal.Image != d.record.Image || removal.Volume != d.volume {
+		if removal.Image != d.record.Image || removal.Volume != d.pv.Name {
 			continue
 		}
 		done = "Image was in the trash already"

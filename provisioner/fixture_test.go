@@ -28,10 +28,12 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/access"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
+	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
 const (
 	testIdentity = "here"
+	testCluster  = "cluster-1"
 	testPool     = "rbd"
 	testImage    = "kubernetes-dynamic-pvc-1234" // of the claim that options makes
 	deadMonitor  = "10.0.0.9:6789"
@@ -42,6 +44,7 @@ const (
 func testMarks() map[string]string {
 	return map[string]string{
 		metaClaim: "data", metaClaimNamespace: "apps", metaVolume: "pvc-1234", metaIdentity: testIdentity,
+		volume.MetaCluster: testCluster,
 	}
 }
 
@@ -240,6 +243,15 @@ func (f *fixture) mustProvision(t *testing.T) *corev1.PersistentVolume {
 		t.Fatalf("provision: %v", err)
 	}
 	return pv
+}
+
+// Delete is that of the Provisioner, for a volume that the cache has just shown to be
+// released, as it is as a rule.
+func (f *fixture) Delete(ctx context.Context, pv *corev1.PersistentVolume) error {
+	released := pv.DeepCopy()
+	released.Status.Phase, released.Spec.PersistentVolumeReclaimPolicy = corev1.VolumeReleased, corev1.PersistentVolumeReclaimDelete
+	f.Seen(released)
+	return f.Provisioner.Delete(ctx, pv)
 }
 
 // checkAfter checks that nothing stays open and no secret gets out.

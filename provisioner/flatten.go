@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -167,6 +168,13 @@ func (p *Provisioner) flattenOnce(ctx context.Context, item flattenItem) error {
 	defer pool.Close()
 	if pool.FSID != item.key.place.FSID {
 		return access.ErrOtherCluster
+	}
+	image, err := pool.Image(ctx, item.key.image)
+	if err != nil {
+		return err
+	}
+	if other := volume.ForeignCluster(image.Metadata, p.config.ClusterUID); other != "" {
+		return fmt.Errorf("clone %q belongs to another Kubernetes cluster by now (%s): it is left alone", item.key.image, other)
 	}
 	return p.fence(pool.Pool).FlattenImage(ctx, item.key.image)
 }

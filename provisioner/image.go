@@ -11,16 +11,16 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/klog/v2"
 
+	"ceph.com/rbd-provisioner/provisioner/ownership"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// The entries of an image's metadata that say whose it is. The first three are
-// for people, who see them with "rbd image-meta list"; metaVolume and
-// metaIdentity also keep an image from being taken for another.
+// Those entries of an image's metadata that say whose it is, beside the one of
+// its Kubernetes cluster. The first two are for people.
 const (
-	metaClaim          = "kubernetes.io/created-for/pvc/name"
-	metaClaimNamespace = "kubernetes.io/created-for/pvc/namespace"
+	metaClaim          = ownership.MetaClaim
+	metaClaimNamespace = ownership.MetaClaimNamespace
 	metaVolume         = volume.MetaVolume
 	metaIdentity       = volume.MetaIdentity
 )
@@ -28,19 +28,31 @@ const (
 // errImageConflict says that an image of the wanted name is not the wanted one.
 var errImageConflict = errors.New("is not the one for this claim")
 
-// ownerOf returns the metadata of the image for a claim.
-func (p *Provisioner) ownerOf(claim *corev1.PersistentVolumeClaim, pvName string) map[string]string {
-	return map[string]string{
-		metaClaim:          claim.Name,
-		metaClaimNamespace: claim.Namespace,
-		metaVolume:         pvName,
-		metaIdentity:       p.config.Identity,
-	}
+// owner is whom the image for a claim is to belong to.
+type owner struct {
+	volume.Owner
+	claim, namespace string
+}
+
+func (p *Provisioner) ownerOf(claim *corev1.PersistentVolumeClaim, pvName string) owner {
+	return owner{p.ownedBy(pvName), claim.Name, claim.Namespace}
+}
+
+// ownedBy is the owner of the image of a volume of ours.
+func (p *Provisioner) ownedBy(pvName string) volume.Owner {
+	return volume.Owner{Volume: pvName, Identity: p.config.Identity, Cluster: p.config.ClusterUID}
+}
+
+// marks returns the metadata of the owner's image.
+func (o owner) marks() map[string]string {
+	marks := o.Marks()
+	marks[metaClaim], marks[metaClaimNamespace] = o.claim, o.namespace
+	return marks
 }
 
 // ensureImage makes the image, or finds the one that an earlier attempt made.
 // Its size is then r.sizeBytes, its metadata says whose it is.
-func (p *Provisioner) ensureImage(ctx context.Context, pool rbd.Pool, r request, owner map[string]string) error {
+func (p *Provisioner) ensureImage(ctx context.Context, pool rbd.Pool, r request, owner owner) error {
 	spec := rbd.ImageSpec{SizeBytes: r.wantedBytes(), DataPool: r.params.DataPool}
 	err := pool.CreateImage(ctx, r.image, spec)
 	if errors.Is(err, rbd.ErrImageExists) {
@@ -58,7 +70,7 @@ func (p *Provisioner) ensureImage(ctx context.Context, pool rbd.Pool, r request,
 	return p.mark(ctx, pool, r.image, owner)
 }
 
-func (p *Provisioner) createAndMark(ctx context.Context, pool rbd.Pool, r request, spec rbd.ImageSpec, owner map[string]string) error {
+func (p *Provisioner) createAndMark(ctx context.Context, pool rbd.Pool, r request, spec rbd.ImageSpec, owner owner) error {
 	if err := pool.CreateImage(ctx, r.image, spec); err != nil {
 		return createFault(err)
 	}
@@ -78,8 +90,8 @@ func createFault(err error) error {
 
 // mark writes into the image whose it is. A crash before it leaves an image
 // without a mark, which the next attempt recognises by its name.
-func (p *Provisioner) mark(ctx context.Context, pool rbd.Pool, image string, owner map[string]string) error {
-	if err := pool.SetMetadata(ctx, image, owner); err != nil {
+func (p *Provisioner) mark(ctx context.Context, pool rbd.Pool, image string, owner owner) error {
+	if err := pool.SetMetadata(ctx, image, owner.marks()); err != nil {
 		return err
 	}
 	klog.FromContext(ctx).Info("Image created", "image", image)
@@ -90,7 +102,7 @@ func (p *Provisioner) mark(ctx context.Context, pool rbd.Pool, image string, own
 // the image for this claim, completing its metadata where an attempt was cut
 // off; remains of an image it removes. An image that is not the claim's is an
 // error that wraps errImageConflict, and stays as it is.
-func (p *Provisioner) adoptImage(ctx context.Context, pool rbd.Pool, r request, owner map[string]string) (bool, error) {
+func (p *Provisioner) adoptImage(ctx context.Context, pool rbd.Pool, r request, owner owner) (bool, error) {
 	image, err := pool.Image(ctx, r.image)
 	if errors.Is(err, rbd.ErrImageNotFound) {
 		klog.FromContext(ctx).V(2).Info("Removing what is left of a half-made image", "image", r.image)
@@ -99,14 +111,14 @@ func (p *Provisioner) adoptImage(ctx context.Context, pool rbd.Pool, r request, 
 	if err != nil {
 		return false, err
 	}
-	if err := r.checkConflict(image, owner); err != nil {
+	if err := r.checkConflict(image, owner.Owner); err != nil {
 		return false, err
 	}
 	if image.Metadata[metaFlattening] == flatteningPending {
 		// Nobody has it yet.
 		return false, errNotStarted{fmt.Errorf("%w: it was to be flattened", errImageConflict)}
 	}
-	if marked(image.Metadata, owner) {
+	if marked(image.Metadata, owner.marks()) {
 		return true, nil
 	}
 	return true, p.mark(ctx, pool, r.image, owner)
@@ -114,7 +126,7 @@ func (p *Provisioner) adoptImage(ctx context.Context, pool rbd.Pool, r request, 
 
 // checkConflict returns an error that wraps errImageConflict when an image is not
 // the one that r asks for.
-func (r request) checkConflict(image rbd.Image, owner map[string]string) error {
+func (r request) checkConflict(image rbd.Image, owner volume.Owner) error {
 	if reason := conflict(image, r, owner); reason != "" {
 		return errNotStarted{fmt.Errorf("image %q in pool %q exists and %w: %s",
 			r.image, r.params.Pool, errImageConflict, reason)}
@@ -143,10 +155,10 @@ func removeIfThere(ctx context.Context, pool rbd.Pool, image string) error {
 
 // conflict says why an image is not the one that r asks for, and what to do about
 // it, or returns an empty text.
-func conflict(image rbd.Image, r request, owner map[string]string) string {
+func conflict(image rbd.Image, r request, owner volume.Owner) string {
 	const remedy = ": rename or remove it"
-	mine := image.Metadata[metaVolume] == owner[metaVolume]
-	fresh := r.origin.isFresh(image, owner[metaIdentity])
+	mine := image.Metadata[metaVolume] == owner.Volume
+	fresh := r.origin.isFresh(image, owner)
 	if whose := volume.Foreign(image.Metadata, owner); whose != "" && !fresh {
 		return whose + remedy
 	}
@@ -179,8 +191,8 @@ func conflict(image rbd.Image, r request, owner map[string]string) string {
 	return ""
 }
 
-func marked(metadata, owner map[string]string) bool {
-	for key, value := range owner {
+func marked(metadata, marks map[string]string) bool {
+	for key, value := range marks {
 		if metadata[key] != value {
 			return false
 		}

@@ -56,7 +56,7 @@ func (p *Provisioner) makeImage(ctx context.Context, pool *access.Pool, location
 	return err
 }
 
-func (p *Provisioner) makeNoted(ctx context.Context, pool *access.Pool, location volume.Location, r request, owner map[string]string, in journal.Intent, wanted bool) error {
+func (p *Provisioner) makeNoted(ctx context.Context, pool *access.Pool, location volume.Location, r request, owner owner, in journal.Intent, wanted bool) error {
 	switch {
 	case wanted && r.isClone():
 		return cloning{Provisioner: p, request: r, pool: pool, location: location, owner: owner, intent: in}.run(ctx)
@@ -95,9 +95,11 @@ func (p *Provisioner) note(ctx context.Context, pool rbd.Notes, in journal.Inten
 
 func (p *Provisioner) hasJournal() bool { return p.journal.Object != "" }
 
-// Saved says that a volume was seen in the API: the intent for its image may be
-// cleared. To be called for every volume that is added or updated.
-func (p *Provisioner) Saved(pv *corev1.PersistentVolume) {
+// Seen says that the cache shows a volume: the intent for its image may be cleared,
+// and volumes that were there before it was released are known. To be called for
+// every volume that is added or updated.
+func (p *Provisioner) Seen(pv *corev1.PersistentVolume) {
+	p.noteReleased(pv)
 	if !p.hasJournal() || !p.Owns(pv) {
 		return
 	}

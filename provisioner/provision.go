@@ -162,7 +162,7 @@ func waits(claim *corev1.PersistentVolumeClaim) bool {
 // Kubernetes then releases and treats by its reclaim policy, as if the claim had
 // been deleted a moment later. If there is none, the library is told to forget
 // the claim.
-func (p *Provisioner) findImage(ctx context.Context, pool rbd.Pool, r request, owner map[string]string) error {
+func (p *Provisioner) findImage(ctx context.Context, pool rbd.Pool, r request, owner owner) error {
 	found, err := p.adoptImage(ctx, pool, r, owner)
 	switch {
 	case errors.Is(err, errImageConflict):
@@ -221,6 +221,7 @@ func (p *Provisioner) newVolume(options controller.ProvisionOptions, r request, 
 	}
 	volume.Record{
 		Identity: p.config.Identity,
+		Cluster:  p.config.ClusterUID,
 		FSID:     pool.FSID,
 		Monitors: pool.Monitors.Kernel,
 		Pool:     r.params.Pool,

@@ -24,6 +24,7 @@ func (f *fixture) wantVolume() *corev1.PersistentVolume {
 			Name: "pvc-1234",
 			Annotations: map[string]string{
 				volume.AnnIdentity:                testIdentity,
+				volume.AnnKubernetesCluster:       testCluster,
 				volume.AnnClusterFSID:             f.ceph.FSID(),
 				volume.AnnDeletionUser:            "admin",
 				volume.AnnDeletionSecretName:      "admin",

@@ -15,16 +15,18 @@ import (
 	"sync/atomic"
 	"time"
 
-	"k8s.io/apimachinery/pkg/util/cache"
+	utilcache "k8s.io/apimachinery/pkg/util/cache"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	storagelisters "k8s.io/client-go/listers/storage/v1"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
 	"ceph.com/rbd-provisioner/provisioner/journal"
+	"ceph.com/rbd-provisioner/provisioner/ownership"
 )
 
 // DefaultName is what a StorageClass names as its provisioner. The retired
@@ -51,8 +53,9 @@ type Config struct {
 	// kubernetes-dynamic-pvc-UID.
 	UsePVName bool
 	// ClusterUID is the identity of the Kubernetes cluster: others may share the
-	// pools. Empty means not to keep a journal: an image whose creation is cut
-	// off, and whose claim is then deleted, is known to nobody.
+	// pools, and copies of volumes be restored in them. Empty means not to keep a
+	// journal: an image whose creation is cut off, and whose claim is then deleted,
+	// is known to nobody; and not to remove an image that belongs to a cluster.
 	ClusterUID string
 
 	// Claims and ClaimLister are the server's claims, and the cache's.
@@ -65,6 +68,8 @@ type Config struct {
 	// Volumes and VolumeLister are the server's volumes, and the cache's.
 	Volumes      corev1client.PersistentVolumesGetter
 	VolumeLister corelisters.PersistentVolumeLister
+	// VolumeIndex is the cache itself, which has the indexers of VolumeIndexers.
+	VolumeIndex cache.Indexer
 	// Recovered is told what recovery did about images that were left; nil for
 	// nobody.
 	Recovered func(Outcome)
@@ -109,8 +114,9 @@ type Provisioner struct {
 	purger   purger
 
 	flattener flattener
-	// deleted has the UIDs of volumes whose image was deleted lately.
-	deleted *cache.Expiring
+	// deleted has the UIDs of volumes whose image was deleted lately, released the
+	// versions of volumes that the cache has shown to be released lately.
+	deleted, released *utilcache.Expiring
 }
 
 var _ controller.BlockProvisioner = (*Provisioner)(nil)
@@ -120,10 +126,10 @@ func New(c Config) (*Provisioner, error) {
 	if c.Name == "" || c.Identity == "" {
 		return nil, errors.New("provisioner: Name and Identity are required")
 	}
-	if c.Claims == nil || c.ClaimLister == nil || c.Classes == nil || c.Access == nil || c.Events == nil || c.Volumes == nil || c.VolumeLister == nil {
-		return nil, errors.New("provisioner: Claims, ClaimLister, Classes, Access, Events, Volumes and VolumeLister are required")
+	if c.Claims == nil || c.ClaimLister == nil || c.Classes == nil || c.Access == nil || c.Events == nil || c.Volumes == nil || c.VolumeLister == nil || c.VolumeIndex == nil {
+		return nil, errors.New("provisioner: Claims, ClaimLister, Classes, Access, Events, Volumes, VolumeLister and VolumeIndex are required")
 	}
-	p := &Provisioner{config: c, deleted: cache.NewExpiring()}
+	p := &Provisioner{config: c, deleted: utilcache.NewExpiring(), released: utilcache.NewExpiring()}
 	cluster := unknownCluster
 	if c.ClusterUID != "" {
 		cluster = c.ClusterUID
@@ -131,6 +137,11 @@ func New(c Config) (*Provisioner, error) {
 	}
 	p.removals.Object = journal.RemovalsObject(cluster, c.Name, c.Identity)
 	return p, nil
+}
+
+// keeper says whose images are ours.
+func (p *Provisioner) keeper() ownership.Keeper {
+	return ownership.Keeper{Identity: p.config.Identity, Cluster: p.config.ClusterUID}
 }
 
 // SupportsBlock says that volumes may be of mode Block.

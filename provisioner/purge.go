@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/klog/v2"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
@@ -156,6 +157,9 @@ func (p *Provisioner) purgeImage(ctx context.Context, pool rbd.Pool, place journ
 		logger.Info("Left an image in the trash that somebody put there anew")
 		return true, nil
 	}
+	if kept, err := p.keepRestored(logger, place, item); err != nil || kept {
+		return false, err
+	}
 	// A move that was cut off, only RemoveTrashed ends.
 	if !found.Moving && p.handOver(ctx, pool, in, item) {
 		return false, nil
@@ -215,6 +219,26 @@ func (p *Provisioner) lookUp(ctx context.Context, pool rbd.Pool, place journal.P
 	}
 	item.absent = time.Time{}
 	return &found, nil
+}
+
+// keepRestored reports whether a volume names the image again: somebody has restored
+// one from a backup, or made a second one. The image then stays in the trash, from
+// where it can be brought back.
+func (p *Provisioner) keepRestored(logger klog.Logger, place journal.Place, item *purgeItem) (bool, error) {
+	removal := item.removal
+	pv, err := p.restored(place, removal)
+	if err != nil || pv == nil {
+		return false, err
+	}
+	p.purger.postpone(item, time.Now().Add(delay(&item.backoff)))
+	if !item.said {
+		logger.Info("An image of a deleted volume stays in the trash, since another volume names it", "by", pv.Name)
+		p.config.Events.Eventf(pv, corev1.EventTypeWarning, reasonImageInTrash, "image %q in pool %q was deleted with volume %q: "+
+			"it stays in the trash for as long as this volume names it; bring it back with: rbd trash restore --pool %s %s",
+			removal.Image, place.Pool, removal.Volume, place.Pool, removal.ID)
+		item.said = true
+	}
+	return true, nil
 }
 
 // purged settles an image that was removed, and tells of it.

@@ -5,6 +5,7 @@ package provisioner
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -118,27 +119,15 @@ func (r *recovery) hasVolume(ctx context.Context, place journal.Place, in journa
 		return false, fmt.Errorf("read the volume: %w", err)
 	}
 	for i := range live.Items {
-		if namesImage(&live.Items[i], place, in.Image) {
+		pv := &live.Items[i]
+		if volume.MayBeIn(pv, place.FSID) && slices.Contains(volume.ImageKeys(pv), volume.ImageKey(place.Pool, in.Image)) {
 			return true, nil
 		}
 	}
-	cached, err := r.config.VolumeLister.List(labels.Everything())
+	cached, err := r.volumesOf(place, in.Image)
 	if err != nil {
 		return false, err
 	}
-	for _, pv := range cached {
-		// The one that was asked for may be a memory of the cache.
-		if pv.Name != in.Volume && namesImage(pv, place, in.Image) {
-			return true, nil
-		}
-	}
-	return false, nil
-}
-
-// namesImage reports whether the image of a volume may be that of a place: one
-// that does not say its cluster may be in any.
-func namesImage(pv *corev1.PersistentVolume, place journal.Place, image string) bool {
-	record, err := volume.Read(pv)
-	return err == nil && record.Image == image && record.Pool == place.Pool &&
-		(record.FSID == "" || record.FSID == place.FSID)
+	// The one that was asked for may be a memory of the cache.
+	return slices.ContainsFunc(cached, func(pv *corev1.PersistentVolume) bool { return pv.Name != in.Volume }), nil
 }

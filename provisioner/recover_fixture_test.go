@@ -33,8 +33,8 @@ type outcomes struct {
 
 func newJournalFixture() journalFixture {
 	return journalFixture{
-		clusterUID: "cluster-1",
-		volumes:    cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{}),
+		clusterUID: testCluster,
+		volumes:    cache.NewIndexer(cache.MetaNamespaceKeyFunc, VolumeIndexers()),
 		outcomes:   &outcomes{purged: map[string]int{}},
 	}
 }
@@ -45,6 +45,7 @@ func (j journalFixture) config(c Config) Config {
 		c.Identity = j.identity
 	}
 	c.VolumeLister = corelisters.NewPersistentVolumeLister(j.volumes)
+	c.VolumeIndex = j.volumes
 	c.Recovered = func(o Outcome) {
 		j.outcomes.mu.Lock()
 		defer j.outcomes.mu.Unlock()

@@ -54,8 +54,8 @@ func (r *recovery) notOurs(ctx context.Context, pool rbd.Pool, place journal.Pla
 	if wanted.params.DataPool == place.Pool {
 		wanted.params.DataPool = "" // counts as none
 	}
-	owner := map[string]string{metaVolume: in.Volume, metaIdentity: r.config.Identity}
-	if whose := volume.Foreign(image.Metadata, owner); whose != "" && !wanted.origin.isFresh(image, r.config.Identity) {
+	owner := r.ownedBy(in.Volume)
+	if whose := volume.Foreign(image.Metadata, owner); whose != "" && !wanted.origin.isFresh(image, owner) {
 		return whose, nil
 	}
 	// One that died is a watcher for half a minute.

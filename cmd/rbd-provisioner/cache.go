@@ -19,6 +19,9 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
+
+	"ceph.com/rbd-provisioner/provisioner"
+	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
 // newInformers returns the factory of our caches. Memory grows with what they hold
@@ -29,14 +32,15 @@ func newInformers(client kubernetes.Interface) informers.SharedInformerFactory {
 	factory := informers.NewSharedInformerFactoryWithOptions(client, resyncPeriod, informers.WithTransform(trim))
 	factory.InformerFor(&corev1.PersistentVolume{}, func(client kubernetes.Interface, resync time.Duration) cache.SharedIndexInformer {
 		volumes := client.CoreV1().PersistentVolumes()
-		return newInformer(client, &corev1.PersistentVolume{}, resync, trim, volumes.Watch,
+		return newInformer(client, &corev1.PersistentVolume{}, resync, trim, provisioner.VolumeIndexers(), volumes.Watch,
 			func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 				return volumes.List(ctx, options)
 			})
 	})
 	factory.InformerFor(&corev1.PersistentVolumeClaim{}, func(client kubernetes.Interface, resync time.Duration) cache.SharedIndexInformer {
 		claims := client.CoreV1().PersistentVolumeClaims(metav1.NamespaceAll)
-		return newInformer(client, &corev1.PersistentVolumeClaim{}, resync, trim, claims.Watch,
+		byNamespace := cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}
+		return newInformer(client, &corev1.PersistentVolumeClaim{}, resync, trim, byNamespace, claims.Watch,
 			func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 				return claims.List(ctx, options)
 			})
@@ -47,7 +51,7 @@ func newInformers(client kubernetes.Interface) informers.SharedInformerFactory {
 // newInformer is what the factory would make, with a list that is trimmed page by
 // page. A server that can send the list as a stream is asked for that.
 func newInformer(
-	client kubernetes.Interface, kind runtime.Object, resync time.Duration, trim cache.TransformFunc,
+	client kubernetes.Interface, kind runtime.Object, resync time.Duration, trim cache.TransformFunc, indexers cache.Indexers,
 	watch func(context.Context, metav1.ListOptions) (watch.Interface, error),
 	list func(context.Context, metav1.ListOptions) (runtime.Object, error),
 ) cache.SharedIndexInformer {
@@ -67,7 +71,7 @@ func newInformer(
 				return err
 			})
 		},
-	}, client), kind, resync, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc})
+	}, client), kind, resync, indexers)
 }
 
 // trimmer makes objects small before they are cached. It takes out what nobody
@@ -137,8 +141,9 @@ func (t *trimmer) trimVolume(spec *corev1.PersistentVolumeSpec) {
 		}
 		return
 	}
-	// Of volumes that are none of ours only the name is of interest.
-	spec.PersistentVolumeSource = corev1.PersistentVolumeSource{}
+	// Of volumes that are none of ours only their names are of interest, and which
+	// images they name.
+	volume.TrimSource(spec)
 	spec.NodeAffinity = nil
 }
 

@@ -26,6 +26,7 @@ import (
 
 	"ceph.com/rbd-provisioner/provisioner"
 	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/ownership"
 )
 
 // Backoff of a claim or volume that fails: somebody who mends the cause should
@@ -46,8 +47,10 @@ type controller struct {
 	drainTimeout time.Duration
 	loop         *libcontroller.ProvisionController
 	provisioner  *provisioner.Provisioner
-	// expansion is nil when volumes are not to be grown.
+	// expansion is nil when volumes are not to be grown, ownership when this cluster
+	// has no identity.
 	expansion *expansion
+	ownership *ownership.Loop
 	events    record.EventBroadcaster
 }
 
@@ -59,6 +62,7 @@ func newController(ctx context.Context, o *options, clusterUID string, client ku
 	// Events of what is under way are still sent when ctx has ended.
 	events := record.NewBroadcaster(record.WithContext(context.WithoutCancel(ctx)))
 	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: client.CoreV1().Events("")})
+	recorder := events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: o.provisionerName})
 	p, err := provisioner.New(provisioner.Config{
 		Name:         o.provisionerName,
 		Identity:     o.identity,
@@ -69,22 +73,29 @@ func newController(ctx context.Context, o *options, clusterUID string, client ku
 		Classes:      factory.Storage().V1().StorageClasses().Lister(),
 		Access:       open,
 		Leading:      leading,
-		Events:       events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: o.provisionerName}),
+		Events:       recorder,
 		Volumes:      client.CoreV1(),
 		VolumeLister: factory.Core().V1().PersistentVolumes().Lister(),
+		VolumeIndex:  factory.Core().V1().PersistentVolumes().Informer().GetIndexer(),
 		Recovered:    newRecoveredCounter(registry),
 		Purged:       newPurgedCounter(registry),
 
 		MaxCloneDepth: o.maxCloneDepth,
 		Flattened:     newFlattenedCounter(registry),
 	})
+	keeper := ownership.Keeper{Identity: o.identity, Cluster: clusterUID}
+	volumes := access.Volumes{Access: open, Classes: factory.Storage().V1().StorageClasses().Lister(), Provisioner: o.provisionerName}
 	var grow *expansion
 	if err == nil && o.expansion {
-		grow, err = newExpansion(o, client, factory, open, leading, registry)
+		grow, err = newExpansion(o, keeper, volumes, client, factory, leading, registry)
+	}
+	var own *ownership.Loop
+	if err == nil {
+		own, err = newOwnership(keeper, volumes, client, factory, recorder, leading)
 	}
 	brief := newBriefClient(client, klog.FromContext(ctx))
 	if err == nil {
-		err = onSaved(factory.Core().V1().PersistentVolumes().Informer(), p.Saved, brief.saved)
+		err = onSaved(factory.Core().V1().PersistentVolumes().Informer(), p.Seen, brief.saved)
 	}
 	if err != nil {
 		events.Shutdown()
@@ -124,6 +135,7 @@ func newController(ctx context.Context, o *options, clusterUID string, client ku
 		loop:         loop,
 		provisioner:  p,
 		expansion:    grow,
+		ownership:    own,
 		events:       events,
 	}, nil
 }
@@ -140,6 +152,7 @@ func (c *controller) run(ctx context.Context) error {
 	defer c.events.Shutdown()
 	var keeping sync.WaitGroup
 	keeping.Go(func() { c.provisioner.Keep(ctx) })
+	keeping.Go(func() { runOwnership(ctx, c.ownership) })
 	if c.expansion != nil {
 		keeping.Go(func() { c.expansion.run(ctx) })
 	}

@@ -15,6 +15,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/ownership"
 	"ceph.com/rbd-provisioner/provisioner/resize"
 )
 
@@ -36,12 +37,10 @@ type expansion struct {
 	reviews authorizationclient.SelfSubjectAccessReviewInterface
 }
 
-func newExpansion(o *options, client kubernetes.Interface, factory informers.SharedInformerFactory, open *access.Access, leading func() bool, registry prometheus.Registerer) (*expansion, error) {
+func newExpansion(o *options, keeper ownership.Keeper, volumes access.Volumes, client kubernetes.Interface, factory informers.SharedInformerFactory, leading func() bool, registry prometheus.Registerer) (*expansion, error) {
 	loop, err := resize.New(resize.Config{
-		Identity: o.identity,
-		Volumes: access.Volumes{
-			Access: open, Classes: factory.Storage().V1().StorageClasses().Lister(), Provisioner: o.provisionerName,
-		},
+		Keeper:       keeper,
+		Volumes:      volumes,
 		Client:       client,
 		Factory:      factory,
 		ResyncPeriod: resyncPeriod,

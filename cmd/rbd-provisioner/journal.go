@@ -40,7 +40,8 @@ func readClusterUID(ctx context.Context, client corev1client.NamespacesGetter) (
 			uid = string(namespace.UID)
 			return true, nil
 		case apierrors.IsForbidden(err), apierrors.IsNotFound(err):
-			logger.Info("WARNING: working without a journal: an image whose creation is cut off, and whose claim is deleted "+
+			logger.Info("WARNING: this Kubernetes cluster can't be told from others: no image is removed or changed that is marked as "+
+				"a cluster's; and working without a journal: an image whose creation is cut off, and whose claim is deleted "+
 				"before the next start, is then never removed; apply the manifests of rbac/ and restart", "err", err)
 			return true, nil
 		}

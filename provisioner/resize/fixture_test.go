@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/ownership"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 	"ceph.com/rbd-provisioner/provisioner/volume"
@@ -25,6 +26,7 @@ import (
 const (
 	testName     = "ceph.com/rbd"
 	testIdentity = "here"
+	testCluster  = "cluster-1"
 	testPool     = "rbd"
 	testImage    = "kubernetes-dynamic-pvc-1234"
 	testMonitor  = "10.0.0.1:6789"
@@ -57,7 +59,7 @@ func newFixture(t *testing.T, change func(*corev1.PersistentVolumeClaim, *corev1
 		ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "admin"},
 		Data:       map[string][]byte{access.KeyEntry: []byte(admin.Key.Reveal())},
 	}
-	f.make(testImage, gib, map[string]string{volume.MetaVolume: "pvc-1234", volume.MetaIdentity: testIdentity})
+	f.make(testImage, gib, map[string]string{volume.MetaVolume: "pvc-1234", volume.MetaIdentity: testIdentity, volume.MetaCluster: testCluster})
 	class := &storagev1.StorageClass{
 		ObjectMeta:  metav1.ObjectMeta{Name: "class"},
 		Provisioner: testName,
@@ -77,7 +79,7 @@ func newFixture(t *testing.T, change func(*corev1.PersistentVolumeClaim, *corev1
 		t.Fatal(err)
 	}
 	f.Loop, err = New(Config{
-		Identity: testIdentity,
+		Keeper: ownership.Keeper{Identity: testIdentity, Cluster: testCluster},
 		Volumes: access.Volumes{
 			Access: open, Classes: f.factory.Storage().V1().StorageClasses().Lister(), Provisioner: testName,
 		},

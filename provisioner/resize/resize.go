@@ -19,6 +19,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/ownership"
 )
 
 var (
@@ -30,9 +31,9 @@ var (
 
 // Config has what New needs. All are required, where they do not say otherwise.
 type Config struct {
-	// Identity is that of the provisioner; volumes with another one are left
-	// alone.
-	Identity string
+	// Keeper says whose images may be grown; volumes of another identity are left
+	// alone. Its Cluster may be empty.
+	Keeper ownership.Keeper
 	// Volumes opens pools, and names the provisioner whose volumes are grown.
 	Volumes access.Volumes
 
@@ -67,8 +68,8 @@ type Loop struct {
 // New returns a Loop, or an error that names what c lacks.
 func New(c Config) (*Loop, error) {
 	v := c.Volumes
-	if c.Identity == "" || v.Access == nil || v.Classes == nil || v.Provisioner == "" || c.Client == nil || c.Factory == nil {
-		return nil, errors.New("resize: Identity, Volumes, Client and Factory are required")
+	if c.Keeper.Identity == "" || v.Access == nil || v.Classes == nil || v.Provisioner == "" || c.Client == nil || c.Factory == nil {
+		return nil, errors.New("resize: Keeper, Volumes, Client and Factory are required")
 	}
 	if c.Workers < 1 || c.BackoffStart <= 0 || c.BackoffCap < c.BackoffStart || c.ResyncPeriod <= 0 {
 		return nil, errors.New("resize: Workers, BackoffStart, BackoffCap and ResyncPeriod are required")

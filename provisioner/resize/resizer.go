@@ -53,7 +53,7 @@ func (r *resizer) CanSupport(pv *corev1.PersistentVolume, _ *corev1.PersistentVo
 
 func (l *Loop) owns(pv *corev1.PersistentVolume) bool {
 	return pv.Spec.RBD != nil && pv.Annotations[volume.AnnProvisionedBy] == l.config.Volumes.Provisioner &&
-		volume.IsOf(pv, l.config.Identity)
+		volume.IsOf(pv, l.config.Keeper.Identity)
 }
 
 // Resize gives the image of a volume at least the requested size, and returns the
@@ -131,9 +131,11 @@ func (r *resizer) growImage(ctx context.Context, pool rbd.Pool, pv *corev1.Persi
 	if err != nil {
 		return 0, err
 	}
-	owner := map[string]string{volume.MetaVolume: pv.Name, volume.MetaIdentity: r.config.Identity}
-	if whose := volume.Foreign(image.Metadata, owner); whose != "" {
-		return 0, fmt.Errorf("image %q in pool %q is not this volume's: %s: it is left alone", record.Image, record.Pool, whose)
+	if !r.leading() {
+		return 0, errNotLeading
+	}
+	if err := r.config.Keeper.Secure(ctx, pool, pv, record, image); err != nil {
+		return 0, err
 	}
 	// An earlier attempt was cut off before it could tell, or somebody grew the
 	// image by hand: the volume gets what the image has.

@@ -15,7 +15,47 @@ const (
 	MetaVolume = "kubernetes.io/created-for/pv/name"
 	// MetaIdentity has the identity of the provisioner.
 	MetaIdentity = AnnIdentity
+	// MetaCluster has the UID of the namespace kube-system of the Kubernetes
+	// cluster that the image belongs to. Names and identities are the same in the
+	// cluster that a copy of a volume was restored into; this is not.
+	MetaCluster = AnnKubernetesCluster
 )
+
+// Owner is whom an image may belong to.
+type Owner struct {
+	// Volume is the name of the PersistentVolume.
+	Volume string
+	// Identity is that of the provisioner.
+	Identity string
+	// Cluster is the UID of the namespace kube-system, and empty where that may not
+	// be read.
+	Cluster string
+	// Former is the cluster that hands the image over to this one, as the volume
+	// says; empty for none.
+	Former string
+}
+
+// OwnerOf returns whom the image of a volume should belong to, where identity and
+// cluster are those of its provisioner.
+func OwnerOf(pv *corev1.PersistentVolume, identity, cluster string) Owner {
+	return Owner{Volume: pv.Name, Identity: identity, Cluster: cluster, Former: pv.Annotations[AnnFormerCluster]}
+}
+
+// Marks returns the metadata of the owner's image.
+func (o Owner) Marks() map[string]string {
+	marks := map[string]string{MetaVolume: o.Volume, MetaIdentity: o.Identity}
+	if o.Cluster != "" {
+		marks[MetaCluster] = o.Cluster
+	}
+	return marks
+}
+
+// TakesOver reports whether an image with that metadata belongs to the cluster that
+// hands it over to o, and does not belong to o yet. Only an owner who knows its own
+// cluster takes anything over.
+func (o Owner) TakesOver(metadata map[string]string) bool {
+	return o.Former != "" && o.Cluster != "" && metadata[MetaCluster] == o.Former && Foreign(metadata, o) != ""
+}
 
 // IsOf reports whether a volume that names our provisioner was made by the one
 // of that identity. Without the annotation of it, it was.
@@ -24,14 +64,31 @@ func IsOf(pv *corev1.PersistentVolume, identity string) bool {
 	return !given || of == identity
 }
 
-// Foreign says whose an image is by its metadata, if it is somebody else's than
-// the owner's, who is given as such metadata too. Entries that are missing prove
-// nothing: images of the retired provisioner have none.
-func Foreign(metadata, owner map[string]string) string {
-	for _, key := range []string{MetaVolume, MetaIdentity} {
-		if value := metadata[key]; value != "" && value != owner[key] {
-			return fmt.Sprintf("its metadata %s is %q", key, value)
+// Foreign says whose an image is by its metadata, if it is somebody else's than the
+// owner's. Entries that are missing prove nothing: images of the retired provisioner
+// have none.
+func Foreign(metadata map[string]string, o Owner) string {
+	if other := ForeignCluster(metadata, o.Cluster); other != "" {
+		of := "which is another Kubernetes cluster"
+		if o.Cluster == "" {
+			of = "and this provisioner may not read the UID of its own namespace kube-system"
 		}
+		return fmt.Sprintf("its metadata %s is %q, %s", MetaCluster, other, of)
+	}
+	for _, mark := range []struct{ key, want string }{{MetaVolume, o.Volume}, {MetaIdentity, o.Identity}} {
+		if value := metadata[mark.key]; value != "" && value != mark.want {
+			return fmt.Sprintf("its metadata %s is %q", mark.key, value)
+		}
+	}
+	return ""
+}
+
+// ForeignCluster returns the Kubernetes cluster that an image belongs to by its
+// metadata, if that is not the given one; or an empty text. To a cluster that does not
+// know its own UID, which is then empty, each image is foreign that belongs to one.
+func ForeignCluster(metadata map[string]string, cluster string) string {
+	if of := metadata[MetaCluster]; of != cluster {
+		return of
 	}
 	return ""
 }

@@ -40,6 +40,18 @@ const (
 	// AnnTrashRetention is for how long the image of a deleted volume is kept in
 	// the pool's trash, as in "24h". Without it the image is not kept.
 	AnnTrashRetention = "rbd.ceph.com/trash-retention"
+	// AnnKubernetesCluster is the UID of the namespace kube-system of the Kubernetes
+	// cluster that is written in the image as its owner, so that nobody has to look
+	// there. It proves nothing: copies of the volume have it, too.
+	AnnKubernetesCluster = "rbd.ceph.com/kubernetes-cluster"
+	// AnnFormerCluster is what a person sets who moves a volume for good: the UID of
+	// the namespace kube-system of the cluster that the image belonged to, as it is
+	// written in the image. The image then becomes this volume's, and the annotation
+	// is taken away.
+	AnnFormerCluster = "rbd.ceph.com/former-cluster"
+	// AnnDeletionBegun is when the deletion of an image was begun that came late: see
+	// package provisioner.
+	AnnDeletionBegun = "rbd.ceph.com/deletion-begun"
 	// AnnFileSystemSize is what the file system of a clone has that is larger than
 	// its source, as a quantity. It is taken away once the claim knows.
 	AnnFileSystemSize = "rbd.ceph.com/file-system-size"
@@ -74,6 +86,9 @@ type Location struct {
 type Record struct {
 	// Identity is that of the provisioner that made the image.
 	Identity string
+	// Cluster is the Kubernetes cluster that is written in the image; empty for
+	// volumes of the retired provisioner, and where it may not be read.
+	Cluster string
 	// FSID is the Ceph cluster's identity, a UUID; empty for volumes of the
 	// retired provisioner.
 	FSID string
@@ -118,6 +133,7 @@ func (r Record) Write(pv *corev1.PersistentVolume) {
 	}
 	for _, a := range []struct{ key, value string }{
 		{AnnIdentity, r.Identity},
+		{AnnKubernetesCluster, r.Cluster},
 		{AnnClusterFSID, r.FSID},
 		{AnnDeletionUser, r.Admin},
 		{AnnDeletionSecretName, r.AdminSecret.Name},
@@ -161,6 +177,7 @@ func Read(pv *corev1.PersistentVolume) (Record, error) {
 	}
 	r := Record{
 		Identity: pv.Annotations[AnnIdentity],
+		Cluster:  pv.Annotations[AnnKubernetesCluster],
 		FSID:     pv.Annotations[AnnClusterFSID],
 		Monitors: slices.Clone(source.CephMonitors),
 		Pool:     source.RBDPool,

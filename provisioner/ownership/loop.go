@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ownership
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/client-go/util/flowcontrol"
+	"k8s.io/client-go/util/workqueue"
+	"k8s.io/klog/v2"
+
+	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/volume"
+)
+
+const (
+	// perSecond is how many images are looked at in a second, so that the many of an
+	// upgrade disturb no claim.
+	perSecond = 5
+	// retryStart and retryCap bound the time after which an image that could not be
+	// looked at or marked comes again. Nobody waits for it.
+	retryStart = 5 * time.Second
+	retryCap   = 10 * time.Minute
+)
+
+// The reasons of the events about volumes.
+const (
+	reasonForeign   = "ImageNotOwned"
+	reasonTakenOver = "ImageTakenOver"
+)
+
+// Config has what NewLoop needs. All are required, where they do not say otherwise.
+type Config struct {
+	// Keeper knows its own cluster.
+	Keeper Keeper
+	// Volumes opens pools, and names the provisioner whose volumes are looked at.
+	Volumes access.Volumes
+	// Client writes volumes, Informer and Lister are the cache of them.
+	Client   corev1client.PersistentVolumesGetter
+	Informer cache.SharedInformer
+	Lister   corelisters.PersistentVolumeLister
+	// Events tells people of volumes whose image is another cluster's.
+	Events record.EventRecorder
+	// Leading reports whether this replica surely leads; it is asked before each step
+	// that changes something. Nil means always.
+	Leading func() bool
+}
+
+// Loop marks the images of volumes that are bound here as this cluster's, where they do
+// not say yet whose they are, and takes over those of volumes that have moved here for
+// good. Which volume needs that, its annotations say, so that one that was settled once
+// costs nothing any more. It is to be run once.
+type Loop struct {
+	config Config
+	queue  workqueue.TypedRateLimitingInterface[string]
+	pace   flowcontrol.RateLimiter
+}
+
+// NewLoop returns a Loop, or an error that names what c lacks.
+func NewLoop(c Config) (*Loop, error) {
+	if c.Keeper.Identity == "" || c.Keeper.Cluster == "" || c.Volumes.Access == nil || c.Volumes.Classes == nil || c.Volumes.Provisioner == "" ||
+		c.Client == nil || c.Informer == nil || c.Lister == nil || c.Events == nil {
+		return nil, errors.New("ownership: Keeper, Volumes, Client, Informer, Lister and Events are required")
+	}
+	return &Loop{
+		config: c,
+		queue: workqueue.NewTypedRateLimitingQueue(
+			workqueue.NewTypedItemExponentialFailureRateLimiter[string](retryStart, retryCap)),
+		pace: flowcontrol.NewTokenBucketRateLimiter(perSecond, 1),
+	}, nil
+}
+
+// Run works until ctx ends. What it has not come to then, the next leader finds.
+func (l *Loop) Run(ctx context.Context) error {
+	see := func(obj any) {
+		if pv, ok := obj.(*corev1.PersistentVolume); ok && l.needsLook(pv) {
+			l.queue.Add(pv.Name)
+		}
+	}
+	handler, err := l.config.Informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: see,
+		UpdateFunc: func(before, obj any) {
+			// Not at each resync: what is another cluster's stays that.
+			if was, ok := before.(*corev1.PersistentVolume); !ok || !l.needsLook(was) || changed(was, obj) {
+				see(obj)
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = l.config.Informer.RemoveEventHandler(handler) }() // it is its own
+	stop := context.AfterFunc(ctx, l.queue.ShutDown)
+	defer stop()
+	for {
+		name, done := l.queue.Get()
+		if done {
+			return nil
+		}
+		if err := l.settle(ctx, name); err != nil && ctx.Err() == nil {
+			klog.FromContext(ctx).V(2).Info("Whose the image of a volume is could not be settled, will retry", "PV", name, "err", err)
+			l.queue.AddRateLimited(name)
+		} else {
+			l.queue.Forget(name)
+		}
+		l.queue.Done(name)
+	}
+}
+
+// changed reports whether a person may have settled what keeps a volume's image from
+// being this cluster's.
+func changed(was *corev1.PersistentVolume, obj any) bool {
+	pv, ok := obj.(*corev1.PersistentVolume)
+	return ok && pv.Annotations[volume.AnnFormerCluster] != was.Annotations[volume.AnnFormerCluster]
+}
+
+// needsLook reports whether a volume is ours and bound, and does not say that its image
+// is marked as this cluster's, or says that it moved here.
+func (l *Loop) needsLook(pv *corev1.PersistentVolume) bool {
+	return pv.Status.Phase == corev1.VolumeBound && pv.DeletionTimestamp == nil &&
+		pv.Annotations[volume.AnnProvisionedBy] == l.config.Volumes.Provisioner && volume.IsOf(pv, l.config.Keeper.Identity) &&
+		(pv.Annotations[volume.AnnKubernetesCluster] != l.config.Keeper.Cluster || pv.Annotations[volume.AnnFormerCluster] != "")
+}
+
+// settle looks at the image of a volume, marks it or takes it over, and has the volume
+// say so.
+func (l *Loop) settle(ctx context.Context, name string) error {
+	pv, err := l.config.Lister.Get(name)
+	if apierrors.IsNotFound(err) || err == nil && !l.needsLook(pv) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := l.pace.Wait(ctx); err != nil {
+		return err // ctx has ended
+	}
+	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("PV", name))
+	record, err := volume.Read(pv)
+	if err != nil {
+		return nil //nolint:nilerr // nobody knows its image; its deletion says so
+	}
+	ours, err := l.own(ctx, pv, record)
+	if err != nil || !ours {
+		return err
+	}
+	return l.note(ctx, pv)
+}
+
+// own makes the image of a volume this cluster's, if it may be, and reports whether it
+// is then.
+func (l *Loop) own(ctx context.Context, pv *corev1.PersistentVolume, record volume.Record) (bool, error) {
+	pool, location, err := l.config.Volumes.Open(ctx, pv, record)
+	if err != nil {
+		return false, err
+	}
+	defer pool.Close()
+	image, err := pool.Image(ctx, record.Image)
+	if errors.Is(err, rbd.ErrImageNotFound) {
+		return false, err
+	}
+	if err != nil {
+		return false, access.Explain(err, location)
+	}
+	if !l.leading() {
+		return false, errNotLeading
+	}
+	keeper := l.config.Keeper
+	owner := volume.OwnerOf(pv, keeper.Identity, keeper.Cluster)
+	former := ""
+	if owner.TakesOver(image.Metadata) {
+		former = owner.Former
+	}
+	if err := keeper.Secure(ctx, pool, pv, record, image); err != nil {
+		if former != "" {
+			return false, access.Explain(err, location)
+		}
+		klog.FromContext(ctx).Info("The image of a volume belongs to somebody else", "reason", err)
+		l.config.Events.Event(pv, corev1.EventTypeWarning, reasonForeign, err.Error())
+		return false, nil
+	}
+	switch {
+	case former != "":
+		l.config.Events.Event(pv, corev1.EventTypeNormal, reasonTakenOver, fmt.Sprintf("image %q in pool %q belonged to the Kubernetes cluster "+
+			"whose namespace kube-system has the UID %q, and is this volume's now", record.Image, record.Pool, former))
+	case image.Metadata[volume.MetaCluster] == "":
+		err := pool.SetMetadata(ctx, record.Image, map[string]string{volume.MetaCluster: keeper.Cluster})
+		if err != nil {
+			return false, access.Explain(err, location)
+		}
+		klog.FromContext(ctx).Info("Image marked as this cluster's", "image", record.Image, "pool", record.Pool)
+	}
+	return true, nil
+}
+
+// note has a volume say that its image is marked. What it is told of a former cluster
+// has been done, or was wrong, and would take the image back once it was handed on.
+func (l *Loop) note(ctx context.Context, pv *corev1.PersistentVolume) error {
+	if !l.leading() {
+		return errNotLeading
+	}
+	ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
+	defer cancel()
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
+		"uid": pv.UID,
+		"annotations": map[string]any{
+			volume.AnnKubernetesCluster: l.config.Keeper.Cluster,
+			volume.AnnFormerCluster:     nil,
+		},
+	}})
+	if err != nil {
+		return err
+	}
+	_, err = l.config.Client.PersistentVolumes().Patch(ctx, pv.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+		return nil // the volume is gone, or another one has its name
+	}
+	return err
+}
+
+// errNotLeading is about a replica that was halted for longer than its lease.
+var errNotLeading = errors.New("this replica did not renew its lease in time, and another one may lead: it does nothing more")
+
+func (l *Loop) leading() bool { return l.config.Leading == nil || l.config.Leading() }
