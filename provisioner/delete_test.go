@@ -15,6 +15,15 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
+// Delete is that of the Provisioner, for a volume that the cache has just shown to be
+// released, as it is as a rule.
+func (f *fixture) Delete(ctx context.Context, pv *corev1.PersistentVolume) error {
+	released := pv.DeepCopy()
+	released.Status.Phase, released.Spec.PersistentVolumeReclaimPolicy = corev1.VolumeReleased, corev1.PersistentVolumeReclaimDelete
+	f.Seen(released)
+	return f.Provisioner.Delete(ctx, pv)
+}
+
 // remove calls Delete and checks what holds whatever comes of it.
 func (f *fixture) remove(ctx context.Context, t *testing.T, pv *corev1.PersistentVolume) error {
 	t.Helper()

@@ -245,15 +245,6 @@ func (f *fixture) mustProvision(t *testing.T) *corev1.PersistentVolume {
 	return pv
 }
 
-// Delete is that of the Provisioner, for a volume that the cache has just shown to be
-// released, as it is as a rule.
-func (f *fixture) Delete(ctx context.Context, pv *corev1.PersistentVolume) error {
-	released := pv.DeepCopy()
-	released.Status.Phase, released.Spec.PersistentVolumeReclaimPolicy = corev1.VolumeReleased, corev1.PersistentVolumeReclaimDelete
-	f.Seen(released)
-	return f.Provisioner.Delete(ctx, pv)
-}
-
 // checkAfter checks that nothing stays open and no secret gets out.
 func (f *fixture) checkAfter(t *testing.T, err error) {
 	t.Helper()

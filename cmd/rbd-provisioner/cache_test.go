@@ -97,6 +97,14 @@ func TestTrim(t *testing.T) {
 	wantForeign := foreign.DeepCopy()
 	bare(&wantForeign.ObjectMeta)
 	wantForeign.Spec.PersistentVolumeSource, wantForeign.Spec.NodeAffinity = corev1.PersistentVolumeSource{}, nil
+	csi := fullVolume("c")
+	csi.Spec.PersistentVolumeSource = corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{
+		Driver: "rbd.csi.ceph.com", VolumeHandle: "image", VolumeAttributes: map[string]string{"pool": "kube", "clusterID": "c"},
+	}}
+	wantCSI := csi.DeepCopy()
+	bare(&wantCSI.ObjectMeta)
+	delete(wantCSI.Spec.CSI.VolumeAttributes, "clusterID")
+	wantCSI.Spec.NodeAffinity = nil
 	bound := fullClaim("a", "a")
 	bare(&bound.ObjectMeta)
 	waiting := fullClaim("c", "")
@@ -108,6 +116,7 @@ func TestTrim(t *testing.T) {
 		{"a volume", volume, trimmed(t, &trimmer, fullVolume("a"))},
 		{"one that is trimmed already", volume, trimmed(t, &trimmer, trimmed(t, &trimmer, fullVolume("a")))},
 		{"one of another kind of storage", wantForeign, trimmed(t, &trimmer, foreign)},
+		{"one of a CSI driver that names an image", wantCSI, trimmed(t, &trimmer, csi)},
 		{"a claim", bound, trimmed(t, &trimmer, fullClaim("a", "a"))},
 		{"a claim that waits", waiting, trimmed(t, &trimmer, fullClaim("c", ""))},
 	} {

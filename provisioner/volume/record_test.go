@@ -17,7 +17,7 @@ import (
 
 func full() volume.Record {
 	return volume.Record{
-		Identity: "ceph.com/rbd", FSID: "1f0c4b3e-0000-4000-8000-000000000001",
+		Identity: "ceph.com/rbd", Cluster: "7a1e9c52-0000-4000-8000-000000000002", FSID: "1f0c4b3e-0000-4000-8000-000000000001",
 		Monitors: []string{"10.0.0.1:6789", "[2001:db8::1]:6789"},
 		Pool:     "kube", Image: "kubernetes-dynamic-pvc-1",
 		User: "kube", UserSecret: volume.SecretRef{Namespace: "apps", Name: "ceph-user"},
@@ -35,7 +35,7 @@ func TestRoundTrip(t *testing.T) {
 		{"everything said", func(*volume.Record) {}},
 		{"block volume, the user's secret beside the Pod", func(r *volume.Record) { r.FSType, r.UserSecret.Namespace = "", "" }},
 		{"as the retired provisioner wrote it", func(r *volume.Record) {
-			r.FSID, r.Admin, r.AdminSecret, r.TrashRetention = "", "", volume.SecretRef{}, 0
+			r.Cluster, r.FSID, r.Admin, r.AdminSecret, r.TrashRetention = "", "", "", volume.SecretRef{}, 0
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -66,6 +66,7 @@ func TestWriteIsStable(t *testing.T) {
 	full().Write(pv)
 	want := map[string]string{
 		"rbdProvisionerIdentity":                                     "ceph.com/rbd",
+		"rbd.ceph.com/kubernetes-cluster":                            "7a1e9c52-0000-4000-8000-000000000002",
 		"rbd.ceph.com/cluster-fsid":                                  "1f0c4b3e-0000-4000-8000-000000000001",
 		"rbd.ceph.com/provisioner-deletion-user":                     "admin",
 		"rbd.ceph.com/trash-retention":                               "36h0m0s",

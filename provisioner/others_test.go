@@ -1,0 +1,354 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package provisioner
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	clienttesting "k8s.io/client-go/testing"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/volume"
+)
+
+// second returns a volume of another name that names the image of the first, and is
+// bound to a claim of another namespace.
+func second(first *corev1.PersistentVolume) *corev1.PersistentVolume {
+	pv := first.DeepCopy()
+	pv.Name, pv.UID = "second", "uid-second"
+	pv.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "elsewhere", Name: "copy"}
+	pv.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
+	pv.Status.Phase = corev1.VolumeBound
+	return pv
+}
+
+func asCSI(pv *corev1.PersistentVolume) {
+	pv.Annotations = nil
+	pv.Spec.PersistentVolumeSource = corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{
+		Driver: "rbd.csi.ceph.com", VolumeHandle: testImage,
+		VolumeAttributes: map[string]string{"pool": testPool, "clusterID": "c", "staticVolume": "true"},
+	}}
+}
+
+// cacheVolume puts a volume into the cache, in place of the one that is there.
+func (f *fixture) cacheVolume(t *testing.T, pv *corev1.PersistentVolume) {
+	t.Helper()
+	if err := f.journals.volumes.Update(pv); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// An image stays for as long as a second volume names it, whoever made that, and goes
+// with the first one after that.
+func TestDeleteWithSecondVolume(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		change func(*corev1.PersistentVolume)
+		// kept says that the image stays.
+		kept bool
+	}{
+		{"with our annotations", func(*corev1.PersistentVolume) {}, true},
+		{"without annotations", func(pv *corev1.PersistentVolume) { pv.Annotations = nil }, true},
+		{"by a CSI source", asCSI, true},
+		{"available", func(pv *corev1.PersistentVolume) { pv.Status.Phase, pv.Spec.ClaimRef = corev1.VolumeAvailable, nil }, true},
+		{"released, to be kept", func(pv *corev1.PersistentVolume) { pv.Status.Phase = corev1.VolumeReleased }, true},
+		{"bound, to be deleted later", func(pv *corev1.PersistentVolume) {
+			pv.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimDelete
+		}, true},
+		{"deleted, and held by a finalizer", func(pv *corev1.PersistentVolume) { pv.DeletionTimestamp = new(metav1.Now()) }, true},
+		{"released, to be deleted too", func(pv *corev1.PersistentVolume) {
+			pv.Status.Phase, pv.Spec.PersistentVolumeReclaimPolicy = corev1.VolumeReleased, corev1.PersistentVolumeReclaimDelete
+		}, false},
+		{"in another pool", func(pv *corev1.PersistentVolume) { pv.Spec.RBD.RBDPool = "other" }, false},
+		{"of another image", func(pv *corev1.PersistentVolume) { pv.Spec.RBD.RBDImage = "other" }, false},
+		{"in another Ceph cluster", func(pv *corev1.PersistentVolume) { pv.Annotations[volume.AnnClusterFSID] = "other" }, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := newFixture(t)
+			pv := f.released(t)
+			f.cacheVolume(t, pv)
+			other := second(pv)
+			test.change(other)
+			f.cacheVolume(t, other)
+			if test.kept {
+				f.checkKept(t, pv, nil, `is also that of volume "second"`, "it is removed once that volume is gone")
+				f.checkMade(t)
+				if err := f.journals.volumes.Delete(other); err != nil {
+					t.Fatal(err)
+				}
+			}
+			f.checkRemoved(t, pv)
+		})
+	}
+}
+
+// lateFixture is a fixture in which the cache has shown long ago that a volume was
+// released, and the API server's volumes get into the cache when it hands them out.
+func lateFixture(t *testing.T) (*fixture, *corev1.PersistentVolume) {
+	f := newFixture(t)
+	pv := f.released(t)
+	pv.UID = "uid-first"
+	if _, err := f.client.CoreV1().PersistentVolumes().Create(t.Context(), pv, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	f.cacheVolume(t, pv)
+	f.Seen(pv)
+	time.Sleep(freshFor)
+	return f, pv
+}
+
+// patches returns the patches of volumes that were sent.
+func (f *fixture) patches() (patches []clienttesting.PatchAction) {
+	for _, action := range f.client.Actions() {
+		if patch, ok := action.(clienttesting.PatchAction); ok && action.Matches("patch", "persistentvolumes") {
+			patches = append(patches, patch)
+		}
+	}
+	return patches
+}
+
+// onPatch has something happen once the volume is patched.
+func (f *fixture) onPatch(then func(patched *corev1.PersistentVolume)) {
+	f.client.PrependReactor("patch", "persistentvolumes", func(action clienttesting.Action) (bool, runtime.Object, error) {
+		patch, ok := action.(clienttesting.PatchAction)
+		if !ok || patch.GetPatchType() != types.MergePatchType {
+			return false, nil, nil
+		}
+		_, begun, _ := strings.Cut(string(patch.GetPatch()), volume.AnnDeletionBegun+`":"`)
+		begun, _, _ = strings.Cut(begun, `"`)
+		obj, _, _ := f.journals.volumes.GetByKey(patch.GetName())
+		patched := obj.(*corev1.PersistentVolume).DeepCopy()
+		patched.Annotations[volume.AnnDeletionBegun] = begun
+		then(patched)
+		return true, patched, nil
+	})
+}
+
+// Where the cache could be behind, it is made to catch up before it is asked: a second
+// volume that it did not know holds the image.
+func TestDeleteCatchesUp(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		second bool
+	}{{"no other volume", false}, {"a second one that the cache gets to know late", true}} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f, pv := lateFixture(t)
+				f.onPatch(func(patched *corev1.PersistentVolume) {
+					go func() {
+						time.Sleep(time.Second)
+						if test.second {
+							f.cacheVolume(t, second(pv))
+						}
+						f.cacheVolume(t, patched)
+					}()
+				})
+				err := f.Provisioner.Delete(f.withLog(t.Context()), pv)
+				checkSame(t, "the number of patches", 1, len(f.patches()))
+				if test.second {
+					if err == nil || !strings.Contains(err.Error(), `is also that of volume "second"`) {
+						t.Errorf("got %v", err)
+					}
+					f.checkMade(t)
+					return
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				checkSame(t, "the images", nil, f.ceph.Images(testPool))
+			})
+		})
+	}
+}
+
+// A cache that does not catch up, and a volume that can't be changed, keep the image.
+func TestDeleteBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, pv := lateFixture(t)
+		f.onPatch(func(*corev1.PersistentVolume) {})
+		err := f.Provisioner.Delete(f.withLog(t.Context()), pv)
+		if err == nil || !strings.Contains(err.Error(), "lag behind those in the API") {
+			t.Errorf("got %v", err)
+		}
+		f.client.PrependReactor("patch", "persistentvolumes", func(clienttesting.Action) (bool, runtime.Object, error) {
+			return true, nil, errors.New("no room")
+		})
+		if err = f.Provisioner.Delete(f.withLog(t.Context()), pv); err == nil || !strings.Contains(err.Error(), "no room") {
+			t.Errorf("got %v", err)
+		}
+		f.checkMade(t)
+	})
+}
+
+// A deletion that goes the usual way, and one that something else keeps from the trash,
+// need no request.
+func TestDeleteWithoutRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, pv := lateFixture(t)
+		stop := f.ceph.Watch(testPool, testImage, "10.0.0.7:0/1")
+		if err := f.Provisioner.Delete(f.withLog(t.Context()), pv); !errors.Is(err, rbd.ErrImageInUse) {
+			t.Errorf("got %v", err)
+		}
+		stop()
+		f.Seen(pv)
+		if err := f.Provisioner.Delete(f.withLog(t.Context()), pv); err != nil {
+			t.Fatal(err)
+		}
+		checkSame(t, "the number of patches", 0, len(f.patches()))
+	})
+}
+
+// What is to be removed from the trash stays there for as long as a volume names it
+// again: one that was restored from a backup, or another one. The volume is told how to
+// bring it back.
+func TestPurgeOfRestored(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		change func(*corev1.PersistentVolume)
+		kept   bool
+	}{
+		{"restored under its name", func(pv *corev1.PersistentVolume) {
+			pv.Name, pv.Spec.PersistentVolumeReclaimPolicy = "pvc-1234", corev1.PersistentVolumeReclaimDelete
+		}, true},
+		{"another one", func(*corev1.PersistentVolume) {}, true},
+		{"by a CSI source", asCSI, true},
+		{"itself, which the API has still", func(pv *corev1.PersistentVolume) {
+			pv.Name, pv.UID, pv.Status.Phase = "pvc-1234", "uid-first", corev1.VolumeReleased
+		}, false},
+		{"one that is to be deleted, too", func(pv *corev1.PersistentVolume) {
+			pv.Status.Phase, pv.Spec.PersistentVolumeReclaimPolicy = corev1.VolumeReleased, corev1.PersistentVolumeReclaimDelete
+		}, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFixture(t)
+				f.ceph.RunManager()
+				pv := f.released(t)
+				pv.UID = "uid-first"
+				id := f.trash(t, pv)
+				restored := second(pv)
+				test.change(restored)
+				f.cacheVolume(t, restored)
+				f.purgeFor(t, purgePatience+2*purgeRetryCap)
+				if !test.kept {
+					f.checkPurged(t)
+					return
+				}
+				checkSame(t, "the trash", []string{testImage}, f.ceph.Trash(testPool))
+				checkSame(t, "the notes", []string{id}, f.noted())
+				checkSame(t, "the events", []string{`Warning ImageInTrash image "` + testImage + `" in pool "rbd" was deleted with volume "pvc-1234": ` +
+					`it stays in the trash for as long as this volume names it; bring it back with: rbd trash restore --pool rbd ` + id}, f.sent(t))
+				if err := f.journals.volumes.Delete(restored); err != nil {
+					t.Fatal(err)
+				}
+				f.purgeFor(t, 2*purgeRetryCap)
+				f.checkPurged(t)
+			})
+		})
+	}
+}
+
+// Images of another Kubernetes cluster stay, all else being equal; one that does not know
+// which it is leaves all that belong to some cluster, and those alone.
+func TestDeleteOfAnotherCluster(t *testing.T) {
+	t.Run("another one", func(t *testing.T) {
+		f := newFixture(t)
+		pv := f.released(t)
+		f.journals.clusterUID = "cluster-2"
+		f.restart(t, false)
+		f.checkKept(t, pv, nil, `belongs to another Kubernetes cluster, whose namespace kube-system has the UID "cluster-1": it is left alone`,
+			"kubectl annotate pv pvc-1234 rbd.ceph.com/former-cluster=cluster-1", "persistentVolumeReclaimPolicy to Retain")
+		f.checkMade(t)
+		pv.Annotations[volume.AnnFormerCluster] = "cluster-3"
+		f.checkKept(t, pv, nil, `has the UID "cluster-1"`)
+		pv.Annotations[volume.AnnFormerCluster] = testCluster
+		f.checkRemoved(t, pv)
+	})
+	t.Run("some, and ours is not known", func(t *testing.T) {
+		f := newFixture(t)
+		pv := f.released(t)
+		f.journals.clusterUID = ""
+		f.restart(t, false)
+		pv.Annotations[volume.AnnFormerCluster] = testCluster
+		f.checkKept(t, pv, nil, `whose namespace kube-system has the UID "cluster-1"`, "may not read that UID of its own", "apply the manifests of rbac/")
+		f.checkMade(t)
+		f.ceph.ClearMetadata(testPool, testImage)
+		f.checkRemoved(t, pv)
+	})
+}
+
+// What an attempt of another cluster left under the name is not adopted either.
+func TestProvisionOfAnotherCluster(t *testing.T) {
+	f := newFixture(t)
+	f.seed(t, f.ceph, testImage, rbd.ImageSpec{SizeBytes: 1 << 30}, marksWith(map[string]string{volume.MetaCluster: "cluster-2"}))
+	_, _, err := f.provision(t.Context(), t)
+	if err == nil || !strings.Contains(err.Error(), `its metadata rbd.ceph.com/kubernetes-cluster is "cluster-2", which is another Kubernetes cluster`) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// mark adds to the metadata of an image.
+func (f *fixture) mark(t *testing.T, image string, marks map[string]string) {
+	t.Helper()
+	pool, err := f.config.Access.Open(t.Context(), f.location(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	if err := pool.SetMetadata(t.Context(), image, marks); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A clone that was handed on while it waited to be flattened is left alone.
+func TestFlattenOfAnotherCluster(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newCloneFixture(t)
+		f.config.MaxCloneDepth = 0
+		f.mustWait(t)
+		f.mark(t, cloneImage, map[string]string{volume.MetaCluster: "cluster-2"})
+		f.flattenFor(t, time.Minute)
+		image, _ := f.ceph.Image(testPool, cloneImage)
+		if image.Parent == "" {
+			t.Error("the clone was flattened")
+		}
+		_, _, err := f.provision(t.Context(), t)
+		if err == nil || !strings.Contains(err.Error(), "which is another Kubernetes cluster") {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// A clone that an earlier version has made, which knew of no clusters, is gone on with,
+// and gets the mark: before it is flattened, and after that, when it has data.
+func TestCloneOfEarlierVersion(t *testing.T) {
+	for _, flattened := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newCloneFixture(t)
+			f.config.MaxCloneDepth = 0
+			f.mustWait(t)
+			image, _ := f.ceph.Image(testPool, cloneImage)
+			f.ceph.ClearMetadata(testPool, cloneImage)
+			delete(image.Metadata, volume.MetaCluster)
+			f.mark(t, cloneImage, image.Metadata)
+			if flattened {
+				f.flattenFor(t, time.Minute)
+				f.ceph.Write(testPool, cloneImage)
+			} else {
+				f.mustWait(t)
+				f.flattenFor(t, time.Minute)
+			}
+			f.mustProvision(t)
+			image, _ = f.ceph.Image(testPool, cloneImage)
+			checkSame(t, "its cluster", testCluster, image.Metadata[volume.MetaCluster])
+		})
+	}
+}

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package volume_test
+
+import (
+	"encoding/hex"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"ceph.com/rbd-provisioner/provisioner/volume"
+)
+
+func inTree(pool, image string) *corev1.PersistentVolume {
+	pv := new(corev1.PersistentVolume)
+	pv.Spec.RBD = &corev1.RBDPersistentVolumeSource{CephMonitors: []string{"10.0.0.1"}, RBDPool: pool, RBDImage: image}
+	return pv
+}
+
+func csi(handle string, attributes map[string]string) *corev1.PersistentVolume {
+	pv := new(corev1.PersistentVolume)
+	pv.Spec.CSI = &corev1.CSIPersistentVolumeSource{Driver: "example.com", VolumeHandle: handle, VolumeAttributes: attributes}
+	return pv
+}
+
+// A volume names an image if any driver could find it by what the volume says, and does
+// so also once it was trimmed for the cache.
+func TestImageKeys(t *testing.T) {
+	const image = "kubernetes-dynamic-pvc-1234"
+	for _, test := range []struct {
+		name  string
+		pv    *corev1.PersistentVolume
+		names bool
+	}{
+		{"an in-tree source", inTree("kube", image), true},
+		{"an in-tree source in another pool", inTree("other", image), false},
+		{"an in-tree source of another image", inTree("kube", "other"), false},
+		{"ceph-csi's static form", csi(image, map[string]string{"clusterID": "c", "pool": "kube", "staticVolume": "true"}), true},
+		{"ceph-csi's dynamic form", csi("0001-0001-c-1", map[string]string{"clusterID": "c", "pool": "kube", "imageName": image}), true},
+		{"a volume that was migrated from in-tree", csi("mig_mons-c_image-1234_6b756265", nil), true},
+		{"one that was migrated, of another pool", csi("mig_mons-c_image-1234_6f74686572", nil), false},
+		{"another driver's words", csi("x", map[string]string{"rbdPool": "kube", "rbdImage": image}), true},
+		{"a handle that is a path", csi("kube/"+image, nil), true},
+		{"another pool", csi(image, map[string]string{"pool": "other"}), false},
+		{"another image", csi("other", map[string]string{"pool": "kube", "imageName": "another"}), false},
+		{"no pool", csi(image, map[string]string{"imageName": image}), false},
+		{"a pool for data only", csi(image, map[string]string{"pool": "other", "dataPool": "erasure"}), false},
+		{"a RADOS namespace, where ours are not", csi(image, map[string]string{"pool": "kube", "radosNamespace": "theirs"}), false},
+		{"a RADOS namespace that is empty", csi(image, map[string]string{"pool": "kube", "radosNamespace": ""}), true},
+		{"another kind of storage", new(corev1.PersistentVolume), false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			key := volume.ImageKey("kube", image)
+			if got := slices.Contains(volume.ImageKeys(test.pv), key); got != test.names {
+				t.Errorf("names the image: got %v, want %v", got, test.names)
+			}
+			before := volume.ImageKeys(test.pv)
+			volume.TrimSource(&test.pv.Spec)
+			if got := slices.Contains(volume.ImageKeys(test.pv), key); got != test.names {
+				t.Errorf("names the image once it is trimmed: got %v, want %v (%q before, %q after)", got, test.names,
+					before, volume.ImageKeys(test.pv))
+			}
+		})
+	}
+}
+
+// The cache keeps of other drivers' volumes what names an image, and nothing else.
+func TestTrimSource(t *testing.T) {
+	long := csi("pvc-1", map[string]string{"storage.kubernetes.io/csiProvisionerIdentity": "1-2-ebs"})
+	volume.TrimSource(&long.Spec)
+	if diff := cmp.Diff(corev1.PersistentVolumeSource{}, long.Spec.PersistentVolumeSource); diff != "" {
+		t.Errorf("a volume that names no pool (-want +got):\n%s", diff)
+	}
+
+	rbd := csi("image", map[string]string{"pool": "kube", "mounter": "rbd"})
+	rbd.Spec.CSI.NodeStageSecretRef = &corev1.SecretReference{Name: "secret"}
+	volume.TrimSource(&rbd.Spec)
+	want := csi("image", map[string]string{"pool": "kube"}).Spec.PersistentVolumeSource
+	if diff := cmp.Diff(want, rbd.Spec.PersistentVolumeSource); diff != "" {
+		t.Errorf("a volume that names an image (-want +got):\n%s", diff)
+	}
+
+	ours := inTree("kube", "image")
+	volume.TrimSource(&ours.Spec)
+	if diff := cmp.Diff(inTree("kube", "image"), ours); diff != "" {
+		t.Errorf("an in-tree volume (-want +got):\n%s", diff)
+	}
+}
+
+// Which Ceph cluster a volume is in counts only where both sides say it.
+func TestMayBeIn(t *testing.T) {
+	for _, test := range []struct {
+		says, fsid string
+		want       bool
+	}{
+		{"a", "a", true}, {"", "a", true}, {"a", "", true}, {"", "", true}, {"a", "b", false},
+	} {
+		pv := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{volume.AnnClusterFSID: test.says}}}
+		if got := volume.MayBeIn(pv, test.fsid); got != test.want {
+			t.Errorf("one that says %q, in %q: got %v, want %v", test.says, test.fsid, got, test.want)
+		}
+	}
+}
+
+// FuzzImageKeys holds ImageKeys to finding a migrated volume's image whatever its
+// cluster's ID and name are, and to no panic at any handle.
+func FuzzImageKeys(f *testing.F) {
+	f.Add("c", "1234", "kube", "mig_mons-c_image-")
+	f.Add("a_image-b", "1_2", "pool_with_lines", "mig_mons-_")
+	f.Add("", "", "", "mig_mons-x_image-y_zz")
+	f.Fuzz(func(t *testing.T, cluster, name, pool, handle string) {
+		volume.ImageKeys(csi(handle, map[string]string{"pool": pool}))
+		if strings.Contains(cluster+name, "_image-") {
+			return // nobody can tell where the name begins
+		}
+		pv := csi("mig_mons-"+cluster+"_image-"+name+"_"+hex.EncodeToString([]byte(pool)), nil)
+		want := volume.ImageKey(pool, "kubernetes-dynamic-pvc-"+name)
+		if got := volume.ImageKeys(pv); !slices.Contains(got, want) {
+			t.Errorf("%q: got %q, want %q in it", pv.Spec.CSI.VolumeHandle, got, want)
+		}
+	})
+}
