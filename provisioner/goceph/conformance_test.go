@@ -75,7 +75,7 @@ func TestOnCeph(t *testing.T) {
 	t.Run("MetadataLikeLibrbd", c.testMetadataLikeLibrbd)
 	t.Run("Manager", c.testManager)
 	t.Run("DescribeLikeLibrbd", c.testDescribeLikeLibrbd)
-	t.Run("TrashLikeLibrbd", c.testTrashLikeLibrbd)
+	t.Run("MovesCutOff", c.testMovesCutOff)
 	t.Run("Measure", c.testMeasure)
 	t.Run("Conformance", func(t *testing.T) { rbdtest.Conformance(t, h) })
 }

@@ -41,15 +41,6 @@ func (p *radosPool) finishRemovals(names []string) error {
 }
 
 func (p *radosPool) trashImage(name string, keep time.Duration) error {
-	err := p.moveToTrash(name, keep)
-	if errors.Is(err, errNotPlain) {
-		return p.trashImageOpen(name, keep)
-	}
-	return err
-}
-
-// trashImageOpen moves an image to the trash, whatever it is like, with librbd.
-func (p *radosPool) trashImageOpen(name string, keep time.Duration) error {
 	return p.intoTrash(name, func() error { return librbd.GetImage(p.io, name).Trash(keep) })
 }
 
@@ -84,11 +75,20 @@ func (p *radosPool) trashed(id string) (rbd.Trashed, error) {
 }
 
 func (p *radosPool) trashEntry(id string) (trashEntry, error) {
-	entry, err := p.omapValue(trashObject, trashKey+id)
+	op := rados.CreateReadOp()
+	defer op.Release()
+	values := op.GetOmapValuesByKeys([]string{trashKey + id})
+	if err := op.Operate(p.io, trashObject, rados.OperationNoFlag); err != nil {
+		return trashEntry{}, err
+	}
+	entry, err := values.Next()
 	if err != nil {
 		return trashEntry{}, err
 	}
-	e, ok := parseTrashEntry(entry)
+	if entry == nil {
+		return trashEntry{}, rados.ErrNotFound
+	}
+	e, ok := parseTrashEntry(entry.Value)
 	if !ok {
 		return trashEntry{}, fmt.Errorf("its entry in the trash is %w", rbd.ErrNotSupported)
 	}
@@ -107,9 +107,9 @@ func (p *radosPool) removeTrashed(id string) error {
 	return librbd.TrashRemove(p.io, id, true)
 }
 
-// endMove ends a move to the trash that was cut off, where another image has the
-// name by now: all that is missing is that the entry says so. Where nobody has it,
-// librbd ends the move by the name.
+// endMove ends a move to the trash that was cut off after the image had lost its
+// name, where another image has that by now: all that is missing is that the entry
+// says so. librbd goes on with a move by the name only, which does for all others.
 func (p *radosPool) endMove(id string) error {
 	e, err := p.trashEntry(id)
 	if err != nil {
@@ -124,5 +124,11 @@ func (p *radosPool) endMove(id string) error {
 	case err != nil:
 		return err
 	}
-	return p.setTrashNormal(id)
+	op := rados.CreateWriteOp()
+	defer op.Release()
+	op.AssertExists()
+	// Source: trash_state_set in Ceph's src/cls/rbd/cls_rbd.cc. It changes nothing
+	// when the state is no longer the expected one.
+	op.Exec("rbd", "trash_state_set", append(appendText(nil, id), trashNormal, trashMoving))
+	return op.Operate(p.io, trashObject, rados.OperationNoFlag)
 }

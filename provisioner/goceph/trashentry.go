@@ -13,10 +13,8 @@ const (
 	// Source: RBD_TRASH in Ceph's src/include/rbd_types.h.
 	trashObject = "rbd_trash"
 	trashKey    = "id_"
-	// trashUser is who put an image there when somebody moved it there, and
-	// trashRemoving when RemoveImage did.
+	// trashRemoving is who put an image there when RemoveImage did.
 	// Source: TrashImageSource in Ceph's src/cls/rbd/cls_rbd_types.h.
-	trashUser     = 0
 	trashRemoving = 3
 	// trashMoving is the state of an entry until the image has lost its name, and
 	// trashNormal that after it. Source: TrashImageState in the same file.
@@ -57,20 +55,4 @@ func parseTrashEntry(entry []byte) (trashEntry, bool) {
 		e.state = rest[0]
 	}
 	return e, true
-}
-
-// newTrashEntry is the entry of an image whose move to the trash begins, encoded as
-// parseTrashEntry reads it, in the version of Ceph 15 and newer. Both times are such
-// that they fit.
-func newTrashEntry(name string, since time.Time, keep time.Duration) []byte {
-	const version, oldest = 2, 1
-	body := appendText([]byte{trashUser}, name)
-	until := since.Add(keep.Truncate(time.Second))
-	for _, t := range []time.Time{since, until} {
-		body = binary.LittleEndian.AppendUint32(body, uint32(t.Unix()))       // #nosec G115 -- it fits
-		body = binary.LittleEndian.AppendUint32(body, uint32(t.Nanosecond())) // #nosec G115 -- below 10^9
-	}
-	body = append(body, trashMoving)
-	entry := binary.LittleEndian.AppendUint32([]byte{version, oldest}, length(len(body)))
-	return append(entry, body...)
 }

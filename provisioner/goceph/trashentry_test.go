@@ -3,7 +3,6 @@
 package goceph
 
 import (
-	"encoding/binary"
 	"testing"
 	"time"
 )
@@ -36,20 +35,5 @@ func TestParseTrashEntry(t *testing.T) {
 		if got != test.want || ok != test.ok {
 			t.Errorf("%s: got %+v, %v, want %+v, %v", test.what, got, ok, test.want, test.ok)
 		}
-	}
-}
-
-func TestNewTrashEntry(t *testing.T) {
-	since := time.Unix(1<<31, 7)
-	entry := newTrashEntry("image", since, 90*time.Second+time.Millisecond)
-	want := trashEntry{trashUser, "image", since, trashMoving}
-	if got, ok := parseTrashEntry(entry); !ok || got != want {
-		t.Errorf("got %+v, %t, want %+v", got, ok, want)
-	}
-	if length := len(entry) - 6; int(entry[2]) != length {
-		t.Errorf("it says that %d bytes follow, and %d do", entry[2], length)
-	}
-	if until := binary.LittleEndian.Uint32(entry[6+1+4+5+8:]); until != 1<<31+90 {
-		t.Errorf("it is kept until %d", until)
 	}
 }
