@@ -9,7 +9,7 @@ ARG RUN_IMAGE=docker.io/library/debian:bookworm-slim
 
 FROM ${BUILD_IMAGE} AS build
 RUN apt-get update \
-	&& apt-get install -y --no-install-recommends librados-dev libradospp-dev librbd-dev \
+	&& apt-get install -y --no-install-recommends librados-dev librbd-dev \
 	&& rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 # Before the sources, so that a change of them does not download modules again.

@@ -12,29 +12,24 @@
 set -eu
 
 cc=${CC:-gcc}
-cxx=${CXX:-g++}
 
 missing() {
 	cat >&2 <<END
 $1
-To build the program, compilers of C and C++ and the headers of librbd and
-librados are needed. Install them with "make deps", or these packages:
-  Debian, Ubuntu: gcc g++ libc6-dev librbd-dev librados-dev libradospp-dev
-  Fedora, RHEL:   gcc gcc-c++ glibc-devel librbd-devel librados-devel libradospp-devel
+To build the program, a C compiler and the headers of librbd and librados are
+needed. Install them with "make deps", or these packages:
+  Debian, Ubuntu: gcc libc6-dev librbd-dev librados-dev
+  Fedora, RHEL:   gcc glibc-devel librbd-devel librados-devel
 END
 	exit 1
 }
 
 command -v "${cc%% *}" >/dev/null || missing "No C compiler: $cc is not there."
-command -v "${cxx%% *}" >/dev/null || missing "No C++ compiler: $cxx is not there."
 
 # CC may carry arguments, as with ccache.
 # shellcheck disable=SC2086
 macros=$(echo '#include <rbd/librbd.h>' | $cc ${CGO_CFLAGS:-} -E -dM - 2>/dev/null) ||
 	missing "No headers of Ceph: $cc does not find rbd/librbd.h and what it includes."
-# shellcheck disable=SC2086
-echo '#include <rados/librados.hpp>' | $cxx ${CGO_CXXFLAGS:-} -x c++ -E - >/dev/null 2>&1 ||
-	missing "No C++ headers of Ceph: $cxx does not find rados/librados.hpp."
 
 # From Ceph 16 on, the minor version of librbd is the major version of Ceph.
 minor=$(echo "$macros" | sed -n 's/^#define LIBRBD_VER_MINOR \([0-9][0-9]*\)$/\1/p')

@@ -11,7 +11,7 @@ packages=(
 	# What make, go and the scripts call
 	make git ca-certificates shellcheck
 	# cgo, and what go-ceph is built with
-	gcc g++ libc6-dev librbd-dev librados-dev libradospp-dev
+	gcc libc6-dev librbd-dev librados-dev
 	# The servers of the test rig; kube-apiserver and the like are built by
 	# "make kubernetes"
 	ceph-mon ceph-mgr ceph-osd ceph-common etcd-server
@@ -39,7 +39,7 @@ if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
 	cat >&2 <<END
 deps.sh: this installs packages with apt, which is not here. Needed are Ceph's
 mon, mgr and osd, the commands ceph, rbd and rados, the headers of librbd and
-librados, etcd, compilers of C and C++, git, make and shellcheck.
+librados, etcd, a C compiler, git, make and shellcheck.
 END
 	exit 1
 fi

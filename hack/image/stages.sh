@@ -89,7 +89,7 @@ export GOROOT
 # shellcheck disable=SC2016 # mmdebstrap expands it
 debian "$build_image" --env "PATH=/go/bin:/usr/local/go/bin:$path" --env GOPATH=/go \
 	--env GOTOOLCHAIN=local --workingdir /go --cmd bash -- "${slim[@]}" \
-	--include=gcc,g++,libc6-dev,make,git,ca-certificates,pkg-config \
+	--include=gcc,libc6-dev,make,git,ca-certificates,pkg-config \
 	--customize-hook='mkdir -p "$1/go/bin" "$1/go/src" "$1/usr/local/go" &&
 		tar -C "$GOROOT" -ch --exclude=./test . | tar -x --no-same-owner -C "$1/usr/local/go"' \
 	--customize-hook='for file in /usr/local/share/ca-certificates/*.crt; do

@@ -74,7 +74,7 @@ func TestOnCeph(t *testing.T) {
 	t.Run("Output", c.testOutput)
 	t.Run("MetadataLikeLibrbd", c.testMetadataLikeLibrbd)
 	t.Run("Manager", c.testManager)
-	t.Run("DescribeLikeLibrbd", c.testDescribeLikeLibrbd)
+	t.Run("ReadersDoNotWatch", c.testReadersDoNotWatch)
 	t.Run("MovesCutOff", c.testMovesCutOff)
 	t.Run("Measure", c.testMeasure)
 	t.Run("Conformance", func(t *testing.T) { rbdtest.Conformance(t, h) })

@@ -87,8 +87,7 @@ func (p *radosPool) lookAtPool(name string) error {
 	return err
 }
 
-// imageOpen describes an image, whatever it is like, with librbd.
-func (p *radosPool) imageOpen(name string) (rbd.Image, error) {
+func (p *radosPool) image(name string) (rbd.Image, error) {
 	// Read-only, so that this client does not become a watcher itself.
 	image, err := librbd.OpenImageReadOnly(p.io, name, librbd.NoSnapshot)
 	if err != nil {

@@ -74,7 +74,6 @@ func (c *ceph) testMeasure(t *testing.T) {
 		ids[i] = image.ID
 		return err
 	})
-	lap("the same with librbd", func(i int) error { _, err := pools.imageOpen(name(i)); return err })
 	lap("look into", func(i int) error { _, err := p.Written(ctx, name(i)); return err })
 	c.measureNotes(t, p)
 	lap("move to the trash", func(i int) error { return p.TrashImage(ctx, name(i), 0) })
