@@ -181,7 +181,7 @@ func (c cloning) lookAtSource(ctx context.Context) (rbd.Image, error) {
 	}
 	switch whose := volume.Foreign(image.Metadata, c.ownedBy(s.volume)); {
 	case whose != "":
-		err = fmt.Errorf("%s has the image %q, which is not its volume's: %s", s.what(), s.record.Image, whose)
+		err = fmt.Errorf("%s has the image %q, which is not its volume's: %s: see the events of volume %q", s.what(), s.record.Image, whose, s.volume)
 	case image.SizeBytes > c.wantedBytes():
 		err = s.tooLarge(*resource.NewQuantity(int64(image.SizeBytes), resource.BinarySI)) // #nosec G115 -- no image is that large
 	case len(image.Snapshots)+image.Kept >= snapshotsOfLinux:

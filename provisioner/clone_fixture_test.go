@@ -66,7 +66,7 @@ func (f *cloneFixture) bind(t *testing.T, pv *corev1.PersistentVolume) *corev1.P
 	f.putLive(t, func(c *corev1.PersistentVolumeClaim) {
 		c.Spec.VolumeName, c.Status.Phase = pv.Name, corev1.ClaimBound
 	})
-	f.Seen(pv)
+	f.Seen(nil, pv)
 	for _, batch := range f.ledger.Batches() {
 		if err := f.clear(t.Context(), batch); err != nil {
 			t.Fatal(err)

@@ -42,6 +42,19 @@ func (d deletion) run(ctx context.Context) error {
 	unlock := d.images.lock(d.place(), d.record.Image)
 	defer unlock()
 	image, err := d.pool.Image(ctx, d.record.Image)
+	if err == nil {
+		err = d.check(ctx, image)
+	}
+	if err == nil {
+		// Last, so that nothing else keeps the image from the trash when this has been
+		// asked.
+		var waited bool
+		if waited, err = d.catchUp(ctx); err == nil && waited {
+			if image, err = d.pool.Image(ctx, d.record.Image); err == nil {
+				err = d.check(ctx, image)
+			}
+		}
+	}
 	switch {
 	case errors.Is(err, rbd.ErrImageBusy):
 		return d.stillRemoving()
@@ -50,10 +63,15 @@ func (d deletion) run(ctx context.Context) error {
 	case err != nil:
 		return err
 	}
+	return d.trash(ctx, image)
+}
+
+// check says what keeps an image from being removed.
+func (d deletion) check(ctx context.Context, image rbd.Image) error {
 	if err := d.checkOthers(); err != nil {
 		return err
 	}
-	if err := d.keeper().Secure(ctx, d.pool, d.pv, d.record, image); err != nil {
+	if err := d.keeper().Check(d.pv, d.record, image); err != nil {
 		return err
 	}
 	if len(image.Watchers) > 0 {
@@ -68,14 +86,7 @@ func (d deletion) run(ctx context.Context) error {
 		return fmt.Errorf("%s: %w: %s: it is removed once they are gone",
 			d.what(), rbd.ErrImageHasSnapshots, strings.Join(snapshots, ", "))
 	}
-	// Last, so that nothing else keeps it from the trash when this has been asked.
-	if err := d.catchUp(ctx); err != nil {
-		return err
-	}
-	if err := d.checkOthers(); err != nil {
-		return err
-	}
-	return d.trash(ctx, image)
+	return nil
 }
 
 // trash notes that the image is to be removed and moves it to the trash.
@@ -84,7 +95,6 @@ func (d deletion) trash(ctx context.Context, image rbd.Image) error {
 		ID:        image.ID,
 		Image:     d.record.Image,
 		Volume:    d.pv.Name,
-		VolumeUID: string(d.pv.UID),
 		At:        time.Now(),
 		Keep:      d.record.TrashRetention,
 		SizeBytes: image.SizeBytes,

@@ -20,7 +20,7 @@ import (
 func (f *fixture) Delete(ctx context.Context, pv *corev1.PersistentVolume) error {
 	released := pv.DeepCopy()
 	released.Status.Phase, released.Spec.PersistentVolumeReclaimPolicy = corev1.VolumeReleased, corev1.PersistentVolumeReclaimDelete
-	f.Seen(released)
+	f.Seen(nil, released)
 	return f.Provisioner.Delete(ctx, pv)
 }
 

@@ -160,6 +160,9 @@ func conflict(image rbd.Image, r request, owner volume.Owner) string {
 	mine := image.Metadata[metaVolume] == owner.Volume
 	fresh := r.origin.isFresh(image, owner)
 	if whose := volume.Foreign(image.Metadata, owner); whose != "" && !fresh {
+		if volume.ForeignCluster(image.Metadata, owner.Cluster) != "" {
+			return whose // it may be in use there
+		}
 		return whose + remedy
 	}
 	features := []string{rbd.FeatureLayering}

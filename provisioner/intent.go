@@ -97,9 +97,12 @@ func (p *Provisioner) hasJournal() bool { return p.journal.Object != "" }
 
 // Seen says that the cache shows a volume: the intent for its image may be cleared,
 // and volumes that were there before it was released are known. To be called for
-// every volume that is added or updated.
-func (p *Provisioner) Seen(pv *corev1.PersistentVolume) {
-	p.noteReleased(pv)
+// every volume that is added (before is nil), updated, or looked at once more.
+func (p *Provisioner) Seen(before, pv *corev1.PersistentVolume) {
+	// One that is looked at once more is no news from the API server.
+	if before == nil || before.ResourceVersion != pv.ResourceVersion {
+		p.noteReleased(pv)
+	}
 	if !p.hasJournal() || !p.Owns(pv) {
 		return
 	}

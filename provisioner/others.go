@@ -6,6 +6,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -25,7 +27,8 @@ const (
 	// it is believed to know all volumes that name the same image. What was in the
 	// API before that, it knows for certain: it is told of all volumes in the order
 	// of their changes.
-	freshFor = 10 * time.Second
+	// It is longer than a call to Ceph may take, so that one request does for an attempt.
+	freshFor = 20 * time.Second
 	// cachePoll is how often it is looked whether the cache has caught up, which
 	// takes some milliseconds.
 	cachePoll = 10 * time.Millisecond
@@ -60,6 +63,8 @@ func (p *Provisioner) volumesOf(place journal.Place, image string) ([]*corev1.Pe
 			volumes = append(volumes, pv)
 		}
 	}
+	// The index has no order, and what is said of them is to be the same at each attempt.
+	slices.SortFunc(volumes, func(a, b *corev1.PersistentVolume) int { return strings.Compare(a.Name, b.Name) })
 	return volumes, nil
 }
 
@@ -78,7 +83,7 @@ func (d deletion) checkOthers() error {
 		return err
 	}
 	for _, pv := range volumes {
-		if pv.Name == d.pv.Name || goes(pv) {
+		if pv.UID == d.pv.UID && pv.Name == d.pv.Name || goes(pv) {
 			continue
 		}
 		return fmt.Errorf("%s is also that of volume %q%s: it is removed once that volume is gone; if that one is in another Ceph cluster, "+
@@ -95,14 +100,14 @@ func claimOf(pv *corev1.PersistentVolume) string {
 	return ""
 }
 
-// catchUp returns once the cache has all volumes that are in the API by now. Where it
-// was told a moment ago that the volume was released, it has: no request is made.
-// Otherwise the volume itself is changed, and the cache will have seen all earlier
-// changes when it shows this one. That costs one request, however many volumes there
-// are.
-func (d deletion) catchUp(ctx context.Context) error {
+// catchUp returns once the cache has all volumes that are in the API by now, and reports
+// whether it had to wait for that. Where the cache was told a moment ago that the volume
+// was released, it has them: no request is made. Otherwise the volume itself is changed,
+// and the cache will have seen all earlier changes when it shows this one. That costs one
+// request, however many volumes there are.
+func (d deletion) catchUp(ctx context.Context) (waited bool, err error) {
 	if _, fresh := d.released.Get(versionOf(d.pv)); fresh {
-		return nil
+		return false, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
 	defer cancel()
@@ -112,10 +117,10 @@ func (d deletion) catchUp(ctx context.Context) error {
 		"annotations": map[string]string{volume.AnnDeletionBegun: begun},
 	}})
 	if err != nil {
-		return err
+		return true, err
 	}
 	if _, err := d.config.Volumes.PersistentVolumes().Patch(ctx, d.pv.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
-		return fmt.Errorf("note in the volume that its image is about to be removed: %w", err)
+		return true, fmt.Errorf("note in the volume that its image is about to be removed: %w", err)
 	}
 	err = wait.PollUntilContextCancel(ctx, cachePoll, true, func(context.Context) (bool, error) {
 		cached, err := d.config.VolumeLister.Get(d.pv.Name)
@@ -125,10 +130,10 @@ func (d deletion) catchUp(ctx context.Context) error {
 		return err == nil && cached.Annotations[volume.AnnDeletionBegun] == begun, err
 	})
 	if err != nil {
-		return fmt.Errorf("the volumes that are known here lag behind those in the API, and one that names the same image may be among them: "+
+		return true, fmt.Errorf("the volumes that are known here lag behind those in the API, and one that names the same image may be among them: "+
 			"it is tried again by itself: %w", err)
 	}
-	return nil
+	return true, nil
 }
 
 // versionOf identifies one version of one volume.
@@ -150,10 +155,8 @@ func (p *Provisioner) restored(place journal.Place, removal journal.Removal) (*c
 		return nil, err
 	}
 	for _, pv := range volumes {
-		deleted := string(pv.UID) == removal.VolumeUID ||
-			// Earlier versions did not note the UID.
-			removal.VolumeUID == "" && pv.Name == removal.Volume && pv.Status.Phase == corev1.VolumeReleased
-		if !deleted && !goes(pv) {
+		// The one that was deleted goes, too, unless somebody has changed his mind.
+		if !goes(pv) {
 			return pv, nil
 		}
 	}

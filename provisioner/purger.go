@@ -66,6 +66,8 @@ type purgeItem struct {
 	// alone says that the manager is not to be asked for it, said that the log has
 	// why it stays.
 	alone, said bool
+	// told says that a volume that names it again was told.
+	told bool
 }
 
 // delay sets off what is tried again, longer each time.

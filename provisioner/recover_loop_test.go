@@ -183,7 +183,7 @@ func TestKeepJournal(t *testing.T) {
 		f.checkIntents(t, testImage) // its volume is not saved
 		// Ceph is down when it is.
 		f.ceph.SetUnreachable(true)
-		f.Seen(pv)
+		f.Seen(nil, pv)
 		time.Sleep(10 * clearEvery)
 		f.checkIntents(t, testImage)
 		f.ceph.SetUnreachable(false)

@@ -22,6 +22,10 @@ import (
 // stands for the cluster.
 const clusterNamespace = metav1.NamespaceSystem
 
+// rightsDelay is for how long a right that is missing at the start is waited for: what
+// is applied together does not come into force all at once.
+const rightsDelay = 10 * time.Second
+
 // clusterUIDTimeout bounds one question for it.
 const clusterUIDTimeout = 10 * time.Second
 
@@ -31,6 +35,7 @@ const clusterUIDTimeout = 10 * time.Second
 func readClusterUID(ctx context.Context, client corev1client.NamespacesGetter) (uid string, err error) {
 	logger := klog.FromContext(ctx)
 	said := false
+	began := time.Now()
 	err = wait.PollUntilContextCancel(ctx, serverRetry, true, func(ctx context.Context) (bool, error) {
 		ctx, cancel := context.WithTimeout(ctx, clusterUIDTimeout)
 		defer cancel()
@@ -39,6 +44,8 @@ func readClusterUID(ctx context.Context, client corev1client.NamespacesGetter) (
 		case err == nil:
 			uid = string(namespace.UID)
 			return true, nil
+		case apierrors.IsForbidden(err) && time.Since(began) < rightsDelay:
+			return false, nil
 		case apierrors.IsForbidden(err), apierrors.IsNotFound(err):
 			logger.Info("WARNING: this Kubernetes cluster can't be told from others: no image is removed or changed that is marked as "+
 				"a cluster's; and working without a journal: an image whose creation is cut off, and whose claim is deleted "+
@@ -55,17 +62,21 @@ func readClusterUID(ctx context.Context, client corev1client.NamespacesGetter) (
 }
 
 // onSaved calls the functions for each volume that a cache of volumes gets to know.
-func onSaved(volumes cache.SharedInformer, saved ...func(*corev1.PersistentVolume)) error {
-	see := func(obj any) {
+func onSaved(volumes cache.SharedInformer, seen func(before, pv *corev1.PersistentVolume), saved ...func(*corev1.PersistentVolume)) error {
+	see := func(before *corev1.PersistentVolume, obj any) {
 		if pv, ok := obj.(*corev1.PersistentVolume); ok {
+			seen(before, pv)
 			for _, call := range saved {
 				call(pv)
 			}
 		}
 	}
 	_, err := volumes.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    see,
-		UpdateFunc: func(_, obj any) { see(obj) },
+		AddFunc: func(obj any) { see(nil, obj) },
+		UpdateFunc: func(old, obj any) {
+			before, _ := old.(*corev1.PersistentVolume)
+			see(before, obj)
+		},
 	})
 	return err
 }

@@ -22,8 +22,6 @@ type Removal struct {
 	Image string `json:"image"`
 	// Volume is the name of its PersistentVolume.
 	Volume string `json:"volume"`
-	// VolumeUID is the UID of that; empty where an earlier version has noted it.
-	VolumeUID string `json:"volumeUID,omitempty"`
 	// At is when the move was begun, by the clock of who did.
 	At time.Time `json:"at"`
 	// Keep is for how long the image is kept in the trash.

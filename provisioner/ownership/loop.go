@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -34,13 +35,20 @@ const (
 	// looked at or marked comes again. Nobody waits for it.
 	retryStart = 5 * time.Second
 	retryCap   = 10 * time.Minute
+	// silentFor is how long a pool that did not answer is left alone, so that it keeps
+	// nobody from those that do.
+	silentFor = time.Minute
 )
 
 // The reasons of the events about volumes.
 const (
 	reasonForeign   = "ImageNotOwned"
 	reasonTakenOver = "ImageTakenOver"
+	reasonMissing   = "ImageNotFound"
 )
+
+// errSilent says that a volume's pool did not answer lately.
+var errSilent = errors.New("its pool did not answer lately")
 
 // Config has what NewLoop needs. All are required, where they do not say otherwise.
 type Config struct {
@@ -67,6 +75,11 @@ type Loop struct {
 	config Config
 	queue  workqueue.TypedRateLimitingInterface[string]
 	pace   flowcontrol.RateLimiter
+
+	// What follows is Run's. silent has until when a pool is left alone, missing the
+	// volumes that were told that their image is not there.
+	silent  map[string]time.Time
+	missing map[string]bool
 }
 
 // NewLoop returns a Loop, or an error that names what c lacks.
@@ -79,7 +92,9 @@ func NewLoop(c Config) (*Loop, error) {
 		config: c,
 		queue: workqueue.NewTypedRateLimitingQueue(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[string](retryStart, retryCap)),
-		pace: flowcontrol.NewTokenBucketRateLimiter(perSecond, 1),
+		pace:    flowcontrol.NewTokenBucketRateLimiter(perSecond, 1),
+		silent:  map[string]time.Time{},
+		missing: map[string]bool{},
 	}, nil
 }
 
@@ -110,7 +125,9 @@ func (l *Loop) Run(ctx context.Context) error {
 		if done {
 			return nil
 		}
-		if err := l.settle(ctx, name); err != nil && ctx.Err() == nil {
+		if err := l.settle(ctx, name); errors.Is(err, errSilent) {
+			l.queue.AddAfter(name, silentFor)
+		} else if err != nil && ctx.Err() == nil {
 			klog.FromContext(ctx).V(2).Info("Whose the image of a volume is could not be settled, will retry", "PV", name, "err", err)
 			l.queue.AddRateLimited(name)
 		} else {
@@ -145,15 +162,24 @@ func (l *Loop) settle(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := l.pace.Wait(ctx); err != nil {
-		return err // ctx has ended
-	}
-	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("PV", name))
 	record, err := volume.Read(pv)
 	if err != nil {
 		return nil //nolint:nilerr // nobody knows its image; its deletion says so
 	}
+	pool := strings.Join(append(record.Monitors, record.Pool), ",")
+	if time.Now().Before(l.silent[pool]) {
+		return errSilent
+	}
+	if err := l.pace.Wait(ctx); err != nil {
+		return err // ctx has ended
+	}
+	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("PV", name))
 	ours, err := l.own(ctx, pv, record)
+	for _, silence := range []error{rbd.ErrUnreachable, rbd.ErrTimeout, rbd.ErrConnectionLost} {
+		if errors.Is(err, silence) {
+			l.silent[pool] = time.Now().Add(silentFor)
+		}
+	}
 	if err != nil || !ours {
 		return err
 	}
@@ -170,8 +196,14 @@ func (l *Loop) own(ctx context.Context, pv *corev1.PersistentVolume, record volu
 	defer pool.Close()
 	image, err := pool.Image(ctx, record.Image)
 	if errors.Is(err, rbd.ErrImageNotFound) {
+		if !l.missing[pv.Name] {
+			l.missing[pv.Name] = true
+			l.config.Events.Event(pv, corev1.EventTypeWarning, reasonMissing, fmt.Sprintf("image %q is not in pool %q: if an earlier volume of it "+
+				"was deleted, it may be in the trash for a while; look for it with: rbd trash ls --pool %s", record.Image, record.Pool, record.Pool))
+		}
 		return false, err
 	}
+	delete(l.missing, pv.Name)
 	if err != nil {
 		return false, access.Explain(err, location)
 	}

@@ -3,6 +3,7 @@
 package ownership_test
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -11,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -197,7 +198,7 @@ func TestOwn(t *testing.T) {
 				_, former := pv.Annotations[volume.AnnFormerCluster]
 				return pv.Annotations[volume.AnnKubernetesCluster] == here && !former
 			})
-			if diff := cmp.Diff(test.want, f.marks()); diff != "" {
+			if diff := gocmp.Diff(test.want, f.marks()); diff != "" {
 				t.Errorf("marks (-want +got):\n%s", diff)
 			}
 			event := ""
@@ -226,12 +227,14 @@ func TestForeign(t *testing.T) {
 		change func(*corev1.PersistentVolume)
 		event  string
 	}{
-		{"another cluster's", full(there), nil, `has the UID "uid-there": it is left alone; if the volume has moved here for good, ` +
-			`run: kubectl annotate pv pv rbd.ceph.com/former-cluster=uid-there`},
+		{"another cluster's", full(there), nil, `has the UID "uid-there": it is left alone; if it is to be this volume's from now on, ` +
+			`run: kubectl annotate --overwrite pv pv rbd.ceph.com/former-cluster=uid-there`},
 		{"another cluster's, handed over by a third", full(there), func(pv *corev1.PersistentVolume) {
 			pv.Annotations[volume.AnnFormerCluster] = "uid-third"
 		}, `has the UID "uid-there"`},
-		{"another volume's", volume.Owner{Volume: "other", Identity: testName, Cluster: here}.Marks(), nil, `pv/name is "other"`},
+		{"another volume's", volume.Owner{Volume: "other", Identity: testName, Cluster: here}.Marks(), nil, `pv/name is "other": it is left alone; ` +
+			`if it is to be this volume's from now on, run: kubectl annotate --overwrite pv pv rbd.ceph.com/former-cluster=uid-here`},
+		{"another volume's that no cluster has marked", volume.Owner{Volume: "other", Identity: testName}.Marks(), nil, "former-cluster=uid-here"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			f := newFixture(t, test.marks, test.change)
@@ -241,15 +244,15 @@ func TestForeign(t *testing.T) {
 			if event := <-f.events.Events; !strings.HasPrefix(event, "Warning ImageNotOwned ") || !strings.Contains(event, test.event) {
 				t.Errorf("got the event %q, want %q", event, test.event)
 			}
-			if diff := cmp.Diff(before, f.marks()); diff != "" {
+			if diff := gocmp.Diff(before, f.marks()); diff != "" {
 				t.Errorf("marks (-before +after):\n%s", diff)
 			}
 			f.change(func(pv *corev1.PersistentVolume) { pv.Labels = map[string]string{"any": "change"} })
 			f.change(func(pv *corev1.PersistentVolume) {
-				pv.Annotations[volume.AnnFormerCluster] = before[volume.MetaCluster]
+				pv.Annotations[volume.AnnFormerCluster] = cmp.Or(before[volume.MetaCluster], here)
 			})
 			f.eventually("the image is taken over", func() bool { return f.volume().Annotations[volume.AnnFormerCluster] == "" })
-			if diff := cmp.Diff(withClaim(full(here)), f.marks()); diff != "" {
+			if diff := gocmp.Diff(withClaim(full(here)), f.marks()); diff != "" {
 				t.Errorf("marks (-want +got):\n%s", diff)
 			}
 			if event := <-f.events.Events; !strings.HasPrefix(event, "Normal ImageTakenOver ") {
@@ -316,10 +319,25 @@ func (f *fixture) checkAlone() {
 
 func (f *fixture) checkSame(marks, annotations map[string]string) {
 	f.Helper()
-	if diff := cmp.Diff(marks, f.marks()); diff != "" {
+	if diff := gocmp.Diff(marks, f.marks()); diff != "" {
 		f.Errorf("marks (-before +after):\n%s", diff)
 	}
-	if diff := cmp.Diff(annotations, f.volume().Annotations); diff != "" {
+	if diff := gocmp.Diff(annotations, f.volume().Annotations); diff != "" {
 		f.Errorf("annotations (-before +after):\n%s", diff)
+	}
+}
+
+// A volume whose image is not there is told so once, and gone on with when it is.
+func TestMissing(t *testing.T) {
+	f := newFixture(t, nil, func(pv *corev1.PersistentVolume) { pv.Spec.RBD.RBDImage = "later" })
+	f.run()
+	f.eventually("an event", func() bool { return len(f.events.Events) > 0 })
+	if event := <-f.events.Events; !strings.HasPrefix(event, `Warning ImageNotFound image "later" is not in pool "rbd"`) {
+		t.Errorf("got the event %q", event)
+	}
+	f.inPool(func(p rbd.Pool) error { return p.CreateImage(t.Context(), "later", rbd.ImageSpec{SizeBytes: 1 << 30}) })
+	f.eventually("the image is marked", func() bool { return f.volume().Annotations[volume.AnnKubernetesCluster] == here })
+	if n := len(f.events.Events); n != 0 {
+		t.Errorf("got %d more events", n)
 	}
 }

@@ -58,8 +58,9 @@ func ImageKeys(pv *corev1.PersistentVolume) []string {
 			keys = append(keys, ImageKey(pool, image))
 		}
 	}
-	if pool, image, ok := parseMigrated(source.VolumeHandle); ok {
-		keys = append(keys, ImageKey(pool, image))
+	if pool, name, ok := parseMigrated(source.VolumeHandle); ok {
+		// The prefix is taken off where there is one.
+		keys = append(keys, ImageKey(pool, name), ImageKey(pool, migratedPrefix+name))
 	}
 	return slices.Compact(slices.Sorted(slices.Values(keys)))
 }
@@ -99,7 +100,7 @@ func isImageAttribute(key string) bool { return strings.Contains(strings.ToLower
 
 func isNamespaceAttribute(key string) bool { return strings.EqualFold(key, "radosNamespace") }
 
-func parseMigrated(handle string) (pool, image string, ok bool) {
+func parseMigrated(handle string) (pool, name string, ok bool) {
 	rest, ok := strings.CutPrefix(handle, migratedHandle)
 	if !ok {
 		return "", "", false
@@ -109,6 +110,6 @@ func parseMigrated(handle string) (pool, image string, ok bool) {
 	if !ok || end < 0 {
 		return "", "", false
 	}
-	name, err := hex.DecodeString(rest[end+1:])
-	return string(name), migratedPrefix + rest[:end], err == nil
+	decoded, err := hex.DecodeString(rest[end+1:])
+	return string(decoded), rest[:end], err == nil
 }

@@ -42,6 +42,7 @@ func TestImageKeys(t *testing.T) {
 		{"ceph-csi's static form", csi(image, map[string]string{"clusterID": "c", "pool": "kube", "staticVolume": "true"}), true},
 		{"ceph-csi's dynamic form", csi("0001-0001-c-1", map[string]string{"clusterID": "c", "pool": "kube", "imageName": image}), true},
 		{"a volume that was migrated from in-tree", csi("mig_mons-c_image-1234_6b756265", nil), true},
+		{"one that was migrated and has the whole name", csi("mig_mons-c_image-"+image+"_6b756265", nil), true},
 		{"one that was migrated, of another pool", csi("mig_mons-c_image-1234_6f74686572", nil), false},
 		{"another driver's words", csi("x", map[string]string{"rbdPool": "kube", "rbdImage": image}), true},
 		{"a handle that is a path", csi("kube/"+image, nil), true},

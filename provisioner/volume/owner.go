@@ -3,6 +3,7 @@
 package volume
 
 import (
+	"cmp"
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
@@ -51,10 +52,10 @@ func (o Owner) Marks() map[string]string {
 }
 
 // TakesOver reports whether an image with that metadata belongs to the cluster that
-// hands it over to o, and does not belong to o yet. Only an owner who knows its own
-// cluster takes anything over.
+// hands it over to o, and does not belong to o yet. One that does not say its cluster
+// counts as this cluster's. Only an owner who knows its own cluster takes anything over.
 func (o Owner) TakesOver(metadata map[string]string) bool {
-	return o.Former != "" && o.Cluster != "" && metadata[MetaCluster] == o.Former && Foreign(metadata, o) != ""
+	return o.Former != "" && o.Cluster != "" && cmp.Or(metadata[MetaCluster], o.Cluster) == o.Former && Foreign(metadata, o) != ""
 }
 
 // IsOf reports whether a volume that names our provisioner was made by the one

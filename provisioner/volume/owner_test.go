@@ -42,6 +42,7 @@ func TestForeign(t *testing.T) {
 		{"handed over to a volume whose it is", us.Marks(), from(here), "", false},
 		{"handed over from another volume of this cluster", marks("other", "us", here), from(here), "other", true},
 		{"another volume's that no cluster has marked", marks("other", "us", ""), from(there), "other", false},
+		{"another volume's that no cluster has marked, handed over", marks("other", "us", ""), from(here), "other", true},
 		{"handed over where our cluster is not known", marks("pv", "us", there), unknown, there, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {

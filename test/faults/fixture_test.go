@@ -3,6 +3,7 @@
 package faults
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -93,9 +94,9 @@ func (f *fixture) join(key string, flags ...string) {
 	f.p = f.start(nil, flags...)
 }
 
-func (f *fixture) class(name, provisioner string, policy corev1.PersistentVolumeReclaimPolicy) {
+func (f *fixture) class(name, provisioner string, policy corev1.PersistentVolumeReclaimPolicy, changes ...func(*storagev1.StorageClass)) {
 	f.Helper()
-	_, err := f.kube.Client.StorageV1().StorageClasses().Create(f.Context(), &storagev1.StorageClass{
+	class := &storagev1.StorageClass{
 		ObjectMeta:    metav1.ObjectMeta{Name: name},
 		Provisioner:   provisioner,
 		ReclaimPolicy: &policy,
@@ -104,7 +105,11 @@ func (f *fixture) class(name, provisioner string, policy corev1.PersistentVolume
 			"adminId": f.name, "adminSecretName": f.name, "adminSecretNamespace": namespace,
 			"userId": f.name, "userSecretName": "user",
 		},
-	}, metav1.CreateOptions{})
+	}
+	for _, change := range changes {
+		change(class)
+	}
+	_, err := f.kube.Client.StorageV1().StorageClasses().Create(f.Context(), class, metav1.CreateOptions{})
 	f.must(err)
 }
 
@@ -125,7 +130,6 @@ func (f *fixture) start(env []string, flags ...string) *cluster.Provisioner {
 // request makes a claim of 16Mi, changed. One of that name is success: an answer may
 // have been lost.
 func (f *fixture) request(ctx context.Context, class, name string, changes ...func(*corev1.PersistentVolumeClaim)) (*corev1.PersistentVolumeClaim, error) {
-	client := f.kube.Client.CoreV1().PersistentVolumeClaims(f.name)
 	wanted := &corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{Namespace: f.name, Name: name},
 		Spec: corev1.PersistentVolumeClaimSpec{
@@ -139,6 +143,7 @@ func (f *fixture) request(ctx context.Context, class, name string, changes ...fu
 	for _, change := range changes {
 		change(wanted)
 	}
+	client := f.kube.Client.CoreV1().PersistentVolumeClaims(wanted.Namespace)
 	claim, err := client.Create(ctx, wanted, metav1.CreateOptions{})
 	if apierrors.IsAlreadyExists(err) {
 		return client.Get(ctx, name, metav1.GetOptions{})
@@ -168,12 +173,17 @@ func (f *fixture) claims(prefix string, count int) []*corev1.PersistentVolumeCla
 func (f *fixture) delete(claims ...*corev1.PersistentVolumeClaim) {
 	f.Helper()
 	f.together(len(claims), func(ctx context.Context, i int) error {
-		err := f.kube.Client.CoreV1().PersistentVolumeClaims(f.name).Delete(ctx, claims[i].Name, metav1.DeleteOptions{})
+		err := f.kube.Client.CoreV1().PersistentVolumeClaims(f.namespaceOf(claims[i])).Delete(ctx, claims[i].Name, metav1.DeleteOptions{})
 		if apierrors.IsNotFound(err) {
 			return nil
 		}
 		return err
 	})
+}
+
+// namespaceOf is NAME for a claim that says no other.
+func (f *fixture) namespaceOf(claim *corev1.PersistentVolumeClaim) string {
+	return cmp.Or(claim.Namespace, f.name)
 }
 
 // together calls do for 0 … count-1, eight at a time, each until it returns nil.

@@ -96,8 +96,6 @@ func TestHalfMadeClones(t *testing.T) {
 // note writes the intent to make a clone for a claim, as the provisioner does.
 func (f *fixture) note(claim *corev1.PersistentVolumeClaim, source *corev1.PersistentVolume) {
 	f.Helper()
-	system, err := f.kube.Client.CoreV1().Namespaces().Get(f.ctx(), metav1.NamespaceSystem, metav1.GetOptions{})
-	f.must(err)
 	image := imagePrefix + string(claim.UID)
 	text, err := json.Marshal(journal.Intent{
 		Namespace: claim.Namespace, Claim: claim.Name, ClaimUID: string(claim.UID), Volume: "pvc-" + string(claim.UID),
@@ -107,15 +105,13 @@ func (f *fixture) note(claim *corev1.PersistentVolumeClaim, source *corev1.Persi
 	f.must(err)
 	path := filepath.Join(f.rig.Dir, "intent-"+string(claim.UID))
 	f.must(os.WriteFile(path, text, 0o600))
-	f.rados("setomapval", "--input-file", path, journal.Object(string(system.UID), "ceph.com/rbd", "ceph.com/rbd"), image)
+	f.rados("setomapval", "--input-file", path, journal.Object(f.uid(), "ceph.com/rbd", "ceph.com/rbd"), image)
 }
 
 // forgetMarks removes what says whose an image is.
 func (f *fixture) forgetMarks(image string) {
 	f.Helper()
-	var marks map[string]string
-	f.must(f.ceph.JSON(f.ctx(), &marks, "rbd", "image-meta", "list", f.name+"/"+image))
-	for key := range marks {
+	for key := range f.marks(image) {
 		f.rbd("image-meta", "remove", image, key)
 	}
 }

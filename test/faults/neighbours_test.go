@@ -12,17 +12,18 @@ import (
 	"ceph.com/rbd-provisioner/test/cluster"
 )
 
-// Two Kubernetes clusters share a pool: each deletes only what its own volumes
-// name, also when one of them is killed over it.
-func TestTwoClustersInOnePool(t *testing.T) {
-	t.Parallel()
-	f := newFixture(t, shortLease...)
+// meet starts a second Kubernetes cluster, which has a provisioner of its own and
+// classes of the same pool: the fixture's neighbour. It is whole and gone before the
+// fixture ends.
+func (f *fixture) meet(flags ...string) {
+	f.Helper()
+	t := f.T
 	other := startRig(t, cluster.Config{SkipCeph: true})
 	t.Cleanup(func() { endRig(t, other) })
 	key, err := f.ceph.Key(t.Context(), f.name)
 	f.must(err)
 	f.neighbour = &fixture{T: t, name: f.name, ceph: f.ceph, kube: other.Kube, rig: other}
-	f.neighbour.join(key, shortLease...)
+	f.neighbour.join(key, flags...)
 
 	// The cleanup of the fixture comes after that of the second rig otherwise.
 	t.Cleanup(func() {
@@ -34,7 +35,14 @@ func TestTwoClustersInOnePool(t *testing.T) {
 		f.neighbour.leave()
 		f.neighbour = nil
 	})
+}
 
+// Two Kubernetes clusters share a pool: each deletes only what its own volumes
+// name, also when one of them is killed over it.
+func TestTwoClustersInOnePool(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, shortLease...)
+	f.meet(shortLease...)
 	// Of the same names, in namespaces of the same name.
 	ours, theirs := f.claims("data", 10), f.neighbour.claims("data", 10)
 	f.settled()

@@ -161,10 +161,13 @@ func TestHalfRemovedImages(t *testing.T) {
 	f.settled()
 }
 
-// on is the fixture for a subtest.
+// on is the fixture for a subtest, and its neighbour's.
 func (f *fixture) on(t *testing.T) *fixture {
 	sub := *f
 	sub.T = t
+	if f.neighbour != nil {
+		sub.neighbour = f.neighbour.on(t)
+	}
 	return &sub
 }
 

@@ -23,7 +23,7 @@ func (f *fixture) bound(claim *corev1.PersistentVolumeClaim) *corev1.PersistentV
 	f.Helper()
 	var pv *corev1.PersistentVolume
 	f.eventually(func(ctx context.Context) error {
-		live, err := f.kube.Client.CoreV1().PersistentVolumeClaims(f.name).Get(ctx, claim.Name, metav1.GetOptions{})
+		live, err := f.kube.Client.CoreV1().PersistentVolumeClaims(f.namespaceOf(claim)).Get(ctx, claim.Name, metav1.GetOptions{})
 		if err != nil {
 			return err
 		}
