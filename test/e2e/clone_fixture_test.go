@@ -155,12 +155,12 @@ func (f *fixture) checkClone(claim *corev1.PersistentVolumeClaim, pv, source *co
 // checkMarks checks that an image says whose it is, and not whose its source is.
 func (f *fixture) checkMarks(claim *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) {
 	f.Helper()
-	var has map[string]string
-	f.must(rig.Ceph.JSON(f.Context(), &has, "rbd", "image-meta", "list", f.name+"/"+pv.Spec.RBD.RBDImage))
+	has := f.metadata(pv.Spec.RBD.RBDImage)
 	for key, want := range map[string]string{
 		"kubernetes.io/created-for/pvc/name":      claim.Name,
 		"kubernetes.io/created-for/pvc/namespace": claim.Namespace,
 		"kubernetes.io/created-for/pv/name":       pv.Name,
+		kubernetesCluster:                         f.clusterUID(),
 	} {
 		if has[key] != want {
 			f.Errorf("the image's metadata %s is %q, want %q", key, has[key], want)

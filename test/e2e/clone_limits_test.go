@@ -24,6 +24,8 @@ func TestCloneRefused(t *testing.T) {
 	class := f.class("a", nil)
 	_, source := f.source("data", class)
 	f.source("raw", class, block)
+	_, theirs := f.source("theirs", class)
+	f.mark(theirs.Spec.RBD.RBDImage, anotherCluster)
 	handmade := f.handmade(class)
 	for _, test := range []struct {
 		name   string
@@ -41,6 +43,8 @@ func TestCloneRefused(t *testing.T) {
 		}, `its source, claim "data", is in pool "NAME": use a StorageClass with that pool, since "OTHER" is another one`},
 		{"itself", from("itself"), `its source, claim "itself", is not bound to a volume yet`},
 		{"by-hand", from(handmade.Name), `its source, claim "by-hand-source", has a volume that was not made by this provisioner, and so can't be cloned by it`},
+		{"of-another-cluster", from("theirs"), `its source, claim "theirs", has the image "` + theirs.Spec.RBD.RBDImage +
+			`", which is not its volume's: its metadata ` + kubernetesCluster + ` is "` + anotherCluster + `", which is another Kubernetes cluster`},
 	} {
 		claim := f.small(test.name, class, test.change)
 		f.event(claim, strings.ReplaceAll(f.named(test.want), "OTHER", other.name))
@@ -51,6 +55,7 @@ func TestCloneRefused(t *testing.T) {
 	}
 	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
 	f.must(rig.ImagesMatchVolumes(t.Context(), other.name))
+	f.mark(theirs.Spec.RBD.RBDImage, f.clusterUID()) // so that it goes
 }
 
 // handmade makes a claim that is bound to a volume which somebody made by hand.

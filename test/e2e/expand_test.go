@@ -186,6 +186,12 @@ func TestObstaclesToExpansion(t *testing.T) {
 			},
 		},
 		{
+			"the image is another cluster's",
+			func(f *fixture, image string) { f.mark(image, anotherCluster) },
+			`image "IMAGE" in pool "NAME" belongs to another Kubernetes cluster, whose namespace kube-system has the UID "` + anotherCluster + `"`,
+			func(f *fixture, image string) { f.mark(image, f.clusterUID()) },
+		},
+		{
 			"the secret holds another user's key",
 			func(f *fixture, _ string) { f.secret(namespace, f.name+"-admin", corev1.SecretTypeOpaque, f.userKey) },
 			`permission denied: check that the user exists and that secret "kube-system/NAME-admin" holds its key`,

@@ -14,7 +14,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -342,18 +341,18 @@ func (f *fixture) watch(image string) (address string, unwatch func()) {
 	f.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(f.Context()))
 	client := exec.CommandContext(ctx, "rbd", "--conf", rig.Ceph.Conf, "watch", f.name+"/"+image)
-	// It ends when its input does.
-	_, err := client.StdinPipe()
+	input, err := client.StdinPipe()
 	f.must(err)
 	f.must(client.Start())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		_ = client.Wait() // ended by the signal below
+		_ = client.Wait() // its status is of no interest
 	}()
 	unwatch = sync.OnceFunc(func() {
-		// SIGTERM, so that it takes its watch back.
-		_ = client.Process.Signal(syscall.SIGTERM)
+		// It ends when its input does, and takes its watch back, which after a signal
+		// stays for half a minute.
+		_ = input.Close()
 		<-ended
 		cancel()
 	})

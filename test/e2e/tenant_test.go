@@ -105,9 +105,12 @@ func TestTenant(t *testing.T) {
 	t.Run("annotations", func(t *testing.T) {
 		f, mine := f.in(t), mine.in(t)
 		hostile := map[string]string{
-			"rbdProvisionerIdentity":                                     "someone-else",
-			"rbd.ceph.com/provisioner-deletion-user":                     theirs.name + "-admin",
-			"rbd.ceph.com/cluster-fsid":                                  "00000000-0000-0000-0000-000000000000",
+			"rbdProvisionerIdentity":                 "someone-else",
+			"rbd.ceph.com/provisioner-deletion-user": theirs.name + "-admin",
+			"rbd.ceph.com/cluster-fsid":              "00000000-0000-0000-0000-000000000000",
+			kubernetesCluster:                        anotherCluster,
+			formerCluster:                            anotherCluster,
+			deletionBegun:                            "2006-01-02T15:04:05Z",
 			"volume.kubernetes.io/provisioner-deletion-secret-name":      theirs.name + "-admin",
 			"volume.kubernetes.io/provisioner-deletion-secret-namespace": namespace,
 			"volume.kubernetes.io/selected-node":                         theirs.name,
@@ -262,6 +265,7 @@ func (t *tenant) checkOwn(test *testing.T, of *fixture, claim *corev1.Persistent
 		"pv.kubernetes.io/provisioned-by":                            "ceph.com/rbd",
 		"rbdProvisionerIdentity":                                     "ceph.com/rbd",
 		"rbd.ceph.com/cluster-fsid":                                  rig.Ceph.FSID,
+		kubernetesCluster:                                            of.clusterUID(),
 		"rbd.ceph.com/provisioner-deletion-user":                     of.name + "-admin",
 		"volume.kubernetes.io/provisioner-deletion-secret-name":      of.name + "-admin",
 		"volume.kubernetes.io/provisioner-deletion-secret-namespace": namespace,

@@ -46,6 +46,7 @@ func TestVolume(t *testing.T) {
 		"pv.kubernetes.io/provisioned-by":                            "ceph.com/rbd",
 		"rbdProvisionerIdentity":                                     "ceph.com/rbd",
 		"rbd.ceph.com/cluster-fsid":                                  rig.Ceph.FSID,
+		kubernetesCluster:                                            f.clusterUID(),
 		"rbd.ceph.com/provisioner-deletion-user":                     f.name + "-admin",
 		"volume.kubernetes.io/provisioner-deletion-secret-name":      f.name + "-admin",
 		"volume.kubernetes.io/provisioner-deletion-secret-namespace": namespace,
@@ -72,15 +73,14 @@ func TestVolume(t *testing.T) {
 	if diff := cmp.Diff(image{Size: size, Features: []string{"layering"}}, f.image(f.name, imageName)); diff != "" {
 		t.Errorf("image (-want +got):\n%s", diff)
 	}
-	metadata := map[string]string{}
-	f.must(rig.Ceph.JSON(t.Context(), &metadata, "rbd", "image-meta", "list", f.name+"/"+imageName))
 	owner := map[string]string{
 		"kubernetes.io/created-for/pvc/name":      "data",
 		"kubernetes.io/created-for/pvc/namespace": f.name,
 		"kubernetes.io/created-for/pv/name":       pv.Name,
 		"rbdProvisionerIdentity":                  "ceph.com/rbd",
+		kubernetesCluster:                         f.clusterUID(),
 	}
-	if diff := cmp.Diff(owner, metadata); diff != "" {
+	if diff := cmp.Diff(owner, f.metadata(imageName)); diff != "" {
 		t.Errorf("metadata (-want +got):\n%s", diff)
 	}
 

@@ -16,7 +16,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"ceph.com/rbd-provisioner/provisioner/journal"
 	"ceph.com/rbd-provisioner/test/cluster"
 )
 
@@ -83,17 +82,7 @@ var without = map[string]struct {
 		r.event(clone, `persistentvolumeclaims "`+source.Name+`" is forbidden`)
 		r.pending(clone)
 	}},
-	`get namespaces "kube-system"`: {fails: func(r *restricted) {
-		r.refused("WARNING: working without a journal")
-		r.bound(r.claim(r.ns, r.class, nil))
-		system, err := rig.Kube.Client.CoreV1().Namespaces().Get(r.Context(), metav1.NamespaceSystem, metav1.GetOptions{})
-		r.must(err)
-		objects, err := rig.Ceph.Run(r.Context(), "rados", "--pool", r.name, "ls")
-		r.must(err)
-		if strings.Contains(objects, journal.Object(string(system.UID), r.provisionerName, r.provisionerName)) {
-			r.Error("it keeps a journal")
-		}
-	}},
+	`get namespaces "kube-system"`: {fails: withoutIdentity},
 	"create events": {fails: func(r *restricted) {
 		claim := r.claim(r.ns, r.class, nil)
 		r.bound(claim)
