@@ -114,6 +114,7 @@ func TestDeleteThroughClass(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			f := newFixture(t)
 			pv := f.released(t)
+			f.restart(t, false) // no secret is remembered, as a second later
 			test.change(t, f, pv)
 			before, _ := f.other.Image(testPool, testImage)
 			f.checkRemoved(t, pv)
@@ -185,6 +186,7 @@ func TestDeleteKeepsWithoutHelp(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			f := newFixture(t)
 			pv := f.released(t)
+			f.restart(t, false) // no secret is remembered, as a second later
 			test.change(t, f, pv)
 			f.checkKept(t, pv, test.wantErr, test.want...)
 		})

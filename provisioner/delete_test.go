@@ -241,6 +241,7 @@ func TestDeleteKeeps(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			f := newFixture(t)
 			pv := f.released(t)
+			f.restart(t, false) // no secret is remembered, as a second later
 			test.change(t, f, pv)
 			f.checkKept(t, pv, test.wantErr, test.want...)
 		})

@@ -79,8 +79,6 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 	}
 	location := r.params.Location()
 	if wanted {
-		defer p.config.Access.ShareSecret(r.userSecret)()
-		defer p.config.Access.ReadAhead(ctx, location.Secret)()
 		if err := p.checkUserSecret(ctx, options.PVC, r); err != nil {
 			return nil, errNotStarted{err}
 		}

@@ -60,6 +60,7 @@ func TestRecoverWhileDown(t *testing.T) {
 				}
 				checkSame(t, "the images", []string{testImage}, f.ceph.Images(testPool))
 				mend()
+				time.Sleep(time.Second) // of the bubble's clock: secrets are read anew
 				if !f.round(t, r) {
 					t.Error("it is not done")
 				}

@@ -3,8 +3,8 @@
 // Package access opens pools: it reads the key from its Secret at the moment of
 // use, resolves the monitors' names and connects. It is where Kubernetes meets
 // Ceph, and where a cluster that does not answer is kept from holding all the
-// workers. It keeps no connection, and a Secret while an operation works with
-// it, or a second longer in a burst; sharing connections is the Connector's work.
+// workers. It keeps no connection, and what it read of a Secret for a second;
+// sharing connections is the Connector's work.
 package access
 
 import (
@@ -15,6 +15,8 @@ import (
 	"net/netip"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+	utilcache "k8s.io/apimachinery/pkg/util/cache"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"ceph.com/rbd-provisioner/provisioner/rbd"
@@ -51,7 +53,10 @@ type Access struct {
 	resolver  Resolver
 	timeout   time.Duration
 	gate      *gate
-	recent    recentSecrets
+	// reading has the Secrets that are being read, recent what was read of others
+	// in the last secretAge.
+	reading singleflight.Group
+	recent  *utilcache.Expiring
 }
 
 // New returns an Access, or an error that names what c lacks.
@@ -66,7 +71,7 @@ func New(c Config) (*Access, error) {
 		c.Timeout = DefaultTimeout
 	}
 	return &Access{secrets: c.Secrets, connector: c.Connector, resolver: c.Resolver, timeout: c.Timeout,
-		gate: newGate(c.Workers)}, nil
+		gate: newGate(c.Workers), recent: utilcache.NewExpiring()}, nil
 }
 
 // Pool is an open pool, with what was learned on the way to it.
@@ -101,28 +106,17 @@ func (a *Access) enter(ctx context.Context, l volume.Location, u use) (*Pool, er
 	if err != nil {
 		return nil, Explain(err, l)
 	}
-	leave := a.ShareSecret(l.Secret)
 	pool, err := a.open(ctx, l, v)
 	if err != nil {
-		leave()
 		v.leave()
 		return nil, err
 	}
-	pool.Pool = watchedPool{pool.Pool, v, leave}
+	pool.Pool = watchedPool{pool.Pool, v}
 	return pool, nil
 }
 
-// ReadAhead is ShareSecret for a secret that is needed soon: it is being read when
-// ReadAhead returns.
-func (a *Access) ReadAhead(ctx context.Context, ref volume.SecretRef) (leave func()) {
-	leave = a.ShareSecret(ref)
-	// Who needs it meets the error.
-	go func() { _, _, _ = a.recentSecret(ctx, ref) }()
-	return leave
-}
-
 func (a *Access) open(ctx context.Context, l volume.Location, v *visit) (*Pool, error) {
-	key, shared, err := a.readKey(ctx, l.Secret)
+	key, err := a.ReadKey(ctx, l.Secret)
 	if err != nil {
 		return nil, err
 	}
@@ -130,38 +124,6 @@ func (a *Access) open(ctx context.Context, l volume.Location, v *visit) (*Pool, 
 	if err != nil {
 		return nil, err
 	}
-	cluster, err := a.connect(ctx, l, monitors, key, v)
-	if refusesKey(err) && shared {
-		// It may have been replaced since somebody else read it.
-		now, _, readErr := a.readKey(ctx, l.Secret)
-		if readErr != nil {
-			return nil, readErr
-		}
-		if !now.Equal(key) {
-			cluster, err = a.connect(ctx, l, monitors, now, v)
-		}
-	}
-	if refusesKey(err) {
-		// Caps are not looked at yet: it is the user or the key.
-		return nil, fmt.Errorf("%w: check that the user exists and that secret %q holds its key", err, l.Secret)
-	}
-	if err != nil {
-		return nil, Explain(err, l)
-	}
-	// The pool holds a share of its own.
-	defer cluster.Close()
-	began := time.Now()
-	pool, err := cluster.OpenPool(ctx, l.Pool)
-	if err != nil {
-		v.saw(began, err)
-		return nil, Explain(err, l)
-	}
-	// That it went well need not be an answer: a connection that is there is
-	// shared, and knows its pools.
-	return &Pool{Pool: pool, FSID: cluster.FSID(), Monitors: monitors}, nil
-}
-
-func (a *Access) connect(ctx context.Context, l volume.Location, monitors Monitors, key rbd.Key, v *visit) (rbd.Cluster, error) {
 	began := time.Now()
 	cluster, err := a.connector.Connect(ctx, rbd.Credentials{
 		Monitors: monitors.Addresses,
@@ -171,14 +133,26 @@ func (a *Access) connect(ctx context.Context, l volume.Location, monitors Monito
 	if err != nil {
 		v.saw(began, err)
 	}
-	if refusesKey(err) {
-		a.recent.forget(l.Secret, nil)
+	if errors.Is(err, rbd.ErrPermissionDenied) || errors.Is(err, rbd.ErrInvalidKey) {
+		// The key may have been replaced a moment ago: the next attempt reads it anew.
+		a.recent.Delete(l.Secret)
+		// Caps are not looked at yet: it is the user or the key.
+		return nil, fmt.Errorf("%w: check that the user exists and that secret %q holds its key", err, l.Secret)
 	}
-	return cluster, err
-}
-
-func refusesKey(err error) bool {
-	return errors.Is(err, rbd.ErrPermissionDenied) || errors.Is(err, rbd.ErrInvalidKey)
+	if err != nil {
+		return nil, Explain(err, l)
+	}
+	// The pool holds a share of its own.
+	defer cluster.Close()
+	began = time.Now()
+	pool, err := cluster.OpenPool(ctx, l.Pool)
+	if err != nil {
+		v.saw(began, err)
+		return nil, Explain(err, l)
+	}
+	// That it went well need not be an answer: a connection that is there is
+	// shared, and knows its pools.
+	return &Pool{Pool: pool, FSID: cluster.FSID(), Monitors: monitors}, nil
 }
 
 // Explain adds to an error of a call to Ceph what its reader can do about it:

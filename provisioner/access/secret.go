@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
@@ -25,59 +26,49 @@ const KeyEntry = "key"
 // volumes.
 const TypeRBD corev1.SecretType = "kubernetes.io/rbd"
 
+// secretAge is how long what was read of a Secret serves others. In a burst all
+// claims need the same one or two, and each read costs the API server as much as
+// saving a volume does. It is no longer than the backoff of what failed, so that a
+// retry finds what was mended.
+const secretAge = time.Second
+
 // The errors about secrets that a caller decides on.
 var (
 	ErrSecretNotFound  = errors.New("secret does not exist")
 	ErrSecretForbidden = errors.New("reading the secret is not allowed")
 )
 
-// ReadKey reads an admin user's key. White space around it is cut, since people
-// make secrets with "echo KEY | base64".
+// ReadKey reads an admin user's key, or takes it from a Secret that was read less
+// than a second ago. White space around it is cut, since people make secrets with
+// "echo KEY | base64".
 //
 // Errors: ErrSecretNotFound, ErrSecretForbidden, rbd.ErrInvalidKey. None holds
 // the key.
 func (a *Access) ReadKey(ctx context.Context, ref volume.SecretRef) (rbd.Key, error) {
-	key, _, err := a.readKey(ctx, ref)
-	return key, err
-}
-
-// readKey is ReadKey; shared tells that somebody else read the secret a moment
-// ago.
-func (a *Access) readKey(ctx context.Context, ref volume.SecretRef) (key rbd.Key, shared bool, err error) {
-	secret, shared, err := a.recentSecret(ctx, ref)
+	secret, err := a.recentSecret(ctx, ref)
 	if err != nil {
-		return rbd.Key{}, shared, err
+		return rbd.Key{}, err
 	}
 	data, found := secret.Data[KeyEntry]
 	if !found {
-		err = fmt.Errorf("%w: secret %q has no entry %q: store the key under that name",
+		return rbd.Key{}, fmt.Errorf("%w: secret %q has no entry %q: store the key under that name",
 			rbd.ErrInvalidKey, ref, KeyEntry)
-	} else {
-		key, err = parseKey(ref, KeyEntry, data)
 	}
-	if err != nil {
-		a.recent.forget(ref, nil)
-	}
-	return key, shared, err
+	return parseKey(ref, KeyEntry, data)
 }
 
-// CheckUserSecret checks the secret that kubelet will map the image with. It
-// returns a warning, or an empty text, beside the error: a secret of another
-// type works, but is not what kube-controller-manager and the documentation
-// expect.
+// CheckUserSecret checks the secret that kubelet will map the image with, as it was
+// less than a second ago. It returns a warning, or an empty text, beside the error: a
+// secret of another type works, but is not what kube-controller-manager and the
+// documentation expect.
 //
 // Errors: ErrSecretNotFound, ErrSecretForbidden, rbd.ErrInvalidKey, or that it
 // does not hold exactly one entry: kubelet takes whichever it meets first.
 func (a *Access) CheckUserSecret(ctx context.Context, ref volume.SecretRef) (warning string, err error) {
-	secret, _, err := a.recentSecret(ctx, ref)
+	secret, err := a.recentSecret(ctx, ref)
 	if err != nil {
 		return "", err
 	}
-	defer func() {
-		if err != nil || warning != "" {
-			a.recent.forget(ref, nil)
-		}
-	}()
 	if n := len(secret.Data); n != 1 {
 		return "", fmt.Errorf("secret %q must hold exactly one entry, the user's key: "+
 			"kubelet would take any of them", ref)
@@ -103,11 +94,36 @@ func parseKey(ref volume.SecretRef, entry string, data []byte) (rbd.Key, error) 
 	return key, nil
 }
 
-// recentSecret returns a secret as it is now or, while others work with it and in a
-// burst, was less than secretAge ago; shared tells the latter. Nobody may change it.
-func (a *Access) recentSecret(ctx context.Context, ref volume.SecretRef) (secret *corev1.Secret, shared bool, err error) {
-	defer a.recent.enter(ref)()
-	return a.recent.get(ctx, ref, func(ctx context.Context) (*corev1.Secret, error) { return a.readSecret(ctx, ref) })
+// secretRead is what the API server said about a Secret.
+type secretRead struct {
+	secret *corev1.Secret
+	err    error
+}
+
+// recentSecret returns a Secret as it was less than secretAge ago. Callers share it
+// and must not change it.
+func (a *Access) recentSecret(ctx context.Context, ref volume.SecretRef) (*corev1.Secret, error) {
+	reading := a.reading.DoChan(ref.String(), func() (any, error) {
+		if recent, ok := a.recent.Get(ref); ok {
+			return recent, nil
+		}
+		// Others may wait for this read: it has a deadline of its own, and does not
+		// end with the caller that began it.
+		secret, err := a.readSecret(context.WithoutCancel(ctx), ref)
+		read := secretRead{secret, err}
+		// Other errors are no answer: the next caller asks again.
+		if err == nil || errors.Is(err, ErrSecretNotFound) || errors.Is(err, ErrSecretForbidden) {
+			a.recent.Set(ref, read, secretAge)
+		}
+		return read, nil
+	})
+	select {
+	case result := <-reading:
+		read := result.Val.(secretRead)
+		return read.secret, read.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("secret %q can't be read: %w", ref, context.Cause(ctx))
+	}
 }
 
 func (a *Access) readSecret(ctx context.Context, ref volume.SecretRef) (*corev1.Secret, error) {

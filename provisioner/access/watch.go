@@ -13,9 +13,6 @@ import (
 type watchedPool struct {
 	rbd.Pool
 	visit *visit
-	// leave says that the pool's secret is not needed any more; calling it twice
-	// is harmless.
-	leave func()
 }
 
 func (p watchedPool) CreateImage(ctx context.Context, name string, spec rbd.ImageSpec) error {
@@ -167,6 +164,5 @@ func (p watchedPool) HandOverTrashed(ctx context.Context, id string) error {
 
 func (p watchedPool) Close() {
 	p.Pool.Close()
-	p.leave()
 	p.visit.leave()
 }

@@ -25,7 +25,7 @@ const senders = 10
 const small = "1Gi"
 
 // alone is how long nothing happens before a single claim. The provisioner reads a
-// secret once a second in a burst: a claim that is alone has it read.
+// secret once a second at most: a claim that is alone has it read.
 const alone = 1100 * time.Millisecond
 
 // bench is one run.

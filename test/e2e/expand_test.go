@@ -168,12 +168,16 @@ func TestObstaclesToExpansion(t *testing.T) {
 		put  func(f *fixture, image string)
 		want string // NAME is the fixture's, IMAGE the image's
 		take func(f *fixture, image string)
+		// claims says that new claims are told it, too: by them one sees that what
+		// was read of a secret does not serve any more.
+		claims bool
 	}{
 		{
 			"the image was renamed",
 			func(f *fixture, image string) { f.rbd("rename", image, "aside") },
 			`describe image "IMAGE" in pool "NAME": image does not exist: bring it back under its name, or delete the claim`,
 			func(f *fixture, image string) { f.rbd("rename", "aside", image) },
+			false,
 		},
 		{
 			"the image is another volume's",
@@ -184,18 +188,21 @@ func TestObstaclesToExpansion(t *testing.T) {
 			func(f *fixture, image string) {
 				f.rbd("image-meta", "remove", image, "kubernetes.io/created-for/pv/name")
 			},
+			false,
 		},
 		{
 			"the image is another cluster's",
 			func(f *fixture, image string) { f.mark(image, anotherCluster) },
 			`image "IMAGE" in pool "NAME" belongs to another Kubernetes cluster, whose namespace kube-system has the UID "` + anotherCluster + `"`,
 			func(f *fixture, image string) { f.mark(image, f.clusterUID()) },
+			false,
 		},
 		{
 			"the secret holds another user's key",
 			func(f *fixture, _ string) { f.secret(namespace, f.name+"-admin", corev1.SecretTypeOpaque, f.userKey) },
 			`permission denied: check that the user exists and that secret "kube-system/NAME-admin" holds its key`,
 			func(f *fixture, _ string) { f.secret(namespace, f.name+"-admin", corev1.SecretTypeOpaque, f.adminKey) },
+			true,
 		},
 		{
 			"the secret is gone",
@@ -204,14 +211,19 @@ func TestObstaclesToExpansion(t *testing.T) {
 			},
 			`secret "kube-system/NAME-admin"`,
 			func(f *fixture, _ string) { f.secret(namespace, f.name+"-admin", corev1.SecretTypeOpaque, f.adminKey) },
+			true,
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t)
-			claim := f.claim("data", f.class("a", growing), block)
+			class := f.class("a", growing)
+			claim := f.claim("data", class, block)
 			image := f.bound(claim).Spec.RBD.RBDImage
 			test.put(f, image)
+			if test.claims {
+				f.claimRefused(class, f.named(test.want))
+			}
 			f.ask(claim, "2Gi")
 			f.event(claim, `by resizer "ceph.com/rbd" failed: `)
 			f.event(claim, strings.ReplaceAll(f.named(test.want), "IMAGE", image))

@@ -16,9 +16,9 @@ import (
 	"ceph.com/rbd-provisioner/test/cluster"
 )
 
-// What is changed under a provisioner that is connected shows on the next claim,
-// and on the deletion of a volume that was made before; both heal once it is
-// mended.
+// What is changed under a provisioner that is connected shows on the next claim, for
+// a secret a second later, and on the deletion of a volume that was made before; both
+// heal once it is mended.
 func TestFaultsBetweenCreationAndDeletion(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -113,10 +113,12 @@ func TestFaultsBetweenCreationAndDeletion(t *testing.T) {
 			old := f.claim("old", class, nil)
 			pv := f.bound(old)
 			test.spoil(f)
-			young := f.claim("young", class, nil)
+			var young *corev1.PersistentVolumeClaim
 			if test.claim != "" {
-				f.event(young, f.named(test.claim))
+				young = f.claimRefused(class, f.named(test.claim))
 				f.pending(young)
+			} else {
+				young = f.claim("young", class, nil)
 			}
 			f.delete(old)
 			if test.volume != "" {
@@ -131,6 +133,32 @@ func TestFaultsBetweenCreationAndDeletion(t *testing.T) {
 			f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
 		})
 	}
+}
+
+// claimRefused makes claims until one is told text, and returns that one. What was read of
+// a secret serves for a second, so some may be bound before.
+func (f *fixture) claimRefused(class *storagev1.StorageClass, text string) *corev1.PersistentVolumeClaim {
+	f.Helper()
+	for n := range 200 {
+		claim := f.claim(fmt.Sprintf("young-%d", n), class, nil)
+		bound := false
+		f.eventually(func(ctx context.Context) error {
+			live, err := rig.Kube.Client.CoreV1().PersistentVolumeClaims(claim.Namespace).Get(ctx, claim.Name, metav1.GetOptions{})
+			if err != nil {
+				return err
+			}
+			bound = live.Status.Phase == corev1.ClaimBound
+			if events := f.events(ctx, claim.UID); !bound && !strings.Contains(events, text) {
+				return fmt.Errorf("claim %s is not bound, and no event says %q: %s", claim.Name, text, events)
+			}
+			return nil
+		})
+		if !bound {
+			return claim
+		}
+	}
+	f.Fatalf("no claim was told %q", text)
+	return nil
 }
 
 // fill makes the fixture's pool full, by a quota that it is over.
