@@ -93,9 +93,8 @@ func newController(ctx context.Context, o *options, clusterUID string, client ku
 	if err == nil {
 		own, err = newOwnership(keeper, volumes, client, factory, recorder, leading)
 	}
-	brief := newBriefClient(client, klog.FromContext(ctx))
 	if err == nil {
-		err = onSaved(factory.Core().V1().PersistentVolumes().Informer(), p.Seen, brief.saved)
+		err = onSeen(factory.Core().V1().PersistentVolumes().Informer(), p.Seen)
 	}
 	if err != nil {
 		events.Shutdown()
@@ -112,7 +111,7 @@ func newController(ctx context.Context, o *options, clusterUID string, client ku
 		metrics.PersistentVolumeDeleteFailedTotal,
 		metrics.PersistentVolumeDeleteDurationSeconds,
 	)
-	loop := libcontroller.NewProvisionController(klog.FromContext(ctx), brief, o.provisionerName, p,
+	loop := libcontroller.NewProvisionController(klog.FromContext(ctx), quietClient{client}, o.provisionerName, p,
 		// We hold the lease, to give it back on a stop.
 		libcontroller.LeaderElection(false),
 		libcontroller.ClaimsInformer(factory.Core().V1().PersistentVolumeClaims().Informer()),

@@ -61,14 +61,12 @@ func readClusterUID(ctx context.Context, client corev1client.NamespacesGetter) (
 	return uid, err
 }
 
-// onSaved calls the functions for each volume that a cache of volumes gets to know.
-func onSaved(volumes cache.SharedInformer, seen func(before, pv *corev1.PersistentVolume), saved ...func(*corev1.PersistentVolume)) error {
+// onSeen calls seen for each volume that a cache of volumes gets to know, and when the
+// cache is gone through again.
+func onSeen(volumes cache.SharedInformer, seen func(before, pv *corev1.PersistentVolume)) error {
 	see := func(before *corev1.PersistentVolume, obj any) {
 		if pv, ok := obj.(*corev1.PersistentVolume); ok {
 			seen(before, pv)
-			for _, call := range saved {
-				call(pv)
-			}
 		}
 	}
 	_, err := volumes.AddEventHandler(cache.ResourceEventHandlerFuncs{

@@ -137,7 +137,7 @@ func TestClaimDeletedWhileItsImageIsMade(t *testing.T) {
 	f.bound(f.claim("warm-up")) // it is connected
 	f.must(f.ceph.OSD.Pause(f.ctx()))
 	early, late := f.claim("early"), f.claim("late")
-	f.event(early, 1, "External provisioner is provisioning volume for claim")
+	f.logged(f.p, `"Started"`, fmt.Sprintf("PVC=%q", f.namespaceOf(early)+"/"+early.Name))
 	f.delete(early)
 	f.event(late, 1, noAnswer...)
 	f.delete(late)
