@@ -33,19 +33,29 @@ help: ## List the targets
 
 .PHONY: deps
 deps: ## Install the Debian packages that building and testing need
-	hack/deps.sh
+	@hack/step.sh deps 'Debian packages: installing those that are missing (a minute the first time)' hack/deps.sh
 
 .PHONY: deps-node
 deps-node: ## Install also what the tests with a node need
-	hack/deps.sh node
+	@hack/step.sh deps-node 'Debian packages: installing those that are missing (two minutes the first time)' hack/deps.sh node
+
+# Otherwise the first command that needs one prints a line for each.
+.PHONY: modules
+modules:
+	@hack/step.sh modules 'Go modules: downloading those that are missing (a minute the first time)' go mod download
+
+.PHONY: test-tools
+test-tools: modules
+	@hack/step.sh test-tools 'gotestsum: building it (a minute the first time)' go tool -modfile=hack/lint/go.mod gotestsum --version
 
 .PHONY: ceph-tag
 ceph-tag:
 	@hack/ceph-tag.sh >/dev/null
 
 .PHONY: build
-build: ceph-tag ## Build bin/rbd-provisioner
-	go build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o bin/rbd-provisioner ./cmd/rbd-provisioner
+build: ceph-tag modules ## Build bin/rbd-provisioner
+	@hack/step.sh build 'rbd-provisioner: building it (two minutes the first time)' \
+		go build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o bin/rbd-provisioner ./cmd/rbd-provisioner
 
 .PHONY: image
 image: ## Build the container image IMAGE with docker
@@ -53,21 +63,24 @@ image: ## Build the container image IMAGE with docker
 
 .PHONY: image-archive
 image-archive: ## Build the container image without docker, into the cache folder
-	@hack/image/build.sh
+	@hack/step.sh image 'Container image: building it (five minutes the first time)' hack/image/build.sh
+	@tail -n 1 "$${XDG_CACHE_HOME:-$$HOME/.cache}/rbd-provisioner/log/image.log"
 
 .PHONY: kubernetes
 kubernetes: ## Build the Kubernetes servers that tests run, once per K8S_VERSION
-	@hack/kubernetes/build.sh $(K8S_VERSION) >/dev/null
+	@hack/step.sh kubernetes-$(K8S_VERSION) 'Kubernetes $(K8S_VERSION): building its servers (ten minutes the first time)' \
+		hack/kubernetes/build.sh $(K8S_VERSION)
 
 .PHONY: node
 node: kubernetes ## Build the node of the tests with a node, once per K8S_VERSION
-	@hack/node/build.sh $(K8S_VERSION) >/dev/null
+	@hack/step.sh node-$(K8S_VERSION) 'Node: building kubelet and a Debian for it (five minutes the first time)' \
+		hack/node/build.sh $(K8S_VERSION)
 
 .PHONY: test
-test: test-servers test-node ## Run all tests; as root, after deps-node
+test: deps-node test-servers test-node ## Run all tests, with all that they need; as root
 
 .PHONY: test-servers
-test-servers: build kubernetes ## Run all tests but those with a node
+test-servers: build kubernetes test-tools ## Run all tests but those with a node
 	$(GOTESTSUM) -- $(TESTFLAGS) $$(go list -tags '$(TAGS)' ./... | grep -v '/test/node$$')
 
 .PHONY: test-unit
@@ -75,15 +88,15 @@ test-unit: ## Run the tests that need neither cgo nor servers
 	CGO_ENABLED=0 go test $$(CGO_ENABLED=0 go list ./... | grep -v -E '/test/(bench|cluster|demo|e2e|faults|node)')
 
 .PHONY: test-ceph
-test-ceph: ceph-tag ## Run the conformance suite on the real Ceph
+test-ceph: ceph-tag test-tools ## Run the conformance suite on the real Ceph
 	$(GOTESTSUM) -- $(TESTFLAGS) ./provisioner/goceph/...
 
 .PHONY: test-e2e
-test-e2e: build kubernetes ## Run the end-to-end tests on Kubernetes K8S_VERSION
+test-e2e: build kubernetes test-tools ## Run the end-to-end tests on Kubernetes K8S_VERSION
 	$(GOTESTSUM) -- $(TESTFLAGS) ./test/e2e/...
 
 .PHONY: test-faults
-test-faults: build kubernetes ## Run the tests that kill and halt servers, in their short form
+test-faults: build kubernetes test-tools ## Run the tests that kill and halt servers, in their short form
 	$(GOTESTSUM) -- $(TESTFLAGS) ./test/faults/
 
 # As users have it: leases and watchers are not hurried. FAULTS_SEED repeats a
@@ -93,7 +106,7 @@ soak: export FAULTS_CLAIMS ?= 200
 soak: export FAULTS_KILLS ?= 20
 soak: export FAULTS_LEASE ?= default
 soak: export FAULTS_FIGURES = $(or $(RESULTS),$(CURDIR)/bin)/soak.txt
-soak: build kubernetes ## Run them in their long form, and print what they did
+soak: build kubernetes test-tools ## Run them in their long form, and print what they did
 	rm -f '$(FAULTS_FIGURES)'
 	$(GOTESTSUM) -- $(TESTFLAGS) -timeout 90m ./test/faults/; \
 	status=$$?; cat '$(FAULTS_FIGURES)'; exit $$status
@@ -103,8 +116,9 @@ soak: build kubernetes ## Run them in their long form, and print what they did
 # does without.
 .PHONY: test-node
 test-node: FORMAT = standard-verbose
-test-node: node ## Run the tests in which Pods use volumes; as root, after deps-node
-	PROVISIONER_ARCHIVE=$$(hack/image/build.sh) && export PROVISIONER_ARCHIVE && \
+test-node: node test-tools ## Run the tests in which Pods use volumes; as root, after deps-node
+	@hack/step.sh image 'Container image: building it (five minutes the first time)' hack/image/build.sh
+	PROVISIONER_ARCHIVE=$$(hack/image/build.sh 2>/dev/null) && export PROVISIONER_ARCHIVE && \
 	$(GOTESTSUM) -- $(TESTFLAGS) -parallel 2 ./test/node/
 
 # ROUNDS, BURSTS, VOLUMES and CONTENDERS change what is measured, BENCHFLAGS
