@@ -122,14 +122,15 @@ func TestDeleteAgain(t *testing.T) {
 // next one leaves nothing, and loses nothing.
 func TestPurgeAfterCrash(t *testing.T) {
 	killed := errors.New("killed")
-	for _, call := range []rbdtest.Call{
-		rbdtest.CallSetNotes, rbdtest.CallTrashImage, rbdtest.CallTrashed, rbdtest.CallRemoveTrashed, rbdtest.CallRemoveNotes,
+	for call, moments := range map[rbdtest.Call]string{
+		rbdtest.CallSetNotes:      "before, after", // one step of one OSD, as RemoveNotes
+		rbdtest.CallTrashImage:    "before, half-way, after",
+		rbdtest.CallTrashed:       "before", // it only reads
+		rbdtest.CallRemoveTrashed: "before, half-way, after",
+		rbdtest.CallRemoveNotes:   "before, after",
 	} {
-		for how, fault := range map[string]rbdtest.FakeFault{
-			"before":   {},
-			"after":    {TakesEffect: true},
-			"half-way": {HalfWay: true},
-		} {
+		for how := range strings.SplitSeq(moments, ", ") {
+			fault := rbdtest.FakeFault{TakesEffect: how == "after", HalfWay: how == "half-way"}
 			t.Run(string(call)+", "+how, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					f := newFixture(t)

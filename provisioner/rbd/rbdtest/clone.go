@@ -199,7 +199,7 @@ func (c *Cluster) Fill(pool, name, data string) {
 // The calls, once they have reached the cluster. Cluster.mu is held.
 
 func (p *poolState) byID(id string) *image {
-	if t := p.trash[id]; t != nil && !p.deleted {
+	if t := p.trash[id]; t != nil && !t.empty && !p.deleted {
 		return t.image
 	}
 	for _, i := range p.images {

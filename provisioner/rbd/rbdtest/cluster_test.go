@@ -257,6 +257,35 @@ func TestFakeInterruptedRemoval(t *testing.T) {
 	}
 }
 
+// TestFakeInterruptedTrashRemoval leaves an entry in the trash, and nothing behind it.
+func TestFakeInterruptedTrashRemoval(t *testing.T) {
+	c, _, p := newCluster(t)
+	ctx := t.Context()
+	if err := p.CreateImage(ctx, "a", spec); err != nil {
+		t.Fatal(err)
+	}
+	image, err := p.Image(ctx, "a")
+	if err := errors.Join(err, p.TrashImage(ctx, "a", 0)); err != nil {
+		t.Fatal(err)
+	}
+	c.Fake(rbdtest.FakeFault{Call: rbdtest.CallRemoveTrashed, Err: rbd.ErrTimeout, HalfWay: true})
+	if err := p.RemoveTrashed(ctx, image.ID); !errors.Is(err, rbd.ErrTimeout) {
+		t.Errorf("got %v, want ErrTimeout", err)
+	}
+	if _, err := p.Trashed(ctx, image.ID); err != nil {
+		t.Errorf("the entry: %v", err)
+	}
+	if _, err := p.Snapshots(ctx, image.ID); !errors.Is(err, rbd.ErrImageNotFound) {
+		t.Errorf("got %v for the image, want ErrImageNotFound", err)
+	}
+	if err := p.RemoveTrashed(ctx, image.ID); err != nil {
+		t.Error(err)
+	}
+	if left := c.Trash("images"); len(left) > 0 {
+		t.Errorf("%q are left in the trash", left)
+	}
+}
+
 // TestFakeSlowCall shows how a test makes a call outlive its caller.
 func TestFakeSlowCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

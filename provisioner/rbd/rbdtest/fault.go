@@ -2,7 +2,10 @@
 
 package rbdtest
 
-import "slices"
+import (
+	"fmt"
+	"slices"
+)
 
 // Call names a method that a FakeFault hits.
 type Call string
@@ -36,6 +39,9 @@ const (
 	CallFlattenImage   Call = "FlattenImage"
 )
 
+// halfWay are the calls that a client can die in the middle of.
+var halfWay = [...]Call{CallCreateImage, CallCloneImage, CallRemoveImage, CallTrashImage, CallRemoveTrashed}
+
 // FakeFault makes one call go wrong. Its zero fields change nothing.
 type FakeFault struct {
 	Call Call
@@ -51,8 +57,10 @@ type FakeFault struct {
 	Err         error
 	TakesEffect bool
 	// HalfWay makes a CreateImage or a CloneImage that does not take effect leave
-	// remains of the image, a RemoveImage leave it in the trash, and a TrashImage leave
-	// it without a name and not yet in the trash, as a client does that dies.
+	// remains of the image, a RemoveImage leave it in the trash, a TrashImage leave it
+	// without a name and not yet in the trash, and a RemoveTrashed leave its entry in
+	// the trash, as a client does that dies. Other calls have no such state: Fake
+	// panics.
 	HalfWay bool
 	// Times is how many calls it hits; 0 means one.
 	Times int
@@ -61,6 +69,9 @@ type FakeFault struct {
 // Fake makes the next call that f is about go wrong. Faults of the same call
 // hit in the order in which they were given.
 func (c *Cluster) Fake(f FakeFault) {
+	if f.HalfWay && !slices.Contains(halfWay[:], f.Call) {
+		panic(fmt.Sprintf("rbdtest: %s is done or not: the test has nothing to leave half-way", f.Call))
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	f.Times = max(f.Times, 1)

@@ -170,6 +170,8 @@ func (p *pool) reach(kind Call, image string, fault FakeFault, f func() (any, er
 	case fault.HalfWay && kind == CallRemoveImage:
 		// Nor how this went.
 		_ = p.state.removeImage(image, p.session.caps, fault.Err)
+	case fault.HalfWay && kind == CallRemoveTrashed:
+		p.state.emptyTrashed(image, p.session.caps)
 	}
 	return nil, fault.Err
 }

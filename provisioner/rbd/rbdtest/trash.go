@@ -19,6 +19,8 @@ type trashed struct {
 	// removing says that it is there because RemoveImage was interrupted,
 	// moving that TrashImage was.
 	removing, moving bool
+	// empty says that RemoveTrashed was interrupted: only the entry is left.
+	empty bool
 	// handedOver says that the manager is to remove it, failed that it could not.
 	handedOver, failed bool
 }
@@ -161,4 +163,12 @@ func (p *poolState) removeTrashed(id string, caps Caps) error {
 	t.image.leaveParent()
 	delete(p.trash, id)
 	return nil
+}
+
+// emptyTrashed is removeTrashed, cut off before its last step.
+func (p *poolState) emptyTrashed(id string, caps Caps) {
+	if t := p.trash[id]; t != nil && p.removeTrashed(id, caps) == nil {
+		t.empty = true
+		p.trash[id] = t
+	}
 }
