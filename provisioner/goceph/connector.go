@@ -17,26 +17,29 @@ import (
 
 // Connector is the rbd.Connector on librados. New makes one.
 type Connector struct {
-	cfg   Config
-	dial  func(rbd.Credentials) (conn, error) // blocks for Config.Timeout at most
-	log   klog.Logger
-	names nameLocks
+	cfg         Config
+	dial        func(rbd.Credentials) (conn, error) // as dialManager, blocks for Config.Timeout at most
+	dialManager func(rbd.Credentials) (managerConn, error)
+	log         klog.Logger
+	names       nameLocks
 	// work counts the links, each until its connection is shut down.
-	work     sync.WaitGroup
-	managers *managers
+	work sync.WaitGroup
 
 	mu      sync.Mutex // guards what follows, and the fields of each link and pool that say so
 	links   map[*link]struct{}
 	closing bool
+	// managerTurns is what managerTurn has returned, by user and monitors.
+	managerTurns map[string]chan struct{}
 }
 
 var _ rbd.Connector = (*Connector)(nil)
 
 func newConnector(cfg Config, dial func(rbd.Credentials) (conn, error),
 	dialManager func(rbd.Credentials) (managerConn, error)) *Connector {
-	c := &Connector{cfg: cfg, dial: dial, log: klog.Background().WithName("ceph"), links: map[*link]struct{}{}}
-	c.managers = &managers{dial: dialManager, idleTimeout: cfg.IdleTimeout, work: &c.work, links: map[string]*managerLink{}}
-	return c
+	return &Connector{
+		cfg: cfg, dial: dial, dialManager: dialManager, log: klog.Background().WithName("ceph"),
+		links: map[*link]struct{}{}, managerTurns: map[string]chan struct{}{},
+	}
 }
 
 // Connect implements rbd.Connector. Of the connections to the same monitors as
@@ -178,9 +181,8 @@ func (c *Connector) open(l *link) {
 // Close refuses new calls, waits for those that run, and ends all connections,
 // also those that somebody has not closed. When ctx ends first it returns an
 // error, and the calls that librados did not return from run on. It does not wait
-// for requests that a manager has not answered.
+// for commands that a manager has not answered.
 func (c *Connector) Close(ctx context.Context) error {
-	c.managers.close()
 	c.mu.Lock()
 	c.closing = true
 	for l := range c.links {

@@ -125,16 +125,17 @@ func (l *link) use() {
 // shutdown closes a link's pools and ends its connection, in a goroutine that
 // Close waits for. Connector.mu is held.
 func (c *Connector) shutdown(l *link) {
+	for p := range l.pools {
+		p.dropManager()
+		p.io.close()
+	}
+	l.pools = nil
 	l.retired, l.down = true, true
 	delete(c.links, l)
 	if l.idle != nil {
 		l.idle.Stop()
 		l.idle = nil
 	}
-	for p := range l.pools {
-		p.io.close()
-	}
-	l.pools = nil
 	go func() {
 		defer c.work.Done()
 		l.conn.shutdown()

@@ -18,7 +18,7 @@ import (
 func dialManager(cfg Config, creds rbd.Credentials) (managerConn, error) {
 	c, err := dialWith(creds, []option{
 		{"client_mount_timeout", strconv.FormatInt(cfg.timeoutSeconds(), 10)},
-		// None, whatever the cluster's own configuration says: see managers.
+		// None, whatever the cluster's own configuration says: see managerConn.
 		{"rados_mon_op_timeout", "0"},
 	})
 	if err != nil {

@@ -14,60 +14,43 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 )
 
-// TestManagerConnection: the connection to a manager is made when it is needed,
-// and is none of those that all else shares.
+// TestManagerConnection: the connection to a manager is made when it is needed, is
+// none of those that all else shares, and ends with the pool.
 func TestManagerConnection(t *testing.T) {
-	inBubble(t, Config{IdleTimeout: time.Minute}, func(t *testing.T, f *fakeCeph, c *Connector) {
-		creds := fakeCreds()
-		cluster, p := openImages(t, c, creds)
+	inBubble(t, Config{}, func(t *testing.T, f *fakeCeph, c *Connector) {
+		cluster, p := openImages(t, c, fakeCreds())
 		f.want(1, 1, 1)
-		ask := func(p rbd.Pool) {
-			t.Helper()
+		for range 3 {
 			if err := p.HandOverTrashed(t.Context(), "1a"); err != nil {
 				t.Error(err)
 			}
+			f.want(2, 2, 1)
 		}
-		ask(p)
-		ask(p)
-		f.want(2, 2, 1)
-		time.Sleep(59 * time.Second)
-		ask(p)
-		time.Sleep(59 * time.Second)
-		f.want(2, 2, 1)
-		time.Sleep(2 * time.Second)
+		p.Close()
 		synctest.Wait()
-		f.want(2, 1, 1)
-		ask(p)
-		f.want(3, 2, 1)
+		f.want(2, 1, 0)
+		if err := p.HandOverTrashed(t.Context(), "1a"); !errors.Is(err, errClosed) {
+			t.Errorf("got %v, want errClosed", err)
+		}
+		f.want(2, 1, 0)
 
-		renewed := creds
-		renewed.Key = rbdtest.NewKey()
-		newCluster, newPool := openImages(t, c, renewed)
-		ask(newPool) // the one with the old key goes
-		f.want(5, 3, 2)
-		for _, p := range []rbd.Pool{p, newPool} {
-			p.Close()
-			if err := p.HandOverTrashed(t.Context(), "1a"); !errors.Is(err, errClosed) {
-				t.Errorf("got %v, want errClosed", err)
-			}
+		// One that nobody has closed does not outlast the Connector.
+		_, p = openImages(t, c, fakeCreds())
+		if err := p.HandOverTrashed(t.Context(), "1a"); err != nil {
+			t.Error(err)
 		}
 		cluster.Close()
-		newCluster.Close()
 	})
 }
 
-// TestManagerErrors: after an error, which may last as long as the connection, the
-// next request has a new one; what else is open is not touched.
+// TestManagerErrors: what a manager answers says nothing about what else is open.
 func TestManagerErrors(t *testing.T) {
-	for name, test := range map[string]struct {
-		err, want error
-		keep      bool
-	}{
-		"denied":    {cephError(-13), rbd.ErrPermissionDenied, false},
-		"lost":      {cephError(-108), rbd.ErrConnectionLost, false},
-		"too old":   {cephError(-22), rbd.ErrNotSupported, false},
-		"not there": {cephError(-2), rbd.ErrImageNotFound, true},
-		"in vain":   {rbd.ErrManagerFailed, rbd.ErrManagerFailed, true},
+	for name, test := range map[string]struct{ err, want error }{
+		"denied":    {cephError(-13), rbd.ErrPermissionDenied},
+		"lost":      {cephError(-108), rbd.ErrConnectionLost},
+		"too old":   {cephError(-22), rbd.ErrNotSupported},
+		"not there": {cephError(-2), rbd.ErrImageNotFound},
+		"in vain":   {rbd.ErrManagerFailed, rbd.ErrManagerFailed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, Config{}, func(t *testing.T, f *fakeCeph, c *Connector) {
@@ -79,12 +62,6 @@ func TestManagerErrors(t *testing.T) {
 				}
 				if want := `hand over image "1a" in the trash of pool "images": ` + test.want.Error(); err.Error() != want {
 					t.Errorf("got the text %q, want %q", err, want)
-				}
-				synctest.Wait()
-				if test.keep {
-					f.want(2, 2, 1)
-				} else {
-					f.want(2, 1, 1)
 				}
 				f.onManager = nil
 				if err := p.HandOverTrashed(t.Context(), "1a"); err != nil {
@@ -157,52 +134,37 @@ func TestManagerUnanswered(t *testing.T) {
 	inBubble(t, Config{Timeout: time.Minute}, func(t *testing.T, f *fakeCeph, c *Connector) {
 		creds := fakeCreds()
 		cluster, p := openImages(t, c, creds)
+		creds.Key = rbdtest.NewKey()
+		newCluster, newPool := openImages(t, c, creds)
 		answer := make(chan struct{})
 		f.onManager = func(string) error { <-answer; return nil }
-		ask := func(p rbd.Pool, deadline time.Duration) (time.Duration, error) {
-			ctx, cancel := context.WithTimeout(t.Context(), deadline)
+		ask := func(p rbd.Pool) (time.Duration, error) {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*second)
 			defer cancel()
 			begin := time.Now()
 			err := p.HandOverTrashed(ctx, "1a")
 			return time.Since(begin), err
 		}
-		var wg sync.WaitGroup
-		wg.Go(func() {
-			// This one waits for its turn, and hears that there is none.
-			time.Sleep(second)
-			if took, err := ask(p, time.Hour); !errors.Is(err, errUnanswered) || took != 9*second {
-				t.Errorf("got %v after %s, want errUnanswered after 9 s", err, took)
-			}
-		})
-		wg.Go(func() {
-			time.Sleep(second)
-			if took, err := ask(p, second); !errors.Is(err, rbd.ErrTimeout) || took != second {
-				t.Errorf("got %v after %s, want ErrTimeout after 1 s", err, took)
-			}
-		})
-		if took, err := ask(p, 10*second); !errors.Is(err, rbd.ErrTimeout) || took != 10*second {
-			t.Errorf("got %v after %s, want ErrTimeout after 10 s", err, took)
-		}
-		wg.Wait()
-		creds.Key = rbdtest.NewKey()
-		newCluster, newPool := openImages(t, c, creds)
-		for _, p := range []rbd.Pool{p, newPool} {
-			if took, err := ask(p, time.Hour); !errors.Is(err, errUnanswered) || took != 0 {
-				t.Errorf("got %v after %s, want errUnanswered at once", err, took)
+		for _, p := range []rbd.Pool{p, p, newPool} {
+			if took, err := ask(p); !errors.Is(err, rbd.ErrTimeout) || took != 10*second {
+				t.Errorf("got %v after %s, want ErrTimeout after 10 s", err, took)
 			}
 			if _, err := p.Trashed(t.Context(), "1a"); err != nil {
 				t.Errorf("a call that needs no manager: %v", err)
 			}
+			f.want(3, 3, 2)
 		}
-		f.want(3, 3, 2)
+		p.Close()
+		synctest.Wait()
+		f.want(3, 3, 1) // librados would not end the connection
 
 		close(answer)
 		synctest.Wait()
-		if _, err := ask(p, second); err != nil {
+		f.want(3, 2, 1)
+		if _, err := ask(newPool); err != nil {
 			t.Error(err)
 		}
-		f.want(3, 3, 2)
-		p.Close()
+		f.want(4, 3, 1)
 		newPool.Close()
 		cluster.Close()
 		newCluster.Close()

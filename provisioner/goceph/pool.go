@@ -20,6 +20,8 @@ type pool struct {
 
 	calls  int
 	closed bool
+	// manager is a connection that no command is under way on; nil for none.
+	manager managerConn
 }
 
 // CreateImage implements rbd.Pool.
@@ -100,6 +102,7 @@ func (p *pool) Close() {
 		return
 	}
 	p.closed = true
+	p.dropManager()
 	p.release()
 }
 
