@@ -70,7 +70,7 @@ func (p *Provisioner) purge(ctx context.Context, place journal.Place, in *purgeP
 func (p *Provisioner) purgeDue(ctx context.Context, place journal.Place, in *purgePlace) error {
 	location, items := p.purger.due(in, time.Now())
 	items = slices.DeleteFunc(items, p.givesWay)
-	if in.manager.wait(items, time.Now()) {
+	if len(items) == 0 {
 		return nil
 	}
 	pool, err := p.config.Access.OpenForVolume(ctx, location)
@@ -87,7 +87,7 @@ func (p *Provisioner) purgeDue(ctx context.Context, place journal.Place, in *pur
 		if ctx.Err() != nil {
 			break
 		}
-		if p.givesWay(item) || in.manager.waits(item, time.Now()) {
+		if p.givesWay(item) {
 			continue
 		}
 		done, purgeErr := p.purgeImage(ctx, pool.Pool, place, in, item)
@@ -128,15 +128,14 @@ func (p *Provisioner) clearRemovals(ctx context.Context, pool rbd.Pool, in *purg
 }
 
 // givesWay reports whether an image can wait for operations that somebody waits
-// for. In the middle of many, there is none for a moment now and then. One that
-// Ceph's manager works on is only looked at, which makes room on its list.
+// for. In the middle of many, there is none for a moment now and then.
 func (p *Provisioner) givesWay(item *purgeItem) bool {
 	// In this order: what ends is noted before it is counted out.
 	busy := p.operations.Load() > 0
 	if ended := p.ended.Load(); ended != nil && time.Since(*ended) < purgeQuiet {
 		busy = true
 	}
-	return busy && item.listed.IsZero() && time.Since(item.due) < purgePatience
+	return busy && time.Since(item.due) < purgePatience
 }
 
 // purgeImage removes one image, and reports whether its removal is settled. An
@@ -149,7 +148,7 @@ func (p *Provisioner) purgeImage(ctx context.Context, pool rbd.Pool, place journ
 	case err != nil:
 		return false, err
 	case found == nil && item.by != "":
-		p.purged(logger, place, in, item)
+		p.purged(logger, place, item)
 		return true, nil
 	case found == nil:
 		return time.Since(item.absent) >= absentFor, nil
@@ -161,14 +160,15 @@ func (p *Provisioner) purgeImage(ctx context.Context, pool rbd.Pool, place journ
 		return false, err
 	}
 	// A move that was cut off, only RemoveTrashed ends.
-	if !found.Moving && p.handOver(ctx, pool, in, item) {
+	if !found.Moving && p.leaveToManager(ctx, pool, in, item) {
 		return false, nil
 	}
+	listed := item.by == ByManager
 	item.by = ByProvisioner
 	err = pool.RemoveTrashed(ctx, removal.ID)
 	switch {
 	case err == nil, errors.Is(err, rbd.ErrImageNotFound):
-		p.purged(logger, place, in, item)
+		p.purged(logger, place, item)
 		return true, nil
 	case errors.Is(err, rbd.ErrTimeout):
 		// The next attempt waits for it. When nothing answers, looking the image
@@ -180,11 +180,10 @@ func (p *Provisioner) purgeImage(ctx context.Context, pool rbd.Pool, place journ
 			p.dropCloneSnapshots(ctx, pool, removal.ID)
 		}
 		item.by = "" // when it is gone the next time, that was somebody else
-		if !item.listed.IsZero() {
-			item.by = ByManager // which may be removing it
-		}
+		// It may be the manager that has it open; if not, that is to try no more.
+		listed = listed && p.askManager(ctx, pool, in, item)
 		p.purger.postpone(item, time.Now().Add(delay(&item.backoff)))
-		if !item.said {
+		if !item.said && !listed {
 			logger.Info("An image of a deleted volume stays in the trash for now", "reason", err)
 			item.said = true
 		}
@@ -208,6 +207,15 @@ func (p *Provisioner) lookUp(ctx context.Context, pool rbd.Pool, place journal.P
 		}
 	}
 	if errors.Is(err, rbd.ErrImageNotFound) {
+		if item.by != "" {
+			image, err := pool.Image(ctx, item.removal.Image)
+			switch {
+			case err == nil && image.ID == item.removal.ID:
+				item.by = "" // it was restored, and not removed
+			case err != nil && !errors.Is(err, rbd.ErrImageNotFound):
+				return nil, err
+			}
+		}
 		if item.absent.IsZero() {
 			item.absent = time.Now()
 			p.purger.postpone(item, item.absent.Add(absentFor))
@@ -242,8 +250,7 @@ func (p *Provisioner) keepRestored(logger klog.Logger, place journal.Place, item
 }
 
 // purged settles an image that was removed, and tells of it.
-func (p *Provisioner) purged(logger klog.Logger, place journal.Place, in *purgePlace, item *purgeItem) {
-	in.manager.unlist(item, time.Now())
+func (p *Provisioner) purged(logger klog.Logger, place journal.Place, item *purgeItem) {
 	p.purger.wake(place, item.removal.Parent)
 	logger.Info("Image removed from the trash", "by", item.by)
 	if p.config.Purged != nil {

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -15,26 +14,20 @@ import (
 )
 
 const (
-	// managerWidth is how many images of a pool Ceph's manager has on its list at a
-	// time. It has one for all pools, works it off one by one, and does not look
-	// again whether an image is the one that was noted.
-	managerWidth = 32
 	// managerWait is how long a manager has to take an image on: some milliseconds
 	// are common.
 	managerWait = 10 * time.Second
-	// managerAgain is how long one is not asked that did not, as none does without
+	// managerAgain is how long one is left alone that did not, as none does without
 	// the cap for it.
 	managerAgain = 10 * time.Minute
-	// managerLook is when an image is looked at first that a manager took on; the
-	// time doubles up to managerLookCap.
-	managerLook    = 4 * time.Second
-	managerLookCap = time.Minute
-	// managerPace is in which time a full list must become shorter; else images are
-	// removed here, too. Large ones take long.
-	managerPace = 2 * time.Minute
-	// managerPatience is how long a manager has for one image; then it is removed
-	// here.
-	managerPatience = time.Hour
+	// managerLook is when an image is first looked for that a manager took on. The
+	// time doubles with each look.
+	managerLook = 4 * time.Second
+	// managerTime is how long a manager has for an image: it removes some 20 TiB in
+	// that time, or some thousand small images. What it has not removed by then, since
+	// it works on others, has failed or is gone, is removed here. That both remove an
+	// image at the same time is harmless.
+	managerTime = 10 * time.Minute
 )
 
 // Who removes an image, in the log and in metrics.
@@ -43,62 +36,27 @@ const (
 	ByProvisioner = "provisioner"
 )
 
-// managerPlace is what is known of Ceph's manager in a pool.
-type managerPlace struct {
-	// again is before when it is not asked; said says that the log has why not.
-	again time.Time
-	said  bool
-	// listed is how many images are on its list, progress when the list was empty
-	// or became shorter.
-	listed   int
-	progress time.Time
-}
-
-// waits reports whether an image is to wait until the manager's list has room.
-func (m *managerPlace) waits(item *purgeItem, now time.Time) bool {
-	return m.full(item) && !item.alone && !now.Before(m.again) && now.Sub(m.progress) < managerPace
-}
-
-// wait reports whether all images are to.
-func (m *managerPlace) wait(items []*purgeItem, now time.Time) bool {
-	return !slices.ContainsFunc(items, func(item *purgeItem) bool { return !m.waits(item, now) })
-}
-
-func (m *managerPlace) full(item *purgeItem) bool {
-	return item.listed.IsZero() && m.listed >= managerWidth
-}
-
-func (m *managerPlace) list(item *purgeItem, now time.Time) {
-	if !item.listed.IsZero() {
-		return
+// leaveToManager reports whether an image is left to Ceph's manager, which goes on when
+// this process ends, and takes none of its time. It is asked when it has not been, and
+// the image is looked for again later.
+func (p *Provisioner) leaveToManager(ctx context.Context, pool rbd.Pool, in *purgePlace, item *purgeItem) bool {
+	now := time.Now()
+	if item.ours.IsZero() && p.askManager(ctx, pool, in, item) {
+		item.ours = now.Add(managerTime)
 	}
-	if m.listed == 0 {
-		m.progress = now
-	}
-	m.listed++
-	item.listed, item.backoff = now, 0
-}
-
-func (m *managerPlace) unlist(item *purgeItem, now time.Time) {
-	if !item.listed.IsZero() {
-		m.listed--
-		m.progress = now
-		item.listed = time.Time{}
-	}
-}
-
-// handOver leaves an image to Ceph's manager, and reports whether that has taken it
-// on: it goes on when this process ends, and takes none of its time. An image that
-// was left to it before and is still there is asked for again, which shows whether
-// the manager is alive, still knows of it, or has failed.
-func (p *Provisioner) handOver(ctx context.Context, pool rbd.Pool, in *purgePlace, item *purgeItem) bool {
-	m, now := &in.manager, time.Now()
-	if now.Before(m.again) || item.alone || m.full(item) {
+	if !now.Before(item.ours) || now.Before(in.managerAfter) {
 		return false
 	}
-	if !item.listed.IsZero() && now.Sub(item.listed) > managerPatience {
-		m.unlist(item, now)
-		item.alone = true
+	// Each look comes as long after the last one as that came after the request.
+	age := now.Sub(item.ours.Add(-managerTime))
+	p.purger.postpone(item, now.Add(min(max(age, managerLook), item.ours.Sub(now))))
+	return true
+}
+
+// askManager has Ceph's manager remove an image, and reports whether that is on its list
+// now. Asking again takes an image off the list that it has failed with.
+func (p *Provisioner) askManager(ctx context.Context, pool rbd.Pool, in *purgePlace, item *purgeItem) bool {
+	if time.Now().Before(in.managerAfter) {
 		return false
 	}
 	asking, cancel := context.WithTimeout(ctx, managerWait)
@@ -106,26 +64,21 @@ func (p *Provisioner) handOver(ctx context.Context, pool rbd.Pool, in *purgePlac
 	err := pool.HandOverTrashed(asking, item.removal.ID)
 	switch {
 	case err == nil:
-		m.said = false
-		m.list(item, now)
+		in.managerSaid = false
 		item.by = ByManager
-		item.backoff = min(max(2*item.backoff, managerLook), managerLookCap)
-		// At the same times as others: each time, the pool is opened.
-		p.purger.postpone(item, time.Now().Add(item.backoff).Truncate(managerLook).Add(managerLook))
 		return true
 	case errors.Is(err, rbd.ErrManagerFailed):
-		m.unlist(item, now)
-		item.alone, item.backoff = true, 0
+		item.ours = time.Now()
 	case errors.Is(err, rbd.ErrImageNotFound), errors.Is(err, errNotLeading), ctx.Err() != nil:
 		// The removal here shows the same.
 	default:
-		m.again = time.Now().Add(managerAgain)
-		if !m.said {
+		in.managerAfter = time.Now().Add(managerAgain)
+		if !in.managerSaid {
 			if errors.Is(err, rbd.ErrPermissionDenied) {
 				err = fmt.Errorf("%w: the cap mgr 'profile rbd' allows it", err)
 			}
 			klog.FromContext(ctx).Info("Images are removed from the trash by this process, not by Ceph's manager", "reason", err)
-			m.said = true
+			in.managerSaid = true
 		}
 	}
 	return false

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -39,18 +40,40 @@ func (f *fixture) checkPurgedBy(t *testing.T, manager, self int) {
 	checkSame(t, "the images that were removed here", self, f.journals.purgedBy(ByProvisioner))
 }
 
-// TestPurgeByManager: Ceph's manager removes images where it may be asked.
+// countAsked returns how many times the manager was asked for something.
+func (f *fixture) countAsked() func() int {
+	var asked atomic.Int32
+	f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallHandOverTrashed, Before: func() { asked.Add(1) }, Times: 1000})
+	return func() int { return int(asked.Load()) }
+}
+
+// TestPurgeByManager: Ceph's manager removes images where it may be asked, which is
+// once for each, and they are looked for until it has.
 func TestPurgeByManager(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newManagedFixture(t)
+		asked := f.countAsked()
 		f.trash(t, f.released(t))
-		f.purgeFor(t, 30*time.Second)
+		f.purgeFor(t, managerTime/2)
 		checkSame(t, "the trash", []string{testImage}, f.ceph.Trash(testPool))
 		checkSame(t, "what the manager has to do", 1, f.ceph.HandedOver(testPool))
 		f.ceph.RunManager()
-		f.purgeFor(t, managerLookCap)
+		f.purgeFor(t, managerTime/2)
 		f.checkPurgedBy(t, 1, 0)
+		checkSame(t, "the requests", 1, asked())
 		checkSame(t, "what the log says of it", 0, f.countLog(notByManager))
+	})
+}
+
+// TestPurgeManagerPrompt: an image that is removed soon is soon told of.
+func TestPurgeManagerPrompt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newManagedFixture(t)
+		f.trash(t, f.released(t))
+		f.purgeFor(t, purgeQuiet+purgeEvery)
+		f.ceph.RunManager()
+		f.purgeFor(t, managerLook+purgeEvery)
+		f.checkPurgedBy(t, 1, 0)
 	})
 }
 
@@ -85,7 +108,7 @@ func TestPurgeWithoutManager(t *testing.T) {
 				f.trash(t, f.released(t))
 				f.purgeFor(t, purgeQuiet+purgeEvery)
 				f.ceph.RunManager()
-				f.purgeFor(t, managerLookCap)
+				f.purgeFor(t, 2*managerLook)
 				f.checkPurgedBy(t, 1, 2)
 				time.Sleep(time.Hour) // the request that was given up ends
 			})
@@ -94,41 +117,42 @@ func TestPurgeWithoutManager(t *testing.T) {
 }
 
 // TestPurgeManagerLost: images that a manager took on, and does not get to, are
-// removed here in the end: at once where it does not answer any more.
+// removed here in the end: at once where another one shows that it does not answer.
 func TestPurgeManagerLost(t *testing.T) {
-	for name, test := range map[string]struct {
-		after time.Duration
-		begin func(f *fixture)
-	}{
-		"that never works": {managerPatience, func(*fixture) {}},
-		"that is gone": {managerLook, func(f *fixture) {
-			f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallHandOverTrashed, Err: rbd.ErrTimeout})
-		}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				f := newManagedFixture(t)
-				f.trash(t, f.released(t))
-				f.purgeFor(t, purgeQuiet+purgeEvery)
-				test.begin(f)
-				f.purgeFor(t, test.after-2*purgeEvery)
-				checkSame(t, "the trash", []string{testImage}, f.ceph.Trash(testPool))
-				f.purgeFor(t, 2*managerLookCap)
-				f.checkPurgedBy(t, 0, 1)
-			})
+	t.Run("that never works", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			f := newManagedFixture(t)
+			asked := f.countAsked()
+			f.trash(t, f.released(t))
+			f.purgeFor(t, managerTime)
+			checkSame(t, "the trash", []string{testImage}, f.ceph.Trash(testPool))
+			f.purgeFor(t, purgeQuiet+2*purgeEvery)
+			f.checkPurgedBy(t, 0, 1)
+			checkSame(t, "the requests", 1, asked())
 		})
-	}
+	})
+	t.Run("that is gone", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			f := newManagedFixture(t)
+			f.trash(t, f.released(t))
+			f.purgeFor(t, 10*managerLook)
+			f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallHandOverTrashed, Before: func() { time.Sleep(time.Hour) }})
+			f.trashMany(t, 3)
+			f.purgeFor(t, purgeQuiet+managerWait+2*purgeEvery)
+			checkSame(t, "the trash", []string{testImage}, f.ceph.Trash(testPool))
+			f.purgeFor(t, 10*managerLook)
+			f.checkPurgedBy(t, 0, 4)
+			time.Sleep(time.Hour) // the request that was given up ends
+		})
+	})
 }
 
-// TestPurgeManagerFails: what keeps an image from being removed is seen, and told,
-// as if it had been tried here first.
+// TestPurgeManagerFails: what keeps the manager from removing an image is told after a
+// while, and the manager is not to try for ever.
 func TestPurgeManagerFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newManagedFixture(t)
-		var stop func()
-		f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallTrashImage, TakesEffect: true, Before: func() {
-			stop = f.ceph.Watch(testPool, testImage, "10.0.2.1:0/77")
-		}})
+		stop := f.watchInTrash()
 		f.trash(t, f.released(t))
 		f.purgeFor(t, purgeQuiet+purgeEvery)
 		f.ceph.RunManager()
@@ -141,24 +165,75 @@ func TestPurgeManagerFails(t *testing.T) {
 	})
 }
 
+// TestPurgeManagerSlow: an image that the manager needs long for is left to it, though
+// its use by the manager keeps it from being removed here.
+func TestPurgeManagerSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newManagedFixture(t)
+		stop := f.watchInTrash()
+		f.trash(t, f.released(t))
+		f.purgeFor(t, 2*managerTime)
+		checkSame(t, "the trash", []string{testImage}, f.ceph.Trash(testPool))
+		checkSame(t, "what the log says of it", 0, f.countLog("stays in the trash for now"))
+		stop()
+		f.ceph.RunManager()
+		f.purgeFor(t, purgeRetryCap)
+		f.checkPurgedBy(t, 1, 0)
+	})
+}
+
+// watchInTrash has a client watch the image from when it is moved to the trash, until
+// the caller stops it.
+func (f *fixture) watchInTrash() (stop func()) {
+	var end func()
+	f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallTrashImage, TakesEffect: true, Before: func() {
+		end = f.ceph.Watch(testPool, testImage, "10.0.2.1:0/77")
+	}})
+	return func() { end() }
+}
+
+// TestPurgeManagerSource: the source of a clone, which the manager could not remove, is
+// removed with the last clone, and not as late as the manager tries again.
+func TestPurgeManagerSource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newCloneFixture(t)
+		f.allowManager(t)
+		time.Sleep(2 * time.Second) // the key is read anew
+		clone := f.bind(t, f.mustProvision(t))
+		f.release(t, f.source, f.volume)
+		f.purgeFor(t, time.Minute)
+		f.ceph.RunManager()
+		checkSame(t, "the trash", []string{testImage}, f.ceph.Trash(testPool))
+		f.release(t, f.options, clone)
+		f.purgeFor(t, purgeQuiet+purgeEvery)
+		f.ceph.RunManagerFor(testPool, cloneImage)
+		f.purgeFor(t, managerLook+2*purgeEvery)
+		f.checkPurgedBy(t, 1, 1)
+	})
+}
+
 // TestPurgeManagerRestored: an image that somebody restores while the manager can't
 // remove it is not told of as removed.
 func TestPurgeManagerRestored(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newManagedFixture(t)
-		f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallTrashImage, TakesEffect: true, Before: func() {
-			f.ceph.Watch(testPool, testImage, "10.0.2.1:0/77")
-		}})
-		id := f.trash(t, f.released(t))
-		f.purgeFor(t, purgeQuiet+purgeEvery)
-		f.ceph.RunManager()
-		f.purgeFor(t, time.Minute)
-		f.ceph.Restore(testPool, id)
-		f.purgeFor(t, 2*purgeRetryCap)
-		checkSame(t, "the images", []string{testImage}, f.ceph.Images(testPool))
-		checkSame(t, "the notes", nil, f.noted())
-		checkSame(t, "the count", 0, f.journals.purged())
-	})
+	for name, after := range map[string]time.Duration{
+		"soon": time.Minute, "when it was tried here": 2 * managerTime,
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newManagedFixture(t)
+				f.watchInTrash()
+				id := f.trash(t, f.released(t))
+				f.purgeFor(t, purgeQuiet+purgeEvery)
+				f.ceph.RunManager()
+				f.purgeFor(t, after)
+				f.ceph.Restore(testPool, id)
+				f.purgeFor(t, managerTime)
+				checkSame(t, "the images", []string{testImage}, f.ceph.Images(testPool))
+				checkSame(t, "the notes", nil, f.noted())
+				checkSame(t, "the count", 0, f.journals.purged())
+			})
+		})
+	}
 }
 
 // TestPurgeManagerKept: the manager is not told of images before their time.
@@ -171,7 +246,7 @@ func TestPurgeManagerKept(t *testing.T) {
 		checkSame(t, "what the manager has to do", 0, f.ceph.HandedOver(testPool))
 		f.purgeFor(t, time.Hour+2*purgeEvery)
 		f.ceph.RunManager()
-		f.purgeFor(t, managerLookCap)
+		f.purgeFor(t, 2*managerLook)
 		f.checkPurgedBy(t, 1, 0)
 	})
 }
@@ -199,42 +274,39 @@ func TestPurgeManagerAfterCrash(t *testing.T) {
 	}
 }
 
-// TestPurgeManagerList: the manager has only so many images of a pool on its list.
-// The others wait for it, unless it does not get on.
-func TestPurgeManagerList(t *testing.T) {
+// TestPurgeManagerMany: what the manager is asked for, it is asked for once, however
+// long the others take. What it has not got to after a while is removed here.
+func TestPurgeManagerMany(t *testing.T) {
 	for name, works := range map[string]bool{"that works": true, "that does not": false} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f := newManagedFixture(t)
-				const more = 10
-				f.trashMany(t, managerWidth+more)
-				f.purgeFor(t, managerPace/2)
-				checkSame(t, "what the manager has to do", managerWidth, f.ceph.HandedOver(testPool))
-				checkSame(t, "the images in the trash", managerWidth+more, len(f.ceph.Trash(testPool)))
+				asked := f.countAsked()
+				const count = 100
+				f.trashMany(t, count)
+				f.purgeFor(t, managerTime/2)
+				checkSame(t, "what the manager has to do", count, f.ceph.HandedOver(testPool))
 				if works {
 					f.ceph.RunManager()
-					f.purgeFor(t, managerPace/2)
-					checkSame(t, "what the manager has to do", more, f.ceph.HandedOver(testPool))
-					f.ceph.RunManager()
-					f.purgeFor(t, managerLookCap)
-					f.checkPurgedBy(t, managerWidth+more, 0)
-					return
 				}
-				f.purgeFor(t, managerPace/2+2*purgeEvery)
-				checkSame(t, "the images in the trash", managerWidth, len(f.ceph.Trash(testPool)))
-				f.purgeFor(t, managerPatience+managerLookCap)
-				f.checkPurgedBy(t, 0, managerWidth+more)
+				f.purgeFor(t, managerTime/2+purgeQuiet+2*purgeEvery)
+				if works {
+					f.checkPurgedBy(t, count, 0)
+				} else {
+					f.checkPurgedBy(t, 0, count)
+				}
+				checkSame(t, "the requests", count, asked())
 			})
 		})
 	}
 }
 
 // TestPurgeUnderLoad: claims that never leave it quiet delay an image by the patience
-// for them, and not the manager's list.
+// for them.
 func TestPurgeUnderLoad(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newManagedFixture(t)
-		const count = 3 * managerWidth
+		const count = 100
 		f.trashMany(t, count)
 		load := func(length time.Duration) {
 			for end := time.Now().Add(length); time.Now().Before(end); {
@@ -249,12 +321,13 @@ func TestPurgeUnderLoad(t *testing.T) {
 		}
 		load(purgePatience - 2*purgeEvery)
 		checkSame(t, "the images in the trash", count, len(f.ceph.Trash(testPool)))
-		load(2*purgeEvery + count/managerWidth*3*managerLook)
+		load(purgePatience + managerLook + 4*purgeEvery)
 		f.checkPurgedBy(t, count, 0)
 	})
 }
 
-// trashMany puts images into the trash, with notes, and has a new leader find them.
+// trashMany puts images into the trash, with notes, and has them found as by a new
+// leader.
 func (f *fixture) trashMany(t *testing.T, n int) {
 	t.Helper()
 	pool, err := f.config.Access.Open(t.Context(), f.location(t))
@@ -272,7 +345,6 @@ func (f *fixture) trashMany(t *testing.T, n int) {
 		}
 	}
 	pool.Close()
-	f.restart(t, false)
 	f.newRecovery().round(f.withLog(t.Context()))
 }
 

@@ -48,24 +48,29 @@ type purgePlace struct {
 	again   time.Time
 	backoff time.Duration
 	said    bool
-	manager managerPlace
+	// managerAfter is when Ceph's manager is asked again, managerSaid that the log
+	// has why it is not.
+	managerAfter time.Time
+	managerSaid  bool
 }
 
 // purgeItem is an image to remove. Who works in its place owns it.
 type purgeItem struct {
 	removal journal.Removal
-	// due is when it is looked at next, guarded by purger.mu.
+	// due is when it is looked at next, woken that wake has brought that forward;
+	// guarded by purger.mu.
 	due     time.Time
+	woken   bool
 	backoff time.Duration
 	// absent is since when it is not in the trash; zero while it is.
 	absent time.Time
-	// by is who was told last to remove it, empty for nobody; listed since when
-	// Ceph's manager has it on its list, zero while it does not.
-	by     string
-	listed time.Time
-	// alone says that the manager is not to be asked for it, said that the log has
-	// why it stays.
-	alone, said bool
+	// by names who was last asked to remove it; empty for nobody.
+	by string
+	// ours is from when on it is removed here; zero if Ceph's manager has not been
+	// asked to.
+	ours time.Time
+	// said says that the log has why it stays.
+	said bool
 	// told says that a volume that names it again was told.
 	told bool
 }
@@ -141,25 +146,28 @@ func (p *purger) due(in *purgePlace, now time.Time) (volume.Location, []*purgeIt
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var due []*purgeItem
-	// Counted anew: add replaces items.
-	in.manager.listed = 0
 	for _, item := range in.items {
-		if !item.listed.IsZero() {
-			in.manager.listed++
+		if now.Before(item.due) {
+			continue
 		}
-		if !now.Before(item.due) {
-			due = append(due, item)
+		if item.woken {
+			// What kept it from being removed here, the manager failed with, too.
+			item.ours, item.woken = now, false
 		}
+		due = append(due, item)
 	}
 	slices.SortFunc(due, func(a, b *purgeItem) int { return a.due.Compare(b.due) })
 	return in.location, due
 }
 
-// postpone says when an image is looked at next.
+// postpone says when an image is looked at next. One that was woken since it was taken
+// up comes at once: the last clone of it may have gone in the same round.
 func (p *purger) postpone(item *purgeItem, until time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	item.due = until
+	if !item.woken {
+		item.due = until
+	}
 }
 
 // wake says that an image may have no clones any more: if it is to be removed, that
@@ -172,7 +180,7 @@ func (p *purger) wake(place journal.Place, id string) {
 		return
 	}
 	if item := in.items[id]; item != nil && item.removal.Due().Before(item.due) {
-		item.due = item.removal.Due()
+		item.due, item.woken = item.removal.Due(), true
 	}
 }
 

@@ -16,10 +16,21 @@ func (c *Cluster) RunManager() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, p := range c.pools {
-		for id, t := range p.trash {
-			if t.handedOver {
-				t.failed = p.removeTrashed(id, Caps{AllPools: true}) != nil
-			}
+		c.runManager(p, func(*trashed) bool { return true })
+	}
+}
+
+// RunManagerFor is RunManager for images that had one name.
+func (c *Cluster) RunManagerFor(pool, image string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.runManager(c.mustPool(pool), func(t *trashed) bool { return t.name == image })
+}
+
+func (c *Cluster) runManager(p *poolState, which func(*trashed) bool) {
+	for id, t := range p.trash {
+		if t.handedOver && which(t) {
+			t.failed = p.removeTrashed(id, Caps{AllPools: true}) != nil
 		}
 	}
 }
