@@ -42,10 +42,14 @@ const (
 // Ceph call. They take milliseconds, unless Ceph does not answer.
 const drainGrace = 2 * time.Second
 
-// controller is the library's control loop with our provisioner in it.
+// controller is our provisioner, and what the library's control loop around it is made
+// from.
 type controller struct {
+	options      *options
+	client       kubernetes.Interface
+	informers    informers.SharedInformerFactory
+	metrics      libmetrics.Metrics
 	drainTimeout time.Duration
-	loop         *libcontroller.ProvisionController
 	provisioner  *provisioner.Provisioner
 	// expansion is nil when volumes are not to be grown, ownership when this cluster
 	// has no identity.
@@ -54,9 +58,8 @@ type controller struct {
 	events    record.EventBroadcaster
 }
 
-// newController sets the library up. Its defaults give up on claims, delete
-// images whose PersistentVolume could not be saved, and forget claims whose node
-// is gone; each setting here is against one of them.
+// newController connects all that works while this replica leads, and has the caches
+// made that it needs.
 // clusterUID may be empty.
 func newController(ctx context.Context, o *options, clusterUID string, client kubernetes.Interface, factory informers.SharedInformerFactory, open *access.Access, leading func() bool, registry prometheus.Registerer) (*controller, error) {
 	// Events of what is under way are still sent when ctx has ended.
@@ -111,27 +114,13 @@ func newController(ctx context.Context, o *options, clusterUID string, client ku
 		metrics.PersistentVolumeDeleteFailedTotal,
 		metrics.PersistentVolumeDeleteDurationSeconds,
 	)
-	loop := libcontroller.NewProvisionController(klog.FromContext(ctx), quietClient{client}, o.provisionerName, p,
-		// We hold the lease, to give it back on a stop.
-		libcontroller.LeaderElection(false),
-		libcontroller.ClaimsInformer(factory.Core().V1().PersistentVolumeClaims().Informer()),
-		libcontroller.VolumesInformer(ownVolumes{factory.Core().V1().PersistentVolumes().Informer(), p.Owns}),
-		libcontroller.ClassesInformer(factory.Storage().V1().StorageClasses().Informer()),
-		libcontroller.NodesLister(anyNode{}),
-		libcontroller.Threadiness(o.workers),
-		libcontroller.FailedProvisionThreshold(0),
-		libcontroller.FailedDeleteThreshold(0),
-		libcontroller.RateLimiter(newBackoff()),
-		// Keeps saving for ever; the alternative deletes the image.
-		libcontroller.CreateProvisionedPVLimiter(newBackoff()),
-		// A volume deleted before its claim would leak its image.
-		libcontroller.AddFinalizer(true),
-		libcontroller.MetricsInstance(metrics),
-	)
 	return &controller{
+		options:   o,
+		client:    client,
+		informers: factory,
+		metrics:   metrics,
 		// An operation makes several calls, but each begun one ends by then.
 		drainTimeout: o.commandTimeout + drainGrace,
-		loop:         loop,
 		provisioner:  p,
 		expansion:    grow,
 		ownership:    own,
@@ -139,12 +128,41 @@ func newController(ctx context.Context, o *options, clusterUID string, client ku
 	}, nil
 }
 
+// newLoop makes the library's control loop. Its defaults give up on claims, delete
+// images whose PersistentVolume could not be saved, and forget claims whose node is
+// gone; each setting here is against one of them.
+//
+// It is made only when this replica leads: from then on its handlers put each claim and
+// volume of the cluster into work queues, and while nobody works, what is deleted
+// meanwhile stays there.
+func (c *controller) newLoop(ctx context.Context) *libcontroller.ProvisionController {
+	core := c.informers.Core().V1()
+	return libcontroller.NewProvisionController(klog.FromContext(ctx), quietClient{c.client}, c.options.provisionerName, c.provisioner,
+		// We hold the lease, to give it back on a stop.
+		libcontroller.LeaderElection(false),
+		libcontroller.ClaimsInformer(core.PersistentVolumeClaims().Informer()),
+		libcontroller.VolumesInformer(ownVolumes{core.PersistentVolumes().Informer(), c.provisioner.Owns}),
+		libcontroller.ClassesInformer(c.informers.Storage().V1().StorageClasses().Informer()),
+		libcontroller.NodesLister(anyNode{}),
+		libcontroller.Threadiness(c.options.workers),
+		libcontroller.FailedProvisionThreshold(0),
+		libcontroller.FailedDeleteThreshold(0),
+		libcontroller.RateLimiter(newBackoff()),
+		// Keeps saving for ever; the alternative deletes the image.
+		libcontroller.CreateProvisionedPVLimiter(newBackoff()),
+		// A volume deleted before its claim would leak its image.
+		libcontroller.AddFinalizer(true),
+		libcontroller.MetricsInstance(c.metrics),
+	)
+}
+
 func newBackoff() workqueue.RateLimiter { //nolint:staticcheck // the library takes no typed one
 	return workqueue.NewItemExponentialFailureRateLimiter(backoffStart, backoffCap) //nolint:staticcheck // as above
 }
 
-// run works on claims and volumes until ctx ends, and then until what is under
-// way is done. It returns an error when that was not to be waited for.
+// run works on claims and volumes until ctx ends, and then until what is under way is
+// done. It returns an error if draining timed out. Call it once, when this replica
+// leads: the caches may be filled by then.
 func (c *controller) run(ctx context.Context) error {
 	logger := klog.FromContext(ctx)
 	logger.Info("Leading")
@@ -155,7 +173,7 @@ func (c *controller) run(ctx context.Context) error {
 	if c.expansion != nil {
 		keeping.Go(func() { c.expansion.run(ctx) })
 	}
-	c.loop.Run(ctx)
+	c.newLoop(ctx).Run(ctx)
 
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.drainTimeout)
 	defer cancel()
