@@ -10,18 +10,12 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
-	corelisters "k8s.io/client-go/listers/core/v1"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
-	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
-	libcontroller "sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 	libmetrics "sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller/metrics"
 
 	"ceph.com/rbd-provisioner/provisioner"
@@ -128,38 +122,6 @@ func newController(ctx context.Context, o *options, clusterUID string, client ku
 	}, nil
 }
 
-// newLoop makes the library's control loop. Its defaults give up on claims, delete
-// images whose PersistentVolume could not be saved, and forget claims whose node is
-// gone; each setting here is against one of them.
-//
-// It is made only when this replica leads: from then on its handlers put each claim and
-// volume of the cluster into work queues, and while nobody works, what is deleted
-// meanwhile stays there.
-func (c *controller) newLoop(ctx context.Context) *libcontroller.ProvisionController {
-	core := c.informers.Core().V1()
-	return libcontroller.NewProvisionController(klog.FromContext(ctx), quietClient{c.client}, c.options.provisionerName, c.provisioner,
-		// We hold the lease, to give it back on a stop.
-		libcontroller.LeaderElection(false),
-		libcontroller.ClaimsInformer(core.PersistentVolumeClaims().Informer()),
-		libcontroller.VolumesInformer(ownVolumes{core.PersistentVolumes().Informer(), c.provisioner.Owns}),
-		libcontroller.ClassesInformer(c.informers.Storage().V1().StorageClasses().Informer()),
-		libcontroller.NodesLister(anyNode{}),
-		libcontroller.Threadiness(c.options.workers),
-		libcontroller.FailedProvisionThreshold(0),
-		libcontroller.FailedDeleteThreshold(0),
-		libcontroller.RateLimiter(newBackoff()),
-		// Keeps saving for ever; the alternative deletes the image.
-		libcontroller.CreateProvisionedPVLimiter(newBackoff()),
-		// A volume deleted before its claim would leak its image.
-		libcontroller.AddFinalizer(true),
-		libcontroller.MetricsInstance(c.metrics),
-	)
-}
-
-func newBackoff() workqueue.RateLimiter { //nolint:staticcheck // the library takes no typed one
-	return workqueue.NewItemExponentialFailureRateLimiter(backoffStart, backoffCap) //nolint:staticcheck // as above
-}
-
 // run works on claims and volumes until ctx ends, and then until what is under way is
 // done. It returns an error if draining timed out. Call it once, when this replica
 // leads: the caches may be filled by then.
@@ -187,40 +149,3 @@ func (c *controller) run(ctx context.Context) error {
 	keeping.Wait()
 	return nil
 }
-
-// ownVolumes keeps the library from volumes of a provisioner with our name and
-// another identity: it would put its finalizer on them, which nobody took off
-// again.
-type ownVolumes struct {
-	cache.SharedIndexInformer
-	owns func(*corev1.PersistentVolume) bool
-}
-
-// AddEventHandlerWithResyncPeriod is how the library subscribes.
-func (v ownVolumes) AddEventHandlerWithResyncPeriod(handler cache.ResourceEventHandler, period time.Duration) (cache.ResourceEventHandlerRegistration, error) {
-	return v.SharedIndexInformer.AddEventHandlerWithResyncPeriod(cache.FilteringResourceEventHandler{
-		FilterFunc: func(obj any) bool {
-			pv, ok := obj.(*corev1.PersistentVolume)
-			// What stands for a deleted volume that was missed is only
-			// forgotten.
-			return !ok || v.owns(pv)
-		},
-		Handler: handler,
-	}, period)
-}
-
-// anyNode is a NodeLister that knows every node. Images can be reached from any
-// of them, so the node of a claim does not matter; and the library drops a claim
-// whose node is gone, also when its image was made already. Asking nobody also
-// needs no right to read nodes.
-type anyNode struct{}
-
-var _ corelisters.NodeLister = anyNode{}
-
-// Get returns a Node of that name.
-func (anyNode) Get(name string) (*corev1.Node, error) {
-	return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, nil
-}
-
-// List returns nothing; the library does not call it.
-func (anyNode) List(labels.Selector) ([]*corev1.Node, error) { return nil, nil }

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+// This file adapts sig-storage-lib-external-provisioner v10 to what we promise. Each
+// adapter names the release that does without it, and the change there by its number in
+// kubernetes-sigs/sig-storage-lib-external-provisioner.
+
+import (
+	"context"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	utilcache "k8s.io/apimachinery/pkg/util/cache"
+	"k8s.io/client-go/kubernetes"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/workqueue"
+	"k8s.io/klog/v2"
+	libcontroller "sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
+)
+
+// newLoop makes the library's control loop. Its defaults give up on claims, delete
+// images whose PersistentVolume could not be saved, and forget claims whose node is
+// gone; each setting here is against one of them.
+//
+// It is made only when this replica leads: from then on its handlers put each claim and
+// volume of the cluster into work queues, and while nobody works, what is deleted
+// meanwhile stays there.
+func (c *controller) newLoop(ctx context.Context) *libcontroller.ProvisionController {
+	core := c.informers.Core().V1()
+	return libcontroller.NewProvisionController(klog.FromContext(ctx), quietClient{c.client}, c.options.provisionerName, c.provisioner,
+		// We hold the lease, to give it back on a stop.
+		libcontroller.LeaderElection(false),
+		libcontroller.ClaimsInformer(core.PersistentVolumeClaims().Informer()),
+		libcontroller.VolumesInformer(ownVolumes{core.PersistentVolumes().Informer(), c.provisioner.Owns}),
+		libcontroller.ClassesInformer(c.informers.Storage().V1().StorageClasses().Informer()),
+		libcontroller.NodesLister(anyNode{}),
+		libcontroller.Threadiness(c.options.workers),
+		libcontroller.FailedProvisionThreshold(0),
+		libcontroller.FailedDeleteThreshold(0),
+		libcontroller.RateLimiter(newBackoff()),
+		// Keeps saving for ever; the alternative deletes the image.
+		libcontroller.CreateProvisionedPVLimiter(newBackoff()),
+		// A volume deleted before its claim would leak its image.
+		libcontroller.AddFinalizer(true),
+		libcontroller.MetricsInstance(c.metrics),
+	)
+}
+
+// newBackoff returns a limiter for work queues of the library. v12 takes a typed one
+// (#191).
+func newBackoff() workqueue.RateLimiter { //nolint:staticcheck // the library takes no typed one
+	return workqueue.NewItemExponentialFailureRateLimiter(backoffStart, backoffCap) //nolint:staticcheck // as above
+}
+
+// ownVolumes keeps the library from volumes of a provisioner with our name and another
+// identity: it would put its finalizer on them, and nobody would take it off again. v13.0
+// has nothing for that.
+type ownVolumes struct {
+	cache.SharedIndexInformer
+	owns func(*corev1.PersistentVolume) bool
+}
+
+// AddEventHandlerWithResyncPeriod is how the library subscribes.
+func (v ownVolumes) AddEventHandlerWithResyncPeriod(handler cache.ResourceEventHandler, period time.Duration) (cache.ResourceEventHandlerRegistration, error) {
+	return v.SharedIndexInformer.AddEventHandlerWithResyncPeriod(cache.FilteringResourceEventHandler{
+		FilterFunc: func(obj any) bool {
+			pv, ok := obj.(*corev1.PersistentVolume)
+			// What stands for a deleted volume that was missed is only
+			// forgotten.
+			return !ok || v.owns(pv)
+		},
+		Handler: handler,
+	}, period)
+}
+
+// savedFor is how long a volume counts as saved that the informer has not shown. After
+// that its claim would be provisioned again, which finds the image and the volume.
+const savedFor = time.Minute
+
+// GetStore is how the library gets at volumes.
+func (v ownVolumes) GetStore() cache.Store {
+	return savedVolumes{v.SharedIndexInformer.GetStore(), utilcache.NewExpiring()}
+}
+
+// savedVolumes is the informer's store for the library, which adds each volume to it
+// that it has saved, as it was before that. In the informer's own store this would
+// replace what the informer has seen since: a volume whose claim was deleted at once is
+// released by then, would look as if it was not, and would stay for ever with its image.
+// v11 adds nothing any more (#179).
+type savedVolumes struct {
+	cache.Store
+	// saved has the volumes that the library added, by name, until the informer
+	// has them.
+	saved *utilcache.Expiring
+}
+
+// Add implements cache.Store.
+func (s savedVolumes) Add(obj any) error {
+	key, err := cache.MetaNamespaceKeyFunc(obj)
+	if err != nil {
+		return err
+	}
+	s.saved.Set(key, obj, savedFor)
+	return nil
+}
+
+// GetByKey implements cache.Store.
+func (s savedVolumes) GetByKey(key string) (item any, exists bool, err error) {
+	if item, exists, err = s.Store.GetByKey(key); exists || err != nil {
+		s.saved.Delete(key)
+		return item, exists, err
+	}
+	item, exists = s.saved.Get(key)
+	return item, exists, nil
+}
+
+// anyNode is a NodeLister that knows every node. Images can be reached from any of them,
+// so the node of a claim does not matter; and the library drops a claim whose node is
+// gone, even after its image was made. Asking nobody also needs no right to read nodes.
+// v13 looks no node up (#194).
+type anyNode struct{}
+
+var _ corelisters.NodeLister = anyNode{}
+
+// Get returns a Node of that name.
+func (anyNode) Get(name string) (*corev1.Node, error) {
+	return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, nil
+}
+
+// List returns nothing; the library does not call it.
+func (anyNode) List(labels.Selector) ([]*corev1.Node, error) { return nil, nil }
+
+// reasonProvisioning is that of the event with which the library tells a claim that
+// its volume is being made.
+const reasonProvisioning = "Provisioning"
+
+// quietClient is a client for the library that drops the events of
+// reasonProvisioning. They would be one more request, beside five or so, for each
+// claim, and say nothing new: kube-controller-manager has told the claim that it waits
+// for this provisioner, and ProvisioningSucceeded or ProvisioningFailed will tell what
+// became of it. The library makes its recorder from its client, and has no setting for
+// this, v13.0 neither.
+type quietClient struct{ kubernetes.Interface }
+
+// CoreV1 implements kubernetes.Interface.
+func (c quietClient) CoreV1() corev1client.CoreV1Interface {
+	return quietCore{c.Interface.CoreV1()}
+}
+
+type quietCore struct{ corev1client.CoreV1Interface }
+
+// Events implements corev1client.CoreV1Interface.
+func (c quietCore) Events(namespace string) corev1client.EventInterface {
+	return quietEvents{c.CoreV1Interface.Events(namespace)}
+}
+
+// quietEvents has the two methods that a recorder calls: one for an event that is
+// new, one for an event that repeats.
+type quietEvents struct{ corev1client.EventInterface }
+
+// CreateWithEventNamespace implements corev1client.EventExpansion.
+func (e quietEvents) CreateWithEventNamespace(event *corev1.Event) (*corev1.Event, error) {
+	if event.Reason == reasonProvisioning {
+		return event, nil
+	}
+	return e.EventInterface.CreateWithEventNamespace(event) //nolint:staticcheck // the recorder's choice
+}
+
+// PatchWithEventNamespace implements corev1client.EventExpansion.
+func (e quietEvents) PatchWithEventNamespace(event *corev1.Event, patch []byte) (*corev1.Event, error) {
+	if event.Reason == reasonProvisioning {
+		return event, nil
+	}
+	return e.EventInterface.PatchWithEventNamespace(event, patch) //nolint:staticcheck // the recorder's choice
+}
