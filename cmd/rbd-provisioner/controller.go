@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/klog/v2"
 	libmetrics "sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller/metrics"
@@ -99,20 +100,11 @@ func newController(ctx context.Context, o *options, clusterUID string, client ku
 	}
 	registerTrash(registry, p.Trash)
 	registerClones(registry, p.Unflattened)
-	metrics := libmetrics.New("controller")
-	registry.MustRegister(
-		metrics.PersistentVolumeClaimProvisionTotal,
-		metrics.PersistentVolumeClaimProvisionFailedTotal,
-		metrics.PersistentVolumeClaimProvisionDurationSeconds,
-		metrics.PersistentVolumeDeleteTotal,
-		metrics.PersistentVolumeDeleteFailedTotal,
-		metrics.PersistentVolumeDeleteDurationSeconds,
-	)
 	return &controller{
 		options:   o,
 		client:    client,
 		informers: factory,
-		metrics:   metrics,
+		metrics:   newLibraryMetrics(registry),
 		// An operation makes several calls, but each begun one ends by then.
 		drainTimeout: o.commandTimeout + drainGrace,
 		provisioner:  p,
@@ -120,6 +112,24 @@ func newController(ctx context.Context, o *options, clusterUID string, client ku
 		ownership:    own,
 		events:       events,
 	}, nil
+}
+
+// onSeen calls seen for each volume that a cache of volumes gets to know, and when the
+// cache is gone through again.
+func onSeen(volumes cache.SharedInformer, seen func(before, pv *corev1.PersistentVolume)) error {
+	see := func(before *corev1.PersistentVolume, obj any) {
+		if pv, ok := obj.(*corev1.PersistentVolume); ok {
+			seen(before, pv)
+		}
+	}
+	_, err := volumes.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: func(obj any) { see(nil, obj) },
+		UpdateFunc: func(old, obj any) {
+			before, _ := old.(*corev1.PersistentVolume)
+			see(before, obj)
+		},
+	})
+	return err
 }
 
 // run works on claims and volumes until ctx ends, and then until what is under way is

@@ -95,21 +95,3 @@ func (e *expansion) drain(ctx context.Context) error {
 	}
 	return e.loop.Drain(ctx)
 }
-
-// newResizedCounter counts attempts to grow volumes.
-func newResizedCounter(registry prometheus.Registerer) func(error) {
-	counter := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "rbd_provisioner_expansions_total",
-		Help: "Attempts to give the image of a volume the size that its claim asks for, by result: success or failure (tried again).",
-	}, []string{"result"})
-	registry.MustRegister(counter)
-	// Both are there from the start, at 0.
-	success, failure := counter.WithLabelValues("success"), counter.WithLabelValues("failure")
-	return func(err error) {
-		if err != nil {
-			failure.Inc()
-			return
-		}
-		success.Inc()
-	}
-}

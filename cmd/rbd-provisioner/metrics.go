@@ -10,7 +10,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"k8s.io/client-go/tools/leaderelection"
 	clientmetrics "k8s.io/client-go/tools/metrics"
+	libmetrics "sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller/metrics"
 
+	"ceph.com/rbd-provisioner/provisioner"
 	"ceph.com/rbd-provisioner/provisioner/goceph"
 )
 
@@ -68,4 +70,99 @@ type requestCounter struct{ *prometheus.CounterVec }
 // Increment implements clientmetrics.ResultMetric.
 func (c requestCounter) Increment(_ context.Context, code, method, host string) {
 	c.WithLabelValues(code, method, host).Inc()
+}
+
+// newRecoveredCounter counts what recovery did about images that were left.
+func newRecoveredCounter(registry prometheus.Registerer) func(provisioner.Outcome) {
+	counter := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "rbd_provisioner_recovered_images_total",
+		Help: "Images without a volume that attempts left which were cut off: removed, foreign (somebody else's or with data, so left) or kept (in use or out of reach, to be tried again).",
+	}, []string{"outcome"})
+	registry.MustRegister(counter)
+	for _, outcome := range []provisioner.Outcome{provisioner.OutcomeRemoved, provisioner.OutcomeForeign, provisioner.OutcomeKept} {
+		counter.WithLabelValues(string(outcome)) // so that it is there from the start, at 0
+	}
+	return func(outcome provisioner.Outcome) { counter.WithLabelValues(string(outcome)).Inc() }
+}
+
+// registerTrash shows how many images of deleted volumes are in the trash. Only
+// the leader knows; others show 0.
+func registerTrash(registry prometheus.Registerer, count func() (waiting, kept int)) {
+	gauge := func(state string, value func() int) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "rbd_provisioner_trash_images",
+			Help: "Images of deleted volumes in the trash of their pools that the leader knows of: " +
+				"waiting (to be removed now) or kept (until their class's trashRetention has passed).",
+			ConstLabels: prometheus.Labels{"state": state},
+		}, func() float64 { return float64(value()) })
+	}
+	registry.MustRegister(
+		gauge("waiting", func() int { waiting, _ := count(); return waiting }),
+		gauge("kept", func() int { _, kept := count(); return kept }),
+	)
+}
+
+// newPurgedCounter counts the images that were removed from the trash.
+func newPurgedCounter(registry prometheus.Registerer) func(by string) {
+	counter := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "rbd_provisioner_purged_images_total",
+		Help: "Images of deleted volumes that were removed from the trash, by Ceph's manager or by this process (provisioner).",
+	}, []string{"by"})
+	for _, by := range []string{provisioner.ByManager, provisioner.ByProvisioner} {
+		counter.WithLabelValues(by) // shown from the beginning, as 0
+	}
+	registry.MustRegister(counter)
+	return func(by string) { counter.WithLabelValues(by).Inc() }
+}
+
+// registerClones shows how many clones are to be flattened. Only the leader knows;
+// others show 0.
+func registerClones(registry prometheus.Registerer, count func() int) {
+	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "rbd_provisioner_unflattened_clones",
+		Help: "Clones that the leader is to flatten before their claims get them, since they depend on more images than -max-clone-depth allows, or their source has many clones.",
+	}, func() float64 { return float64(count()) }))
+}
+
+// newFlattenedCounter counts the clones that were flattened.
+func newFlattenedCounter(registry prometheus.Registerer) func() {
+	counter := prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "rbd_provisioner_flattened_clones_total",
+		Help: "Clones that were flattened, so that they depend on no other image.",
+	})
+	registry.MustRegister(counter)
+	return counter.Inc
+}
+
+// newResizedCounter counts attempts to grow volumes.
+func newResizedCounter(registry prometheus.Registerer) func(error) {
+	counter := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "rbd_provisioner_expansions_total",
+		Help: "Attempts to give the image of a volume the size that its claim asks for, by result: success or failure (tried again).",
+	}, []string{"result"})
+	registry.MustRegister(counter)
+	// Both are there from the start, at 0.
+	success, failure := counter.WithLabelValues("success"), counter.WithLabelValues("failure")
+	return func(err error) {
+		if err != nil {
+			failure.Inc()
+			return
+		}
+		success.Inc()
+	}
+}
+
+// newLibraryMetrics returns the counters and histograms that the library keeps, under
+// names that begin with "controller".
+func newLibraryMetrics(registry prometheus.Registerer) libmetrics.Metrics {
+	m := libmetrics.New("controller")
+	registry.MustRegister(
+		m.PersistentVolumeClaimProvisionTotal,
+		m.PersistentVolumeClaimProvisionFailedTotal,
+		m.PersistentVolumeClaimProvisionDurationSeconds,
+		m.PersistentVolumeDeleteTotal,
+		m.PersistentVolumeDeleteFailedTotal,
+		m.PersistentVolumeDeleteDurationSeconds,
+	)
+	return m
 }

@@ -6,16 +6,11 @@ import (
 	"context"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
-
-	"ceph.com/rbd-provisioner/provisioner"
 )
 
 // clusterNamespace is there from a cluster's first minute to its last; its UID
@@ -59,35 +54,4 @@ func readClusterUID(ctx context.Context, client corev1client.NamespacesGetter) (
 		return false, nil
 	})
 	return uid, err
-}
-
-// onSeen calls seen for each volume that a cache of volumes gets to know, and when the
-// cache is gone through again.
-func onSeen(volumes cache.SharedInformer, seen func(before, pv *corev1.PersistentVolume)) error {
-	see := func(before *corev1.PersistentVolume, obj any) {
-		if pv, ok := obj.(*corev1.PersistentVolume); ok {
-			seen(before, pv)
-		}
-	}
-	_, err := volumes.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(obj any) { see(nil, obj) },
-		UpdateFunc: func(old, obj any) {
-			before, _ := old.(*corev1.PersistentVolume)
-			see(before, obj)
-		},
-	})
-	return err
-}
-
-// newRecoveredCounter counts what recovery did about images that were left.
-func newRecoveredCounter(registry prometheus.Registerer) func(provisioner.Outcome) {
-	counter := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "rbd_provisioner_recovered_images_total",
-		Help: "Images without a volume that attempts left which were cut off: removed, foreign (somebody else's or with data, so left) or kept (in use or out of reach, to be tried again).",
-	}, []string{"outcome"})
-	registry.MustRegister(counter)
-	for _, outcome := range []provisioner.Outcome{provisioner.OutcomeRemoved, provisioner.OutcomeForeign, provisioner.OutcomeKept} {
-		counter.WithLabelValues(string(outcome)) // so that it is there from the start, at 0
-	}
-	return func(outcome provisioner.Outcome) { counter.WithLabelValues(string(outcome)).Inc() }
 }
