@@ -37,81 +37,103 @@ const (
 // Ceph call. They take milliseconds, unless Ceph does not answer.
 const drainGrace = 2 * time.Second
 
-// controller is our provisioner, and what the library's control loop around it is made
-// from.
+// controllerConfig has what a controller is made from. All of it is required, where it
+// does not say otherwise.
+type controllerConfig struct {
+	options *options
+	// clusterUID is empty where it may not be read.
+	clusterUID string
+	client     kubernetes.Interface
+	// informers are not started yet.
+	informers informers.SharedInformerFactory
+	access    *access.Access
+	// leading reports whether this replica surely leads; nil means always.
+	leading  func() bool
+	registry prometheus.Registerer
+}
+
+// controller has what works while this replica leads.
 type controller struct {
-	options      *options
-	client       kubernetes.Interface
-	informers    informers.SharedInformerFactory
-	metrics      libmetrics.Metrics
-	drainTimeout time.Duration
-	provisioner  *provisioner.Provisioner
+	config      controllerConfig
+	provisioner *provisioner.Provisioner
 	// expansion is nil when volumes are not to be grown, ownership when this cluster
 	// has no identity.
 	expansion *expansion
 	ownership *ownership.Loop
 	events    record.EventBroadcaster
+	// metrics are those of the library's loop, which newLoop makes.
+	metrics libmetrics.Metrics
 }
 
-// newController connects all that works while this replica leads, and has the caches
-// made that it needs.
-// clusterUID may be empty.
-func newController(ctx context.Context, o *options, clusterUID string, client kubernetes.Interface, factory informers.SharedInformerFactory, open *access.Access, leading func() bool, registry prometheus.Registerer) (*controller, error) {
+// newController connects what works while this replica leads, and has the caches made
+// that it needs.
+func newController(ctx context.Context, c controllerConfig) (_ *controller, err error) {
 	// Events of what is under way are still sent when ctx has ended.
 	events := record.NewBroadcaster(record.WithContext(context.WithoutCancel(ctx)))
-	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: client.CoreV1().Events("")})
-	recorder := events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: o.provisionerName})
-	p, err := provisioner.New(provisioner.Config{
-		Name:         o.provisionerName,
-		Identity:     o.identity,
-		UsePVName:    o.usePVName,
-		ClusterUID:   clusterUID,
-		Claims:       client.CoreV1(),
-		ClaimLister:  factory.Core().V1().PersistentVolumeClaims().Lister(),
-		Classes:      factory.Storage().V1().StorageClasses().Lister(),
-		Access:       open,
-		Leading:      leading,
-		Events:       recorder,
-		Volumes:      client.CoreV1(),
-		VolumeLister: factory.Core().V1().PersistentVolumes().Lister(),
-		VolumeIndex:  factory.Core().V1().PersistentVolumes().Informer().GetIndexer(),
-		Recovered:    newRecoveredCounter(registry),
-		Purged:       newPurgedCounter(registry),
+	defer func() {
+		if err != nil {
+			events.Shutdown()
+		}
+	}()
+	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: c.client.CoreV1().Events("")})
+	recorder := events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: c.options.provisionerName})
 
-		MaxCloneDepth: o.maxCloneDepth,
-		Flattened:     newFlattenedCounter(registry),
-	})
-	keeper := ownership.Keeper{Identity: o.identity, Cluster: clusterUID}
-	volumes := access.Volumes{Access: open, Classes: factory.Storage().V1().StorageClasses().Lister(), Provisioner: o.provisionerName}
-	var grow *expansion
-	if err == nil && o.expansion {
-		grow, err = newExpansion(o, keeper, volumes, client, factory, leading, registry)
-	}
-	var own *ownership.Loop
-	if err == nil {
-		own, err = newOwnership(keeper, volumes, client, factory, recorder, leading)
-	}
-	if err == nil {
-		err = onSeen(factory.Core().V1().PersistentVolumes().Informer(), p.Seen)
-	}
+	p, err := newProvisioner(c, recorder)
 	if err != nil {
-		events.Shutdown()
 		return nil, err
 	}
-	registerTrash(registry, p.Trash)
-	registerClones(registry, p.Unflattened)
+	keeper := ownership.Keeper{Identity: c.options.identity, Cluster: c.clusterUID}
+	volumes := access.Volumes{Access: c.access, Classes: c.informers.Storage().V1().StorageClasses().Lister(), Provisioner: c.options.provisionerName}
+	grow, err := newExpansion(c, keeper, volumes)
+	if err != nil {
+		return nil, err
+	}
+	own, err := newOwnership(c, keeper, volumes, recorder)
+	if err != nil {
+		return nil, err
+	}
 	return &controller{
-		options:   o,
-		client:    client,
-		informers: factory,
-		metrics:   newLibraryMetrics(registry),
-		// An operation makes several calls, but each begun one ends by then.
-		drainTimeout: o.commandTimeout + drainGrace,
-		provisioner:  p,
-		expansion:    grow,
-		ownership:    own,
-		events:       events,
+		config:      c,
+		provisioner: p,
+		expansion:   grow,
+		ownership:   own,
+		events:      events,
+		metrics:     newLibraryMetrics(c.registry),
 	}, nil
+}
+
+// newProvisioner returns our provisioner, which the cache of volumes tells of each.
+func newProvisioner(c controllerConfig, events record.EventRecorder) (*provisioner.Provisioner, error) {
+	core := c.informers.Core().V1()
+	p, err := provisioner.New(provisioner.Config{
+		Name:         c.options.provisionerName,
+		Identity:     c.options.identity,
+		UsePVName:    c.options.usePVName,
+		ClusterUID:   c.clusterUID,
+		Claims:       c.client.CoreV1(),
+		ClaimLister:  core.PersistentVolumeClaims().Lister(),
+		Classes:      c.informers.Storage().V1().StorageClasses().Lister(),
+		Access:       c.access,
+		Leading:      c.leading,
+		Events:       events,
+		Volumes:      c.client.CoreV1(),
+		VolumeLister: core.PersistentVolumes().Lister(),
+		VolumeIndex:  core.PersistentVolumes().Informer().GetIndexer(),
+		Recovered:    newRecoveredCounter(c.registry),
+		Purged:       newPurgedCounter(c.registry),
+
+		MaxCloneDepth: c.options.maxCloneDepth,
+		Flattened:     newFlattenedCounter(c.registry),
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := onSeen(core.PersistentVolumes().Informer(), p.Seen); err != nil {
+		return nil, err
+	}
+	registerTrash(c.registry, p.Trash)
+	registerClones(c.registry, p.Unflattened)
+	return p, nil
 }
 
 // onSeen calls seen for each volume that a cache of volumes gets to know, and when the
@@ -147,7 +169,8 @@ func (c *controller) run(ctx context.Context) error {
 	}
 	c.newLoop(ctx).Run(ctx)
 
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.drainTimeout)
+	// An operation makes several calls, but each begun one ends by then.
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.config.options.commandTimeout+drainGrace)
 	defer cancel()
 	// Both at once: each lets nothing begin any more before it waits.
 	drained := make(chan error, 1)

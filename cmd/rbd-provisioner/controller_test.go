@@ -121,8 +121,14 @@ func newStandby(ctx context.Context, t *testing.T) *standby {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := parse(t, nil, "-leader-election=false", "-expansion=false")
-	s.controller, err = newController(ctx, o, "cluster-1", client, s.informers, open, nil, prometheus.NewRegistry())
+	s.controller, err = newController(ctx, controllerConfig{
+		options:    parse(t, nil, "-leader-election=false", "-expansion=false"),
+		clusterUID: "cluster-1",
+		client:     client,
+		informers:  s.informers,
+		access:     open,
+		registry:   prometheus.NewRegistry(),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

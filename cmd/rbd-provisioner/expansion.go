@@ -6,11 +6,8 @@ import (
 	"context"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
 	authorizationclient "k8s.io/client-go/kubernetes/typed/authorization/v1"
 	"k8s.io/klog/v2"
 
@@ -37,23 +34,27 @@ type expansion struct {
 	reviews authorizationclient.SelfSubjectAccessReviewInterface
 }
 
-func newExpansion(o *options, keeper ownership.Keeper, volumes access.Volumes, client kubernetes.Interface, factory informers.SharedInformerFactory, leading func() bool, registry prometheus.Registerer) (*expansion, error) {
+// newExpansion returns nil when volumes are not to be grown.
+func newExpansion(c controllerConfig, keeper ownership.Keeper, volumes access.Volumes) (*expansion, error) {
+	if !c.options.expansion {
+		return nil, nil
+	}
 	loop, err := resize.New(resize.Config{
 		Keeper:       keeper,
 		Volumes:      volumes,
-		Client:       client,
-		Factory:      factory,
+		Client:       c.client,
+		Factory:      c.informers,
 		ResyncPeriod: resyncPeriod,
-		Workers:      min(o.workers, maxExpansionWorkers),
+		Workers:      min(c.options.workers, maxExpansionWorkers),
 		BackoffStart: backoffStart,
 		BackoffCap:   backoffCap,
-		Leading:      leading,
-		Resized:      newResizedCounter(registry),
+		Leading:      c.leading,
+		Resized:      newResizedCounter(c.registry),
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &expansion{loop: loop, reviews: client.AuthorizationV1().SelfSubjectAccessReviews()}, nil
+	return &expansion{loop: loop, reviews: c.client.AuthorizationV1().SelfSubjectAccessReviews()}, nil
 }
 
 // run grows volumes until ctx ends.

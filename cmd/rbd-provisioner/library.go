@@ -31,15 +31,15 @@ import (
 // volume of the cluster into work queues, and while nobody works, what is deleted
 // meanwhile stays there.
 func (c *controller) newLoop(ctx context.Context) *libcontroller.ProvisionController {
-	core := c.informers.Core().V1()
-	return libcontroller.NewProvisionController(klog.FromContext(ctx), quietClient{c.client}, c.options.provisionerName, c.provisioner,
+	core := c.config.informers.Core().V1()
+	return libcontroller.NewProvisionController(klog.FromContext(ctx), quietClient{c.config.client}, c.config.options.provisionerName, c.provisioner,
 		// We hold the lease, to give it back on a stop.
 		libcontroller.LeaderElection(false),
 		libcontroller.ClaimsInformer(core.PersistentVolumeClaims().Informer()),
 		libcontroller.VolumesInformer(ownVolumes{core.PersistentVolumes().Informer(), c.provisioner.Owns}),
-		libcontroller.ClassesInformer(c.informers.Storage().V1().StorageClasses().Informer()),
+		libcontroller.ClassesInformer(c.config.informers.Storage().V1().StorageClasses().Informer()),
 		libcontroller.NodesLister(anyNode{}),
-		libcontroller.Threadiness(c.options.workers),
+		libcontroller.Threadiness(c.config.options.workers),
 		libcontroller.FailedProvisionThreshold(0),
 		libcontroller.FailedDeleteThreshold(0),
 		libcontroller.RateLimiter(newBackoff()),

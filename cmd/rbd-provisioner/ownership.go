@@ -5,8 +5,6 @@ package main
 import (
 	"context"
 
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/klog/v2"
 
@@ -16,19 +14,19 @@ import (
 
 // newOwnership returns the loop that has images say which cluster they belong to, or
 // nil for a cluster that does not know its own UID.
-func newOwnership(keeper ownership.Keeper, volumes access.Volumes, client kubernetes.Interface, factory informers.SharedInformerFactory, events record.EventRecorder, leading func() bool) (*ownership.Loop, error) {
+func newOwnership(c controllerConfig, keeper ownership.Keeper, volumes access.Volumes, events record.EventRecorder) (*ownership.Loop, error) {
 	if keeper.Cluster == "" {
 		return nil, nil
 	}
-	cached := factory.Core().V1().PersistentVolumes()
+	cached := c.informers.Core().V1().PersistentVolumes()
 	return ownership.NewLoop(ownership.Config{
 		Keeper:   keeper,
 		Volumes:  volumes,
-		Client:   client.CoreV1(),
+		Client:   c.client.CoreV1(),
 		Informer: cached.Informer(),
 		Lister:   cached.Lister(),
 		Events:   events,
-		Leading:  leading,
+		Leading:  c.leading,
 	})
 }
 

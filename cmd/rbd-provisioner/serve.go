@@ -97,7 +97,15 @@ func serve(ctx context.Context, o *options) (err error) {
 	if !o.leaderElection {
 		leading = nil
 	}
-	c, err := newController(ctx, o, clusterUID, clients.main, factory, open, leading, registry)
+	c, err := newController(ctx, controllerConfig{
+		options:    o,
+		clusterUID: clusterUID,
+		client:     clients.main,
+		informers:  factory,
+		access:     open,
+		leading:    leading,
+		registry:   registry,
+	})
 	if err != nil {
 		return err
 	}
