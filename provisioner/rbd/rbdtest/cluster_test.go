@@ -19,6 +19,39 @@ import (
 
 // TestConformance runs the suite on the cluster in memory.
 func TestConformance(t *testing.T) {
+	conformance(t, func(c rbd.Connector) rbd.Connector { return c })
+}
+
+// TestConformanceAround runs it on pools whose calls go through rbd.Around, which hands
+// on all that the calls are given and return.
+func TestConformanceAround(t *testing.T) {
+	conformance(t, func(c rbd.Connector) rbd.Connector { return aroundConnector{c} })
+}
+
+type aroundConnector struct{ rbd.Connector }
+
+func (c aroundConnector) Connect(ctx context.Context, creds rbd.Credentials) (rbd.Cluster, error) {
+	cluster, err := c.Connector.Connect(ctx, creds)
+	if err != nil {
+		return nil, err
+	}
+	return aroundCluster{cluster}, nil
+}
+
+type aroundCluster struct{ rbd.Cluster }
+
+func (c aroundCluster) OpenPool(ctx context.Context, name string) (rbd.Pool, error) {
+	pool, err := c.Cluster.OpenPool(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return rbd.Around(pool, func(ctx context.Context, _ rbd.Op, call func(context.Context) error) error {
+		return call(ctx)
+	}), nil
+}
+
+// conformance runs the suite on a cluster in memory that is reached through wrap.
+func conformance(t *testing.T, wrap func(rbd.Connector) rbd.Connector) {
 	c := rbdtest.NewCluster("10.0.0.1:6789", "10.0.0.2:6789")
 	c.AddPool("images")
 	c.AddPool("other")
@@ -27,19 +60,21 @@ func TestConformance(t *testing.T) {
 	everything := rbdtest.Caps{AllPools: true}
 	var watchers atomic.Int64
 	rbdtest.Conformance(t, rbdtest.Harness{
-		NewConnector: func(*testing.T) rbd.Connector { return rbdtest.NewConnector(rbdtest.NewCluster("10.9.9.9"), c) },
-		Admin:        c.AddUser("admin", everything),
-		Restricted:   c.AddUser("restricted", rbdtest.Caps{Pools: []string{"images"}}),
-		NoCaps:       c.AddUser("no-caps", rbdtest.Caps{}),
-		Pool:         "images",
-		OtherPool:    "other",
-		ErasurePool:  "erasure",
-		NoDataPool:   "erasure-fixed",
-		DeadMonitor:  "10.0.0.3:6789",
-		AddPool:      func(_ *testing.T, pool string) { c.AddPool(pool) },
-		RemovePool:   func(_ *testing.T, pool string) { c.RemovePool(pool) },
-		AddUser:      func(_ *testing.T, user string) rbd.Credentials { return c.AddUser(user, everything) },
-		SetFull:      func(_ *testing.T, pool string, full bool) { c.SetFull(pool, full) },
+		NewConnector: func(*testing.T) rbd.Connector {
+			return wrap(rbdtest.NewConnector(rbdtest.NewCluster("10.9.9.9"), c))
+		},
+		Admin:       c.AddUser("admin", everything),
+		Restricted:  c.AddUser("restricted", rbdtest.Caps{Pools: []string{"images"}}),
+		NoCaps:      c.AddUser("no-caps", rbdtest.Caps{}),
+		Pool:        "images",
+		OtherPool:   "other",
+		ErasurePool: "erasure",
+		NoDataPool:  "erasure-fixed",
+		DeadMonitor: "10.0.0.3:6789",
+		AddPool:     func(_ *testing.T, pool string) { c.AddPool(pool) },
+		RemovePool:  func(_ *testing.T, pool string) { c.RemovePool(pool) },
+		AddUser:     func(_ *testing.T, user string) rbd.Credentials { return c.AddUser(user, everything) },
+		SetFull:     func(_ *testing.T, pool string, full bool) { c.SetFull(pool, full) },
 		Watch: func(_ *testing.T, pool, image string) (string, func()) {
 			address := fmt.Sprintf("10.0.1.1:0/%d", watchers.Add(1))
 			return address, c.Watch(pool, image, address)

@@ -5,38 +5,40 @@ package rbdtest
 import (
 	"fmt"
 	"slices"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
 // Call names a method that a FakeFault hits.
 type Call string
 
-// The calls.
+// The calls. Those to a pool have the names that rbd.Op has.
 const (
 	CallConnect     Call = "Connect"
 	CallOpenPool    Call = "OpenPool"
-	CallCreateImage Call = "CreateImage"
-	CallImage       Call = "Image"
-	CallSetMetadata Call = "SetMetadata"
-	CallGrowImage   Call = "GrowImage"
-	CallRemoveImage Call = "RemoveImage"
-	CallWritten     Call = "Written"
-	CallNotes       Call = "Notes"
-	CallSetNotes    Call = "SetNotes"
-	CallRemoveNotes Call = "RemoveNotes"
+	CallCreateImage Call = rbd.OpCreateImage
+	CallImage       Call = rbd.OpImage
+	CallSetMetadata Call = rbd.OpSetMetadata
+	CallGrowImage   Call = rbd.OpGrowImage
+	CallRemoveImage Call = rbd.OpRemoveImage
+	CallWritten     Call = rbd.OpWritten
+	CallNotes       Call = rbd.OpNotes
+	CallSetNotes    Call = rbd.OpSetNotes
+	CallRemoveNotes Call = rbd.OpRemoveNotes
 
-	CallFinishRemovals  Call = "FinishRemovals"
-	CallTrashImage      Call = "TrashImage"
-	CallTrashed         Call = "Trashed"
-	CallRemoveTrashed   Call = "RemoveTrashed"
-	CallHandOverTrashed Call = "HandOverTrashed"
+	CallFinishRemovals  Call = rbd.OpFinishRemovals
+	CallTrashImage      Call = rbd.OpTrashImage
+	CallTrashed         Call = rbd.OpTrashed
+	CallRemoveTrashed   Call = rbd.OpRemoveTrashed
+	CallHandOverTrashed Call = rbd.OpHandOverTrashed
 
-	CallSnapshotImage  Call = "SnapshotImage"
-	CallCloneImage     Call = "CloneImage"
-	CallRemoveSnapshot Call = "RemoveSnapshot"
-	CallHasClone       Call = "HasClone"
-	CallSnapshots      Call = "Snapshots"
-	CallCloneDepth     Call = "CloneDepth"
-	CallFlattenImage   Call = "FlattenImage"
+	CallSnapshotImage  Call = rbd.OpSnapshotImage
+	CallCloneImage     Call = rbd.OpCloneImage
+	CallRemoveSnapshot Call = rbd.OpRemoveSnapshot
+	CallHasClone       Call = rbd.OpHasClone
+	CallSnapshots      Call = rbd.OpSnapshots
+	CallCloneDepth     Call = rbd.OpCloneDepth
+	CallFlattenImage   Call = rbd.OpFlattenImage
 )
 
 // halfWay are the calls that a client can die in the middle of.

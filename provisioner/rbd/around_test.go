@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rbd_test
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+)
+
+// aroundOps has what each method of a Pool says of itself when it is called about
+// the image "this".
+var aroundOps = map[string]rbd.Op{
+	"CreateImage":    {Name: rbd.OpCreateImage, Image: "this", Changes: true},
+	"Image":          {Name: rbd.OpImage, Image: "this"},
+	"SetMetadata":    {Name: rbd.OpSetMetadata, Image: "this", Changes: true},
+	"GrowImage":      {Name: rbd.OpGrowImage, Image: "this", Changes: true},
+	"RemoveImage":    {Name: rbd.OpRemoveImage, Image: "this", Changes: true, Slow: true},
+	"FinishRemovals": {Name: rbd.OpFinishRemovals, Changes: true, Slow: true},
+	"Written":        {Name: rbd.OpWritten, Image: "this"},
+
+	"TrashImage":      {Name: rbd.OpTrashImage, Image: "this", Changes: true},
+	"Trashed":         {Name: rbd.OpTrashed, Image: "this"},
+	"RemoveTrashed":   {Name: rbd.OpRemoveTrashed, Image: "this", Changes: true, Slow: true},
+	"HandOverTrashed": {Name: rbd.OpHandOverTrashed, Image: "this", Changes: true},
+
+	"SnapshotImage":  {Name: rbd.OpSnapshotImage, Image: "this", Changes: true},
+	"CloneImage":     {Name: rbd.OpCloneImage, Image: "this", Changes: true},
+	"RemoveSnapshot": {Name: rbd.OpRemoveSnapshot, Image: "this", Changes: true},
+	"HasClone":       {Name: rbd.OpHasClone, Image: "this"},
+	"Snapshots":      {Name: rbd.OpSnapshots, Image: "this"},
+	"CloneDepth":     {Name: rbd.OpCloneDepth, Image: "this"},
+	"FlattenImage":   {Name: rbd.OpFlattenImage, Image: "this", Changes: true, Slow: true},
+
+	"Notes":       {Name: rbd.OpNotes, Image: "this"},
+	"SetNotes":    {Name: rbd.OpSetNotes, Image: "this", Changes: true},
+	"RemoveNotes": {Name: rbd.OpRemoveNotes, Image: "this", Changes: true},
+}
+
+// TestAround calls every method that a Pool has, so that a new one needs a row.
+func TestAround(t *testing.T) {
+	type key struct{}
+	refused := errors.New("refused")
+	for method := range reflect.TypeFor[rbd.Pool]().Methods() {
+		if method.Name == "Close" {
+			continue // which is no call
+		}
+		t.Run(method.Name, func(t *testing.T) {
+			want, known := aroundOps[method.Name]
+			if !known {
+				t.Fatal("aroundOps lacks this method")
+			}
+			if want.Name != method.Name {
+				t.Errorf("the row is about %s", want.Name)
+			}
+			// The inner pool shows which of its methods is called; it has nothing
+			// that could answer.
+			var outer, inner []rbd.Op
+			pool := rbd.Around(nil, func(ctx context.Context, op rbd.Op, _ func(context.Context) error) error {
+				if ctx.Value(key{}) == nil {
+					t.Error("the context is not the one that was handed in")
+				}
+				inner = append(inner, op)
+				return refused
+			})
+			pool = rbd.Around(pool, func(ctx context.Context, op rbd.Op, call func(context.Context) error) error {
+				outer = append(outer, op)
+				return call(context.WithValue(ctx, key{}, true))
+			})
+			checkRefused(t, callAbout(t, pool, method, "this"), refused)
+			if diff := cmp.Diff([][]rbd.Op{{want}, {want}}, [][]rbd.Op{outer, inner}); diff != "" {
+				t.Errorf("the calls (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// callAbout calls a method with the image's name as its first argument behind the
+// context, and with nothing in the others.
+func callAbout(t *testing.T, pool rbd.Pool, method reflect.Method, image string) []reflect.Value {
+	t.Helper()
+	args := []reflect.Value{reflect.ValueOf(t.Context())}
+	for i := 1; i < method.Type.NumIn(); i++ {
+		if method.Type.IsVariadic() && i == method.Type.NumIn()-1 {
+			break
+		}
+		arg := reflect.New(method.Type.In(i)).Elem()
+		if i == 1 {
+			arg.SetString(image)
+		}
+		args = append(args, arg)
+	}
+	return reflect.ValueOf(pool).MethodByName(method.Name).Call(args)
+}
+
+// checkRefused checks that a call has returned the error, and nothing else.
+func checkRefused(t *testing.T, results []reflect.Value, want error) {
+	t.Helper()
+	last := len(results) - 1
+	if err, _ := results[last].Interface().(error); !errors.Is(err, want) {
+		t.Errorf("got the error %v, want %v", err, want)
+	}
+	for _, result := range results[:last] {
+		if !result.IsZero() {
+			t.Errorf("got %v beside the error", result)
+		}
+	}
+}
