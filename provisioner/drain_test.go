@@ -43,7 +43,7 @@ func TestDrainIdle(t *testing.T) {
 		f := newFixture(t)
 		pv := f.mustProvision(t)
 		for range 2 {
-			if err := f.Drain(t.Context()); err != nil {
+			if err := f.guard.Drain(t.Context()); err != nil {
 				t.Error(err)
 			}
 		}
@@ -80,7 +80,7 @@ func TestDrainWaits(t *testing.T) {
 				// The library's context ends first, then the drain begins.
 				cancel()
 				drained := make(chan error, 1)
-				go func() { drained <- f.Drain(t.Context()) }()
+				go func() { drained <- f.guard.Drain(t.Context()) }()
 				synctest.Wait()
 				select {
 				case err := <-drained:
@@ -118,7 +118,7 @@ func TestDrainGivesUp(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		begin := time.Now()
-		if err := f.Drain(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		if err := f.guard.Drain(ctx); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("got %v, want DeadlineExceeded", err)
 		}
 		checkSame(t, "the time that Drain waited", 5*time.Second, time.Since(begin))

@@ -4,24 +4,16 @@ package provisioner
 
 import (
 	"context"
-	"errors"
 	"time"
 
+	"ceph.com/rbd-provisioner/provisioner/lease"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
-
-// errNotLeading is no IgnoredError: a replica that keeps its lease after all is
-// to come back to the claim.
-var errNotLeading = errors.New("this replica did not renew its lease in time, and another one may lead: it does nothing more")
-
-func (p *Provisioner) leading() bool {
-	return p.config.Leading == nil || p.config.Leading()
-}
 
 // fence returns pool such that nothing is changed through it by a replica that
 // may not lead any more: one that was halted for longer than its lease goes on
 // in the middle of an operation. What librbd was in the middle of, it can't stop.
-func (p *Provisioner) fence(pool rbd.Pool) rbd.Pool { return fencedPool{pool, p.leading} }
+func (p *Provisioner) fence(pool rbd.Pool) rbd.Pool { return fencedPool{pool, p.config.Lease.Held} }
 
 type fencedPool struct {
 	rbd.Pool
@@ -31,7 +23,7 @@ type fencedPool struct {
 // CreateImage implements rbd.Pool.
 func (p fencedPool) CreateImage(ctx context.Context, name string, spec rbd.ImageSpec) error {
 	if !p.leading() {
-		return errNotStarted{errNotLeading}
+		return errNotStarted{lease.ErrNotLeading}
 	}
 	return p.Pool.CreateImage(ctx, name, spec)
 }
@@ -39,7 +31,7 @@ func (p fencedPool) CreateImage(ctx context.Context, name string, spec rbd.Image
 // SetMetadata implements rbd.Pool.
 func (p fencedPool) SetMetadata(ctx context.Context, name string, entries map[string]string) error {
 	if !p.leading() {
-		return errNotLeading
+		return lease.ErrNotLeading
 	}
 	return p.Pool.SetMetadata(ctx, name, entries)
 }
@@ -47,7 +39,7 @@ func (p fencedPool) SetMetadata(ctx context.Context, name string, entries map[st
 // GrowImage implements rbd.Pool.
 func (p fencedPool) GrowImage(ctx context.Context, name string, sizeBytes uint64) error {
 	if !p.leading() {
-		return errNotLeading
+		return lease.ErrNotLeading
 	}
 	return p.Pool.GrowImage(ctx, name, sizeBytes)
 }
@@ -55,7 +47,7 @@ func (p fencedPool) GrowImage(ctx context.Context, name string, sizeBytes uint64
 // RemoveImage implements rbd.Pool.
 func (p fencedPool) RemoveImage(ctx context.Context, name string) error {
 	if !p.leading() {
-		return errNotLeading
+		return lease.ErrNotLeading
 	}
 	return p.Pool.RemoveImage(ctx, name)
 }
@@ -63,7 +55,7 @@ func (p fencedPool) RemoveImage(ctx context.Context, name string) error {
 // FinishRemovals implements rbd.Pool.
 func (p fencedPool) FinishRemovals(ctx context.Context, names ...string) error {
 	if !p.leading() {
-		return errNotLeading
+		return lease.ErrNotLeading
 	}
 	return p.Pool.FinishRemovals(ctx, names...)
 }
@@ -71,7 +63,7 @@ func (p fencedPool) FinishRemovals(ctx context.Context, names ...string) error {
 // TrashImage implements rbd.Trash.
 func (p fencedPool) TrashImage(ctx context.Context, name string, keep time.Duration) error {
 	if !p.leading() {
-		return errNotLeading
+		return lease.ErrNotLeading
 	}
 	return p.Pool.TrashImage(ctx, name, keep)
 }
@@ -79,7 +71,7 @@ func (p fencedPool) TrashImage(ctx context.Context, name string, keep time.Durat
 // RemoveTrashed implements rbd.Trash.
 func (p fencedPool) RemoveTrashed(ctx context.Context, id string) error {
 	if !p.leading() {
-		return errNotLeading
+		return lease.ErrNotLeading
 	}
 	return p.Pool.RemoveTrashed(ctx, id)
 }
@@ -87,7 +79,7 @@ func (p fencedPool) RemoveTrashed(ctx context.Context, id string) error {
 // SnapshotImage implements rbd.Clones.
 func (p fencedPool) SnapshotImage(ctx context.Context, id, snapshot string) error {
 	if !p.leading() {
-		return errNotStarted{errNotLeading}
+		return errNotStarted{lease.ErrNotLeading}
 	}
 	return p.Pool.SnapshotImage(ctx, id, snapshot)
 }
@@ -95,7 +87,7 @@ func (p fencedPool) SnapshotImage(ctx context.Context, id, snapshot string) erro
 // CloneImage implements rbd.Clones.
 func (p fencedPool) CloneImage(ctx context.Context, name string, spec rbd.CloneSpec) error {
 	if !p.leading() {
-		return errNotStarted{errNotLeading}
+		return errNotStarted{lease.ErrNotLeading}
 	}
 	return p.Pool.CloneImage(ctx, name, spec)
 }
@@ -103,7 +95,7 @@ func (p fencedPool) CloneImage(ctx context.Context, name string, spec rbd.CloneS
 // RemoveSnapshot implements rbd.Clones.
 func (p fencedPool) RemoveSnapshot(ctx context.Context, id, snapshot string) error {
 	if !p.leading() {
-		return errNotLeading
+		return lease.ErrNotLeading
 	}
 	return p.Pool.RemoveSnapshot(ctx, id, snapshot)
 }
@@ -111,7 +103,7 @@ func (p fencedPool) RemoveSnapshot(ctx context.Context, id, snapshot string) err
 // FlattenImage implements rbd.Clones.
 func (p fencedPool) FlattenImage(ctx context.Context, name string) error {
 	if !p.leading() {
-		return errNotLeading
+		return lease.ErrNotLeading
 	}
 	return p.Pool.FlattenImage(ctx, name)
 }
@@ -119,7 +111,7 @@ func (p fencedPool) FlattenImage(ctx context.Context, name string) error {
 // HandOverTrashed implements rbd.Trash.
 func (p fencedPool) HandOverTrashed(ctx context.Context, id string) error {
 	if !p.leading() {
-		return errNotLeading
+		return lease.ErrNotLeading
 	}
 	return p.Pool.HandOverTrashed(ctx, id)
 }
@@ -127,7 +119,7 @@ func (p fencedPool) HandOverTrashed(ctx context.Context, id string) error {
 // SetNotes implements rbd.Notes.
 func (p fencedPool) SetNotes(ctx context.Context, object string, notes map[string][]byte) error {
 	if !p.leading() {
-		return errNotLeading
+		return lease.ErrNotLeading
 	}
 	return p.Pool.SetNotes(ctx, object, notes)
 }
@@ -135,7 +127,7 @@ func (p fencedPool) SetNotes(ctx context.Context, object string, notes map[strin
 // RemoveNotes implements rbd.Notes.
 func (p fencedPool) RemoveNotes(ctx context.Context, object string, keys ...string) error {
 	if !p.leading() {
-		return errNotLeading
+		return lease.ErrNotLeading
 	}
 	return p.Pool.RemoveNotes(ctx, object, keys...)
 }

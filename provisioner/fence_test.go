@@ -5,33 +5,29 @@ package provisioner
 import (
 	"context"
 	"errors"
-	"sync/atomic"
 	"testing"
 
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
+	"ceph.com/rbd-provisioner/provisioner/lease"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 )
 
-// loseLease makes the fixture a replica that leads until lost is called.
-func (f *fixture) loseLease() (lost func()) {
-	var gone atomic.Bool
-	f.config.Leading = func() bool { return !gone.Load() }
-	return func() { gone.Store(true) }
-}
+// loseLease makes the fixture a replica that leads no more.
+func (f *fixture) loseLease() { f.leaseLost.Store(true) }
 
 // A replica that may not lead begins nothing, and is not told to forget.
 func TestNothingBeginsWithoutTheLease(t *testing.T) {
 	f := newFixture(t)
 	pv := f.mustProvision(t)
 	before := f.connector.connects.Load()
-	f.loseLease()()
+	f.loseLease()
 	_, state, err := f.provision(t.Context(), t)
-	if !errors.Is(err, errNotLeading) || state != controller.ProvisioningNoChange {
+	if !errors.Is(err, lease.ErrNotLeading) || state != controller.ProvisioningNoChange {
 		t.Errorf("Provision: got %s, %v", state, err)
 	}
-	if err := f.remove(t.Context(), t, pv); !errors.Is(err, errNotLeading) {
+	if err := f.remove(t.Context(), t, pv); !errors.Is(err, lease.ErrNotLeading) {
 		t.Errorf("Delete: got %v", err)
 	}
 	checkSame(t, "the number of connections", before, f.connector.connects.Load())
@@ -60,10 +56,9 @@ func TestLeaseIsLostInTheMiddle(t *testing.T) {
 			if test.seed {
 				f.seed(t, f.ceph, testImage, rbd.ImageSpec{SizeBytes: 1 << 30}, nil)
 			}
-			lost := f.loseLease()
-			f.ceph.Fake(rbdtest.FakeFault{Call: test.during, Before: lost})
+			f.ceph.Fake(rbdtest.FakeFault{Call: test.during, Before: f.loseLease})
 			_, state, err := f.provision(t.Context(), t)
-			if !errors.Is(err, errNotLeading) || state != test.state {
+			if !errors.Is(err, lease.ErrNotLeading) || state != test.state {
 				t.Errorf("got %s, %v, want %s", state, err, test.state)
 			}
 			image, made := f.ceph.Image(testPool, testImage)
@@ -94,9 +89,9 @@ func TestLeaseIsLostBeforeARemoval(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			f := newFixture(t)
 			f.ceph.AddRemains(testPool, testImage, rbdtest.RemainsDirectoryOnly)
-			f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallImage, Before: f.loseLease()})
-			if err := test.run(t.Context(), t, f); !errors.Is(err, errNotLeading) {
-				t.Errorf("got %v, want %v", err, errNotLeading)
+			f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallImage, Before: f.loseLease})
+			if err := test.run(t.Context(), t, f); !errors.Is(err, lease.ErrNotLeading) {
+				t.Errorf("got %v, want %v", err, lease.ErrNotLeading)
 			}
 			if got := f.ceph.Remains(testPool); len(got) != 1 {
 				t.Errorf("the remains are %v, want them untouched", got)

@@ -26,6 +26,7 @@ import (
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/lease"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 	"ceph.com/rbd-provisioner/provisioner/volume"
@@ -62,6 +63,9 @@ type fixture struct {
 	journals        journalFixture
 	events          *record.FakeRecorder
 	names           FakeResolver
+	// guard is that of the process, which leads until it loses the lease.
+	guard     *lease.Guard
+	leaseLost atomic.Bool
 	// secrets are texts that no error, event or log line may show.
 	secrets []string
 
@@ -95,9 +99,11 @@ func newFixture(t *testing.T) *fixture {
 	return f
 }
 
-// restart makes a new Provisioner, as a new process does.
+// restart makes a new Provisioner, as a new process does. It leads.
 func (f *fixture) restart(t *testing.T, usePVName bool) {
 	t.Helper()
+	f.leaseLost.Store(false)
+	f.guard = lease.New(func() bool { return !f.leaseLost.Load() })
 	open, err := access.New(access.Config{Secrets: f.client.CoreV1(), Connector: f.connector, Resolver: f.names})
 	if err != nil {
 		t.Fatal(err)
@@ -109,6 +115,7 @@ func (f *fixture) restart(t *testing.T, usePVName bool) {
 		Claims:    f.client.CoreV1(),
 		Classes:   storagelisters.NewStorageClassLister(f.classes),
 		Access:    open,
+		Lease:     f.guard,
 		Events:    f.events,
 		Volumes:   f.client.CoreV1(),
 

@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/lease"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
@@ -49,8 +50,8 @@ func (p *Provisioner) Provision(ctx context.Context, options controller.Provisio
 	ctx = klog.NewContext(ctx, logger)
 
 	pv, err := p.provision(ctx, options)
-	if err == nil && !p.leading() {
-		err = errNotLeading // saving the volume is for who leads
+	if err == nil && !p.config.Lease.Held() {
+		err = lease.ErrNotLeading // only the leader may save the volume
 	}
 	if err != nil {
 		return nil, state(err), unwrapIgnored(err)

@@ -10,7 +10,6 @@ package provisioner
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,6 +25,7 @@ import (
 
 	"ceph.com/rbd-provisioner/provisioner/access"
 	"ceph.com/rbd-provisioner/provisioner/journal"
+	"ceph.com/rbd-provisioner/provisioner/lease"
 	"ceph.com/rbd-provisioner/provisioner/ownership"
 )
 
@@ -82,20 +82,15 @@ type Config struct {
 	MaxCloneDepth int
 	// Flattened is told of each clone that was flattened; nil for nobody.
 	Flattened func()
-	// Leading reports whether this replica surely leads; it is asked before
-	// each step that changes something. Nil means always.
-	Leading func() bool
+	// Lease guards what this replica does, and counts its operations: Drain it before
+	// the lease is given back. Nil means that there is no lease.
+	Lease *lease.Guard
 }
 
 // Provisioner implements the library's Provisioner and BlockProvisioner. It is
 // safe for concurrent use.
 type Provisioner struct {
 	config Config
-
-	// mu guards draining, and that no operation begins once it is set.
-	mu       sync.Mutex
-	draining bool
-	running  sync.WaitGroup
 
 	// forbidden holds the namespaces whose user secrets RBAC keeps from us,
 	// so that the log says it once.
@@ -129,6 +124,9 @@ func New(c Config) (*Provisioner, error) {
 	if c.Claims == nil || c.ClaimLister == nil || c.Classes == nil || c.Access == nil || c.Events == nil || c.Volumes == nil || c.VolumeLister == nil || c.VolumeIndex == nil {
 		return nil, errors.New("provisioner: Claims, ClaimLister, Classes, Access, Events, Volumes, VolumeLister and VolumeIndex are required")
 	}
+	if c.Lease == nil {
+		c.Lease = lease.New(nil)
+	}
 	p := &Provisioner{config: c, deleted: utilcache.NewExpiring(), released: utilcache.NewExpiring()}
 	cluster := unknownCluster
 	if c.ClusterUID != "" {
@@ -151,48 +149,21 @@ func (p *Provisioner) SupportsBlock(context.Context) bool { return true }
 // are to be removed, and those that are kept for a while.
 func (p *Provisioner) Trash() (waiting, kept int) { return p.purger.counts(time.Now()) }
 
-// Drain lets no operation begin any more and waits for those that run, or until
-// ctx ends. Call it before the lease is given up. An operation that Drain did
-// not wait for can be taken up by the next leader: names are fixed by the
-// claim, so it finds what was done.
-func (p *Provisioner) Drain(ctx context.Context) error {
-	p.mu.Lock()
-	p.draining = true
-	p.mu.Unlock()
-
-	done := make(chan struct{})
-	go func() {
-		p.running.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("wait for running operations: %w", ctx.Err())
-	}
-}
-
-// begin counts an operation in and returns what counts it out again. It returns
-// an IgnoredError, which the library passes over in silence, once Drain was
-// called, and errNotLeading when another replica may lead.
-//
-// It also cuts ctx off from cancellation: what has begun is finished, within
-// the deadlines of its single calls, since half of it is of no use to anybody.
+// begin counts an operation in and returns what counts it out again, as the lease's
+// guard does. Once that is drained, the error is an IgnoredError, which the library
+// passes over in silence.
 func (p *Provisioner) begin(ctx context.Context) (context.Context, func(), error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.draining {
-		return ctx, nil, &controller.IgnoredError{Reason: "the provisioner is stopping"}
+	ctx, end, err := p.config.Lease.Begin(ctx)
+	if errors.Is(err, lease.ErrStopping) {
+		return ctx, nil, &controller.IgnoredError{Reason: err.Error()}
 	}
-	if !p.leading() {
-		return ctx, nil, errNotLeading
+	if err != nil {
+		return ctx, nil, err
 	}
-	p.running.Add(1)
 	p.operations.Add(1)
-	return context.WithoutCancel(ctx), func() {
+	return ctx, func() {
 		p.ended.Store(ptr.To(time.Now()))
 		p.operations.Add(-1)
-		p.running.Done()
+		end()
 	}, nil
 }

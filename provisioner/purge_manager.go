@@ -10,6 +10,7 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"ceph.com/rbd-provisioner/provisioner/lease"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
@@ -69,7 +70,7 @@ func (p *Provisioner) askManager(ctx context.Context, pool rbd.Pool, in *purgePl
 		return true
 	case errors.Is(err, rbd.ErrManagerFailed):
 		item.ours = time.Now()
-	case errors.Is(err, rbd.ErrImageNotFound), errors.Is(err, errNotLeading), ctx.Err() != nil:
+	case errors.Is(err, rbd.ErrImageNotFound), errors.Is(err, lease.ErrNotLeading), ctx.Err() != nil:
 		// The removal here shows the same.
 	default:
 		in.managerAfter = time.Now().Add(managerAgain)

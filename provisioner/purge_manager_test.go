@@ -352,7 +352,7 @@ func (f *fixture) trashMany(t *testing.T, n int) {
 func TestPurgeManagerLeaseIsLost(t *testing.T) {
 	f := newManagedFixture(t)
 	f.trash(t, f.released(t))
-	f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallTrashed, Before: f.loseLease()})
+	f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallTrashed, Before: f.loseLease})
 	f.purgeAll(f.withLog(t.Context()))
 	checkSame(t, "what the manager has to do", 0, f.ceph.HandedOver(testPool))
 	checkSame(t, "the trash", []string{testImage}, f.ceph.Trash(testPool))

@@ -201,7 +201,7 @@ func TestRecoverDrained(t *testing.T) {
 	f.mustProvision(t)
 	f.dropLive(t)
 	f.restart(t, false)
-	if err := f.Drain(t.Context()); err != nil {
+	if err := f.guard.Drain(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if f.round(t, f.newRecovery()) {

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"time"
 
@@ -21,6 +20,7 @@ import (
 
 	"ceph.com/rbd-provisioner/provisioner"
 	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/lease"
 	"ceph.com/rbd-provisioner/provisioner/ownership"
 )
 
@@ -47,8 +47,8 @@ type controllerConfig struct {
 	// informers are not started yet.
 	informers informers.SharedInformerFactory
 	access    *access.Access
-	// leading reports whether this replica surely leads; nil means always.
-	leading  func() bool
+	// guard counts the operations of all that is made.
+	guard    *lease.Guard
 	registry prometheus.Registerer
 }
 
@@ -114,7 +114,7 @@ func newProvisioner(c controllerConfig, events record.EventRecorder) (*provision
 		ClaimLister:  core.PersistentVolumeClaims().Lister(),
 		Classes:      c.informers.Storage().V1().StorageClasses().Lister(),
 		Access:       c.access,
-		Leading:      c.leading,
+		Lease:        c.guard,
 		Events:       events,
 		Volumes:      c.client.CoreV1(),
 		VolumeLister: core.PersistentVolumes().Lister(),
@@ -172,10 +172,7 @@ func (c *controller) run(ctx context.Context) error {
 	// An operation makes several calls, but each begun one ends by then.
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.config.options.commandTimeout+drainGrace)
 	defer cancel()
-	// Both at once: each lets nothing begin any more before it waits.
-	drained := make(chan error, 1)
-	go func() { drained <- c.expansion.drain(drain) }()
-	if err := errors.Join(c.provisioner.Drain(drain), <-drained); err != nil {
+	if err := c.config.guard.Drain(drain); err != nil {
 		return err
 	}
 	// Nothing of it is under way any more: it ends at once.

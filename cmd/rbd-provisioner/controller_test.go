@@ -28,6 +28,7 @@ import (
 	"k8s.io/klog/v2/ktesting"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/lease"
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 )
 
@@ -127,6 +128,7 @@ func newStandby(ctx context.Context, t *testing.T) *standby {
 		client:     client,
 		informers:  s.informers,
 		access:     open,
+		guard:      lease.New(nil),
 		registry:   prometheus.NewRegistry(),
 	})
 	if err != nil {

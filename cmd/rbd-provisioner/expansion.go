@@ -48,7 +48,7 @@ func newExpansion(c controllerConfig, keeper ownership.Keeper, volumes access.Vo
 		Workers:      min(c.options.workers, maxExpansionWorkers),
 		BackoffStart: backoffStart,
 		BackoffCap:   backoffCap,
-		Leading:      c.leading,
+		Lease:        c.guard,
 		Resized:      newResizedCounter(c.registry),
 	})
 	if err != nil {
@@ -86,13 +86,4 @@ func (e *expansion) waitAllowed(ctx context.Context) error {
 		}
 		return err == nil && allowed, nil
 	})
-}
-
-// drain waits for volumes that grow, or until ctx ends. Nothing else begins then.
-// A nil expansion has none.
-func (e *expansion) drain(ctx context.Context) error {
-	if e == nil {
-		return nil
-	}
-	return e.loop.Drain(ctx)
 }

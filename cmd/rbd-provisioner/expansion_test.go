@@ -24,10 +24,6 @@ func TestExpansionSwitchedOff(t *testing.T) {
 	if !asked() || asked("-expansion=false") {
 		t.Errorf("asked: %v by default, %v with -expansion=false", asked(), asked("-expansion=false"))
 	}
-	var none *expansion
-	if err := none.drain(t.Context()); err != nil {
-		t.Error(err)
-	}
 }
 
 // The loop waits for its right, however long that is missing, and asks for the

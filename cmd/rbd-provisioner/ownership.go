@@ -26,7 +26,7 @@ func newOwnership(c controllerConfig, keeper ownership.Keeper, volumes access.Vo
 		Informer: cached.Informer(),
 		Lister:   cached.Lister(),
 		Events:   events,
-		Leading:  c.leading,
+		Lease:    c.guard,
 	})
 }
 

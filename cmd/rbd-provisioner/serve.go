@@ -21,6 +21,7 @@ import (
 
 	"ceph.com/rbd-provisioner/provisioner/access"
 	"ceph.com/rbd-provisioner/provisioner/goceph"
+	"ceph.com/rbd-provisioner/provisioner/lease"
 	"ceph.com/rbd-provisioner/provisioner/ops"
 )
 
@@ -93,9 +94,9 @@ func serve(ctx context.Context, o *options) (err error) {
 
 	factory := newInformers(clients.main)
 	tenure := newTenure(o.renewDeadline)
-	leading := tenure.leading
+	guard := lease.New(tenure.leading)
 	if !o.leaderElection {
-		leading = nil
+		guard = lease.New(nil)
 	}
 	c, err := newController(ctx, controllerConfig{
 		options:    o,
@@ -103,7 +104,7 @@ func serve(ctx context.Context, o *options) (err error) {
 		client:     clients.main,
 		informers:  factory,
 		access:     open,
-		leading:    leading,
+		guard:      guard,
 		registry:   registry,
 	})
 	if err != nil {

@@ -23,6 +23,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/lease"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
@@ -62,9 +63,9 @@ type Config struct {
 	Lister   corelisters.PersistentVolumeLister
 	// Events tells people of volumes whose image is another cluster's.
 	Events record.EventRecorder
-	// Leading reports whether this replica surely leads; it is asked before each step
-	// that changes something. Nil means always.
-	Leading func() bool
+	// Lease guards what this replica does, and counts its operations: Drain it before
+	// the lease is given back. Nil means that there is no lease.
+	Lease *lease.Guard
 }
 
 // Loop marks the images of volumes that are bound here as this cluster's, where they do
@@ -88,6 +89,9 @@ func NewLoop(c Config) (*Loop, error) {
 		c.Client == nil || c.Informer == nil || c.Lister == nil || c.Events == nil {
 		return nil, errors.New("ownership: Keeper, Volumes, Client, Informer, Lister and Events are required")
 	}
+	if c.Lease == nil {
+		c.Lease = lease.New(nil)
+	}
 	return &Loop{
 		config: c,
 		queue: workqueue.NewTypedRateLimitingQueue(
@@ -98,7 +102,8 @@ func NewLoop(c Config) (*Loop, error) {
 	}, nil
 }
 
-// Run works until ctx ends. What it has not come to then, the next leader finds.
+// Run works until ctx ends, and then until the volume that it is at is settled. What it
+// has not come to then, the next leader finds.
 func (l *Loop) Run(ctx context.Context) error {
 	see := func(obj any) {
 		if pv, ok := obj.(*corev1.PersistentVolume); ok && l.needsLook(pv) {
@@ -164,7 +169,7 @@ func (l *Loop) settle(ctx context.Context, name string) error {
 	}
 	record, err := volume.Read(pv)
 	if err != nil {
-		return nil //nolint:nilerr // nobody knows its image; its deletion says so
+		return nil // nobody knows its image; its deletion says so
 	}
 	pool := strings.Join(append(record.Monitors, record.Pool), ",")
 	if time.Now().Before(l.silent[pool]) {
@@ -173,6 +178,11 @@ func (l *Loop) settle(ctx context.Context, name string) error {
 	if err := l.pace.Wait(ctx); err != nil {
 		return err // ctx has ended
 	}
+	ctx, end, err := l.config.Lease.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
 	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("PV", name))
 	ours, err := l.own(ctx, pv, record)
 	for _, silence := range []error{rbd.ErrUnreachable, rbd.ErrTimeout, rbd.ErrConnectionLost} {
@@ -207,8 +217,8 @@ func (l *Loop) own(ctx context.Context, pv *corev1.PersistentVolume, record volu
 	if err != nil {
 		return false, access.Explain(err, location)
 	}
-	if !l.leading() {
-		return false, errNotLeading
+	if !l.config.Lease.Held() {
+		return false, lease.ErrNotLeading
 	}
 	keeper := l.config.Keeper
 	owner := volume.OwnerOf(pv, keeper.Identity, keeper.Cluster)
@@ -241,8 +251,8 @@ func (l *Loop) own(ctx context.Context, pv *corev1.PersistentVolume, record volu
 // note has a volume say that its image is marked. What it is told of a former cluster
 // has been done, or was wrong, and would take the image back once it was handed on.
 func (l *Loop) note(ctx context.Context, pv *corev1.PersistentVolume) error {
-	if !l.leading() {
-		return errNotLeading
+	if !l.config.Lease.Held() {
+		return lease.ErrNotLeading
 	}
 	ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
 	defer cancel()
@@ -262,8 +272,3 @@ func (l *Loop) note(ctx context.Context, pv *corev1.PersistentVolume) error {
 	}
 	return err
 }
-
-// errNotLeading is about a replica that was halted for longer than its lease.
-var errNotLeading = errors.New("this replica did not renew its lease in time, and another one may lead: it does nothing more")
-
-func (l *Loop) leading() bool { return l.config.Leading == nil || l.config.Leading() }

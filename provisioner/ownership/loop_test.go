@@ -5,8 +5,8 @@ package ownership_test
 import (
 	"cmp"
 	"context"
+	"errors"
 	"maps"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -19,10 +19,10 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
-	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/record"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/lease"
 	"ceph.com/rbd-provisioner/provisioner/ownership"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
@@ -47,6 +47,7 @@ type fixture struct {
 	client  *fake.Clientset
 	factory informers.SharedInformerFactory
 	events  *record.FakeRecorder
+	guard   *lease.Guard
 	leading atomic.Bool
 	loop    *ownership.Loop
 }
@@ -56,6 +57,7 @@ func newFixture(t *testing.T, marks map[string]string, change func(*corev1.Persi
 	t.Helper()
 	f := &fixture{T: t, ceph: rbdtest.NewCluster(monitor), events: record.NewFakeRecorder(10)}
 	f.leading.Store(true)
+	f.guard = lease.New(f.leading.Load)
 	f.ceph.AddPool(pool)
 	admin := f.ceph.AddUser("admin", rbdtest.Caps{AllPools: true})
 	f.inPool(func(p rbd.Pool) error {
@@ -92,7 +94,7 @@ func newFixture(t *testing.T, marks map[string]string, change func(*corev1.Persi
 		Informer: cached.Informer(),
 		Lister:   cached.Lister(),
 		Events:   f.events,
-		Leading:  f.leading.Load,
+		Lease:    f.guard,
 	})
 	f.must(err)
 	f.factory.StartWithContext(t.Context())
@@ -281,18 +283,40 @@ func TestLeftAlone(t *testing.T) {
 			f.checkAlone()
 		})
 	}
-	t.Run("by one that does not lead", func(t *testing.T) {
+	t.Run("by one that leads no more", func(t *testing.T) {
 		f := newFixture(t, full(there), func(pv *corev1.PersistentVolume) { pv.Annotations[volume.AnnFormerCluster] = there })
-		f.leading.Store(false)
 		before, annotations := maps.Clone(f.marks()), f.volume().Annotations
+		f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallImage, Before: func() { f.leading.Store(false) }})
 		f.run()
-		f.eventually("the image is looked at", func() bool {
-			return f.ceph.Open() == 0 && slices.ContainsFunc(f.client.Actions(), func(a clienttesting.Action) bool { return a.Matches("get", "secrets") })
-		})
+		f.eventually("the image is looked at", func() bool { return !f.leading.Load() && f.ceph.Open() == 0 })
 		f.checkSame(before, annotations)
 		f.leading.Store(true)
 		f.eventually("the image is taken over", func() bool { return f.volume().Annotations[volume.AnnFormerCluster] == "" })
 	})
+}
+
+// TestStop: what has begun is finished before the lease is given back, and nothing
+// begins any more.
+func TestStop(t *testing.T) {
+	f := newFixture(t, nil, nil)
+	entered, leave := make(chan struct{}), make(chan struct{})
+	f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallSetMetadata, Before: func() { close(entered); <-leave }})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- f.loop.Run(ctx) }()
+	<-entered
+	cancel()
+	over, end := context.WithCancel(t.Context())
+	end()
+	if err := f.guard.Drain(over); !errors.Is(err, context.Canceled) {
+		t.Errorf("while an image is marked: %v", err)
+	}
+	close(leave)
+	f.must(f.guard.Drain(t.Context()))
+	f.must(<-ended)
+	if f.marks()[volume.MetaCluster] != here || f.volume().Annotations[volume.AnnKubernetesCluster] != here {
+		t.Errorf("what had begun was not finished: the image has %v, the volume %v", f.marks(), f.volume().Annotations)
+	}
 }
 
 // checkAlone checks that the loop leaves image and volume as they are. It has passed the

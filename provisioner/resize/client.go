@@ -12,6 +12,7 @@ import (
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/lease"
 )
 
 // fencedClient is the client of external-resizer, which patches claims and volumes
@@ -20,37 +21,37 @@ import (
 // would take a newer size back. Events are let through.
 type fencedClient struct {
 	kubernetes.Interface
-	loop *Loop
+	lease *lease.Guard
 }
 
 // CoreV1 implements kubernetes.Interface.
 func (c fencedClient) CoreV1() corev1client.CoreV1Interface {
-	return fencedCore{c.Interface.CoreV1(), c.loop}
+	return fencedCore{c.Interface.CoreV1(), c.lease}
 }
 
 type fencedCore struct {
 	corev1client.CoreV1Interface
-	loop *Loop
+	lease *lease.Guard
 }
 
 // PersistentVolumes implements CoreV1Interface.
 func (c fencedCore) PersistentVolumes() corev1client.PersistentVolumeInterface {
-	return fencedVolumes{c.CoreV1Interface.PersistentVolumes(), c.loop}
+	return fencedVolumes{c.CoreV1Interface.PersistentVolumes(), c.lease}
 }
 
 // PersistentVolumeClaims implements CoreV1Interface.
 func (c fencedCore) PersistentVolumeClaims(namespace string) corev1client.PersistentVolumeClaimInterface {
-	return fencedClaims{c.CoreV1Interface.PersistentVolumeClaims(namespace), c.loop}
+	return fencedClaims{c.CoreV1Interface.PersistentVolumeClaims(namespace), c.lease}
 }
 
 type fencedVolumes struct {
 	corev1client.PersistentVolumeInterface
-	loop *Loop
+	lease *lease.Guard
 }
 
 // Patch implements PersistentVolumeInterface.
 func (v fencedVolumes) Patch(ctx context.Context, name string, kind types.PatchType, data []byte, options metav1.PatchOptions, subresources ...string) (*corev1.PersistentVolume, error) {
-	end, err := v.loop.begin()
+	ctx, end, err := v.lease.Begin(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -62,12 +63,12 @@ func (v fencedVolumes) Patch(ctx context.Context, name string, kind types.PatchT
 
 type fencedClaims struct {
 	corev1client.PersistentVolumeClaimInterface
-	loop *Loop
+	lease *lease.Guard
 }
 
 // Patch implements PersistentVolumeClaimInterface.
 func (c fencedClaims) Patch(ctx context.Context, name string, kind types.PatchType, data []byte, options metav1.PatchOptions, subresources ...string) (*corev1.PersistentVolumeClaim, error) {
-	end, err := c.loop.begin()
+	ctx, end, err := c.lease.Begin(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -39,7 +39,7 @@ func newFileSystems(l *Loop) *fileSystems {
 	core := c.Factory.Core().V1()
 	return &fileSystems{
 		Loop:    l,
-		client:  fencedClient{c.Client, l},
+		client:  fencedClient{c.Client, c.Lease},
 		volumes: core.PersistentVolumes().Lister(),
 		claims:  core.PersistentVolumeClaims().Lister(),
 		queue: workqueue.NewTypedRateLimitingQueue(

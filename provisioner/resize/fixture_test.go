@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/lease"
 	"ceph.com/rbd-provisioner/provisioner/ownership"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
@@ -42,7 +43,8 @@ type fixture struct {
 	client  *fake.Clientset
 	factory informers.SharedInformerFactory
 	pv      *corev1.PersistentVolume
-	// leading is what Config.Leading returns.
+	guard   *lease.Guard
+	// leading is what guard asks.
 	leading func() bool
 
 	mu      sync.Mutex // guards results
@@ -72,6 +74,7 @@ func newFixture(t *testing.T, change func(*corev1.PersistentVolumeClaim, *corev1
 		change(claim, pv)
 	}
 	f.pv = pv
+	f.guard = lease.New(func() bool { return f.leading() })
 	f.client = fake.NewClientset([]runtime.Object{secret, class, claim, pv}...)
 	f.factory = informers.NewSharedInformerFactory(f.client, 0)
 	open, err := access.New(access.Config{Secrets: f.client.CoreV1(), Connector: rbdtest.NewConnector(f.ceph)})
@@ -89,7 +92,7 @@ func newFixture(t *testing.T, change func(*corev1.PersistentVolumeClaim, *corev1
 		Workers:      2,
 		BackoffStart: time.Millisecond,
 		BackoffCap:   10 * time.Millisecond,
-		Leading:      func() bool { return f.leading() },
+		Lease:        f.guard,
 		Resized: func(err error) {
 			f.mu.Lock()
 			defer f.mu.Unlock()

@@ -8,7 +8,6 @@ package resize
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
@@ -19,14 +18,8 @@ import (
 	"k8s.io/klog/v2"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/lease"
 	"ceph.com/rbd-provisioner/provisioner/ownership"
-)
-
-var (
-	// errNotLeading is about a replica that was halted for longer than its
-	// lease. The claim is that of another one, or of this one again.
-	errNotLeading = errors.New("this replica did not renew its lease in time, and another one may lead: it does nothing more")
-	errStopping   = errors.New("this replica is stopping: the next one goes on")
 )
 
 // Config has what New needs. All are required, where they do not say otherwise.
@@ -48,9 +41,11 @@ type Config struct {
 	// failed comes again.
 	BackoffStart, BackoffCap time.Duration
 
-	// Leading reports whether this replica surely leads; it is asked before
-	// each step that changes something. Nil means always.
-	Leading func() bool
+	// Lease guards what this replica does, and counts its operations: calls to Ceph
+	// and changes in Kubernetes. Drain it before the lease is given back. What that cuts
+	// off between the image and the claim, the next leader finds and ends. Nil means
+	// that there is no lease.
+	Lease *lease.Guard
 	// Resized is told how each attempt ended; nil for nobody.
 	Resized func(error)
 }
@@ -58,11 +53,6 @@ type Config struct {
 // Loop grows volumes. It is safe for concurrent use, but to be run once.
 type Loop struct {
 	config Config
-
-	// mu guards draining, and that no operation begins once it is set.
-	mu       sync.Mutex
-	draining bool
-	running  sync.WaitGroup
 }
 
 // New returns a Loop, or an error that names what c lacks.
@@ -74,16 +64,19 @@ func New(c Config) (*Loop, error) {
 	if c.Workers < 1 || c.BackoffStart <= 0 || c.BackoffCap < c.BackoffStart || c.ResyncPeriod <= 0 {
 		return nil, errors.New("resize: Workers, BackoffStart, BackoffCap and ResyncPeriod are required")
 	}
+	if c.Lease == nil {
+		c.Lease = lease.New(nil)
+	}
 	return &Loop{config: c}, nil
 }
 
-// Run works on claims until ctx ends. What is under way then, Drain waits for.
+// Run works on claims until ctx ends. What is under way then, draining the lease's
+// guard waits for.
 //
 // The controller is made only here: it queues each claim that it is told of, and
 // a replica that does not lead would never take one off again.
 func (l *Loop) Run(ctx context.Context) {
 	c := l.config
-	base := context.WithoutCancel(ctx)
 	var clones sync.WaitGroup
 	defer clones.Wait()
 	clones.Go(func() {
@@ -99,9 +92,9 @@ func (l *Loop) Run(ctx context.Context) {
 		&resizer{
 			Loop:    l,
 			claims:  c.Factory.Core().V1().PersistentVolumeClaims().Lister(),
-			context: func() context.Context { return base },
+			context: func() context.Context { return ctx },
 		},
-		fencedClient{c.Client, l},
+		fencedClient{c.Client, c.Lease},
 		c.ResyncPeriod,
 		c.Factory,
 		workqueue.NewTypedItemExponentialFailureRateLimiter[string](c.BackoffStart, c.BackoffCap),
@@ -110,41 +103,3 @@ func (l *Loop) Run(ctx context.Context) {
 	).Run(c.Workers, ctx)
 	klog.FromContext(ctx).V(2).Info("No more volumes are grown")
 }
-
-// Drain lets nothing begin any more, neither calls to Ceph nor changes in
-// Kubernetes, and waits for those that run, or until ctx ends. Call it before the
-// lease is given up. What it cut off between the image and the claim, the next
-// leader finds and ends.
-func (l *Loop) Drain(ctx context.Context) error {
-	l.mu.Lock()
-	l.draining = true
-	l.mu.Unlock()
-
-	done := make(chan struct{})
-	go func() {
-		l.running.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("wait for volumes that grow: %w", ctx.Err())
-	}
-}
-
-// begin counts an operation in, and returns what counts it out again.
-func (l *Loop) begin() (end func(), err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.draining {
-		return nil, errStopping
-	}
-	if !l.leading() {
-		return nil, errNotLeading
-	}
-	l.running.Add(1)
-	return l.running.Done, nil
-}
-
-func (l *Loop) leading() bool { return l.config.Leading == nil || l.config.Leading() }

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 
+	"ceph.com/rbd-provisioner/provisioner/lease"
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 )
 
@@ -36,7 +37,7 @@ func (f *fixture) run() (stop func()) {
 		<-done
 		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 		defer cancel()
-		if err := f.Drain(drain); err != nil {
+		if err := f.guard.Drain(drain); err != nil {
 			f.t.Error(err)
 		}
 	}
@@ -185,24 +186,24 @@ func TestDrain(t *testing.T) {
 	<-ran
 	over, end := context.WithCancel(t.Context())
 	end()
-	if err := f.Drain(over); !errors.Is(err, context.Canceled) {
+	if err := f.guard.Drain(over); !errors.Is(err, context.Canceled) {
 		t.Errorf("while a volume grows: %v", err)
 	}
 	close(leave)
-	if err := f.Drain(t.Context()); err != nil {
+	if err := f.guard.Drain(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if f.size() != 2*gib {
 		t.Errorf("the image has %d bytes: what had begun was not finished", f.size())
 	}
-	if _, _, err := f.resizer().Resize(f.pv, resource.MustParse("3Gi")); !errors.Is(err, errStopping) {
+	if _, _, err := f.resizer().Resize(f.pv, resource.MustParse("3Gi")); !errors.Is(err, lease.ErrStopping) {
 		t.Errorf("after it: %v", err)
 	}
-	client := fencedClient{f.client, f.Loop}.CoreV1()
-	if _, err := client.PersistentVolumes().Patch(t.Context(), "pvc-1234", types.MergePatchType, []byte(`{}`), metav1.PatchOptions{}); !errors.Is(err, errStopping) {
+	client := fencedClient{f.client, f.guard}.CoreV1()
+	if _, err := client.PersistentVolumes().Patch(t.Context(), "pvc-1234", types.MergePatchType, []byte(`{}`), metav1.PatchOptions{}); !errors.Is(err, lease.ErrStopping) {
 		t.Errorf("a volume was patched: %v", err)
 	}
-	if _, err := client.PersistentVolumeClaims("apps").Patch(t.Context(), "data", types.MergePatchType, []byte(`{}`), metav1.PatchOptions{}); !errors.Is(err, errStopping) {
+	if _, err := client.PersistentVolumeClaims("apps").Patch(t.Context(), "data", types.MergePatchType, []byte(`{}`), metav1.PatchOptions{}); !errors.Is(err, lease.ErrStopping) {
 		t.Errorf("a claim was patched: %v", err)
 	}
 	f.checkClosed()

@@ -18,6 +18,7 @@ import (
 	externalresizer "github.com/kubernetes-csi/external-resizer/pkg/resizer"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/lease"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
@@ -26,8 +27,7 @@ import (
 type resizer struct {
 	*Loop
 	claims corelisters.PersistentVolumeClaimLister
-	// context is that of the loop, without its end: what has begun is finished,
-	// within the deadlines of its single calls. external-resizer hands in none.
+	// context is that of the loop: external-resizer hands in none.
 	context func() context.Context
 }
 
@@ -72,7 +72,7 @@ func (r *resizer) Resize(pv *corev1.PersistentVolume, requested resource.Quantit
 }
 
 func (r *resizer) resize(ctx context.Context, pv *corev1.PersistentVolume, requested resource.Quantity) (int64, error) {
-	end, err := r.begin()
+	ctx, end, err := r.config.Lease.Begin(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -131,8 +131,8 @@ func (r *resizer) growImage(ctx context.Context, pool rbd.Pool, pv *corev1.Persi
 	if err != nil {
 		return 0, err
 	}
-	if !r.leading() {
-		return 0, errNotLeading
+	if !r.config.Lease.Held() {
+		return 0, lease.ErrNotLeading
 	}
 	if err := r.config.Keeper.Secure(ctx, pool, pv, record, image); err != nil {
 		return 0, err
@@ -143,8 +143,8 @@ func (r *resizer) growImage(ctx context.Context, pool rbd.Pool, pv *corev1.Persi
 		klog.FromContext(ctx).Info("Image is large enough", "image", record.Image, "pool", record.Pool, "sizeBytes", has)
 		return has, nil
 	}
-	if !r.leading() {
-		return 0, errNotLeading
+	if !r.config.Lease.Held() {
+		return 0, lease.ErrNotLeading
 	}
 	if err := pool.GrowImage(ctx, record.Image, uint64(wanted)); err != nil { // #nosec G115 -- ImageSize returns no negative size
 		return 0, err
@@ -171,7 +171,7 @@ func (e infeasible) Unwrap() error { return e.error }
 //
 // Each is tried again.
 func verdict(err error) error {
-	for _, unclear := range []error{rbd.ErrTimeout, rbd.ErrConnectionLost, errNotLeading, errStopping} {
+	for _, unclear := range []error{rbd.ErrTimeout, rbd.ErrConnectionLost, lease.ErrNotLeading, lease.ErrStopping} {
 		if errors.Is(err, unclear) {
 			return err
 		}
