@@ -47,7 +47,6 @@ func (p *Provisioner) Delete(ctx context.Context, pv *corev1.PersistentVolume) e
 		return err
 	}
 	defer pool.Close()
-	pool.Pool = p.fence(pool.Pool)
 	d := deletion{p, pool, location, pv, record}
 	if err := d.run(ctx); err != nil {
 		return access.Explain(err, location)

@@ -63,9 +63,8 @@ type fixture struct {
 	journals        journalFixture
 	events          *record.FakeRecorder
 	names           FakeResolver
-	// guard is that of the process, which leads until it loses the lease.
-	guard     *lease.Guard
-	leaseLost atomic.Bool
+	guard           *lease.Guard // of the process, which leads until leaseLost
+	leaseLost       atomic.Bool
 	// secrets are texts that no error, event or log line may show.
 	secrets []string
 
@@ -104,7 +103,7 @@ func (f *fixture) restart(t *testing.T, usePVName bool) {
 	t.Helper()
 	f.leaseLost.Store(false)
 	f.guard = lease.New(func() bool { return !f.leaseLost.Load() })
-	open, err := access.New(access.Config{Secrets: f.client.CoreV1(), Connector: f.connector, Resolver: f.names})
+	open, err := access.New(access.Config{Secrets: f.client.CoreV1(), Connector: f.connector, Resolver: f.names, Lease: f.guard})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -176,5 +176,5 @@ func (p *Provisioner) flattenOnce(ctx context.Context, item flattenItem) error {
 	if other := volume.ForeignCluster(image.Metadata, p.config.ClusterUID); other != "" {
 		return fmt.Errorf("clone %q belongs to another Kubernetes cluster by now (%s): it is left alone", item.key.image, other)
 	}
-	return p.fence(pool.Pool).FlattenImage(ctx, item.key.image)
+	return pool.FlattenImage(ctx, item.key.image)
 }

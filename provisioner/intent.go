@@ -163,7 +163,6 @@ func (p *Provisioner) clear(ctx context.Context, batch journal.Batch) error {
 		return err
 	}
 	defer pool.Close()
-	pool.Pool = p.fence(pool.Pool)
 	if pool.FSID != batch.Place.FSID {
 		return access.ErrOtherCluster
 	}

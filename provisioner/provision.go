@@ -103,7 +103,6 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 		return nil, errNotStarted{err}
 	}
 	defer pool.Close()
-	pool.Pool = p.fence(pool.Pool)
 	if len(pool.Monitors.Kernel) == 0 {
 		return nil, errNotStarted{errors.New("no monitor that is left speaks message protocol 1 (port 6789), " +
 			"the only one that nodes map images with")}

@@ -78,7 +78,6 @@ func (p *Provisioner) purgeDue(ctx context.Context, place journal.Place, in *pur
 		return err
 	}
 	defer pool.Close()
-	pool.Pool = p.fence(pool.Pool)
 	if pool.FSID != place.FSID {
 		return access.ErrOtherCluster
 	}

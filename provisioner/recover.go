@@ -171,7 +171,6 @@ func (r *recovery) visit(ctx context.Context, w whereabout, visited map[journal.
 		return place, false, err
 	}
 	defer pool.Close()
-	pool.Pool = r.fence(pool.Pool)
 	place = journal.Place{FSID: pool.FSID, Pool: w.location.Pool}
 	r.leads[w.key] = place
 	if visited[place] || r.isSettled(place) {

@@ -87,17 +87,17 @@ func serve(ctx context.Context, o *options) (err error) {
 		return err
 	}
 	closers = append(closers, func() { closeConnector(ctx, connector) })
-	open, err := access.New(access.Config{Secrets: clients.main.CoreV1(), Connector: connector, Workers: o.workers})
-	if err != nil {
-		return err
-	}
-
-	factory := newInformers(clients.main)
 	tenure := newTenure(o.renewDeadline)
 	guard := lease.New(tenure.leading)
 	if !o.leaderElection {
 		guard = lease.New(nil)
 	}
+	open, err := access.New(access.Config{Secrets: clients.main.CoreV1(), Connector: connector, Workers: o.workers, Lease: guard})
+	if err != nil {
+		return err
+	}
+
+	factory := newInformers(clients.main)
 	c, err := newController(ctx, controllerConfig{
 		options:    o,
 		clusterUID: clusterUID,

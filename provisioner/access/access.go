@@ -19,6 +19,7 @@ import (
 	utilcache "k8s.io/apimachinery/pkg/util/cache"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
+	"ceph.com/rbd-provisioner/provisioner/lease"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
@@ -41,6 +42,12 @@ type Config struct {
 	// likewise for volumes: of several clusters, one that is slow gets half of
 	// them. Zero means no limit.
 	Workers int
+	// Lease is asked before each call that changes something; such a call returns
+	// lease.ErrNotLeading otherwise. Nil means that there is no lease.
+	Lease *lease.Guard
+	// Observe is told of each call to a pool by the name of its rbd.Op, how long it
+	// took and how it ended; nil for nobody. It is called by many goroutines.
+	Observe func(op string, d time.Duration, err error)
 }
 
 // DefaultTimeout bounds calls that are not to Ceph.
@@ -53,6 +60,8 @@ type Access struct {
 	resolver  Resolver
 	timeout   time.Duration
 	gate      *gate
+	lease     *lease.Guard
+	observe   func(op string, d time.Duration, err error)
 	// reading has the Secrets that are being read, recent what was read of others
 	// in the last secretAge.
 	reading singleflight.Group
@@ -70,21 +79,16 @@ func New(c Config) (*Access, error) {
 	if c.Timeout == 0 {
 		c.Timeout = DefaultTimeout
 	}
+	if c.Lease == nil {
+		c.Lease = lease.New(nil)
+	}
 	return &Access{secrets: c.Secrets, connector: c.Connector, resolver: c.Resolver, timeout: c.Timeout,
-		gate: newGate(c.Workers), recent: utilcache.NewExpiring()}, nil
-}
-
-// Pool is an open pool, with what was learned on the way to it.
-type Pool struct {
-	rbd.Pool
-	// FSID is the identity of the cluster.
-	FSID string
-	// Monitors are those that the location named, as addresses.
-	Monitors Monitors
+		gate: newGate(c.Workers), lease: c.Lease, observe: c.Observe, recent: utilcache.NewExpiring()}, nil
 }
 
 // Open opens the pool of a location for the work on a claim. The caller must
-// Close it, and not make calls that it began outlive that. The errors are those
+// Close it, and not make calls that it began outlive that. Calls that change
+// something need the lease. The errors are those
 // of ReadKey, Resolve, Connector.Connect and Cluster.OpenPool, with the remedy
 // added; whatever the error, nothing in Ceph was changed.
 //
@@ -111,7 +115,7 @@ func (a *Access) enter(ctx context.Context, l volume.Location, u use) (*Pool, er
 		v.leave()
 		return nil, err
 	}
-	pool.Pool = watchedPool{pool.Pool, v}
+	pool.Pool, pool.visit = rbd.Around(pool.Pool, a.around(v)), v
 	return pool, nil
 }
 

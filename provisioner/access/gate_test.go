@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/lease"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 	"ceph.com/rbd-provisioner/provisioner/volume"
@@ -51,6 +52,11 @@ type gated struct {
 	*access.Access
 	one, two  *rbdtest.Cluster
 	connector *FakeSilence // of the first one
+	leaseLost atomic.Bool
+
+	mu sync.Mutex // guards observed
+	// observed are the calls that Config.Observe was told of.
+	observed []string
 }
 
 func newGated(t *testing.T, workers int) *gated {
@@ -71,7 +77,15 @@ func newGated(t *testing.T, workers int) *gated {
 		}
 	}
 	var err error
-	g.Access, err = access.New(access.Config{Secrets: client.CoreV1(), Connector: g.connector, Workers: workers})
+	g.Access, err = access.New(access.Config{
+		Secrets: client.CoreV1(), Connector: g.connector, Workers: workers,
+		Lease: lease.New(func() bool { return !g.leaseLost.Load() }),
+		Observe: func(op string, d time.Duration, err error) {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			g.observed = append(g.observed, fmt.Sprintf("%s %v %v", op, d, errors.Is(err, rbd.ErrTimeout)))
+		},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,6 +195,18 @@ func TestWhatCountsAsSilence(t *testing.T) {
 		{"removing one, which may take long", func(ctx context.Context, p *access.Pool) error {
 			return p.RemoveImage(ctx, "x")
 		}, false},
+		{"going on with that, which may take long, too", func(ctx context.Context, p *access.Pool) error {
+			return p.FinishRemovals(ctx, "x")
+		}, false},
+		{"removing one from the trash", func(ctx context.Context, p *access.Pool) error {
+			return p.RemoveTrashed(ctx, "x")
+		}, false},
+		{"flattening one", func(ctx context.Context, p *access.Pool) error {
+			return p.FlattenImage(ctx, "x")
+		}, false},
+		{"asking the manager, which may be down alone", func(ctx context.Context, p *access.Pool) error {
+			return p.HandOverTrashed(ctx, "x")
+		}, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -221,7 +247,10 @@ func TestWhatCountsAsSilence(t *testing.T) {
 // hold makes calls on images wait until release is called.
 func (g *gated) hold() (release func()) {
 	held := make(chan struct{})
-	for _, call := range []rbdtest.Call{rbdtest.CallCreateImage, rbdtest.CallImage, rbdtest.CallSetMetadata, rbdtest.CallRemoveImage} {
+	for _, call := range []rbdtest.Call{
+		rbdtest.CallCreateImage, rbdtest.CallImage, rbdtest.CallSetMetadata, rbdtest.CallRemoveImage,
+		rbdtest.CallFinishRemovals, rbdtest.CallRemoveTrashed, rbdtest.CallFlattenImage, rbdtest.CallHandOverTrashed,
+	} {
 		g.one.Fake(rbdtest.FakeFault{Call: call, Before: func() { <-held }, Times: 1000})
 	}
 	return func() { close(held) }

@@ -218,7 +218,7 @@ func (l *Loop) own(ctx context.Context, pv *corev1.PersistentVolume, record volu
 		return false, access.Explain(err, location)
 	}
 	if !l.config.Lease.Held() {
-		return false, lease.ErrNotLeading
+		return false, lease.ErrNotLeading // only the leader may tell of it
 	}
 	keeper := l.config.Keeper
 	owner := volume.OwnerOf(pv, keeper.Identity, keeper.Cluster)

@@ -84,7 +84,7 @@ func newFixture(t *testing.T, marks map[string]string, change func(*corev1.Persi
 		Data:       map[string][]byte{access.KeyEntry: []byte(admin.Key.Reveal())},
 	}}...)
 	f.factory = informers.NewSharedInformerFactory(f.client, 0)
-	open, err := access.New(access.Config{Secrets: f.client.CoreV1(), Connector: rbdtest.NewConnector(f.ceph)})
+	open, err := access.New(access.Config{Secrets: f.client.CoreV1(), Connector: rbdtest.NewConnector(f.ceph), Lease: f.guard})
 	f.must(err)
 	cached := f.factory.Core().V1().PersistentVolumes()
 	f.loop, err = ownership.NewLoop(ownership.Config{

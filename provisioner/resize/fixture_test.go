@@ -77,7 +77,7 @@ func newFixture(t *testing.T, change func(*corev1.PersistentVolumeClaim, *corev1
 	f.guard = lease.New(func() bool { return f.leading() })
 	f.client = fake.NewClientset([]runtime.Object{secret, class, claim, pv}...)
 	f.factory = informers.NewSharedInformerFactory(f.client, 0)
-	open, err := access.New(access.Config{Secrets: f.client.CoreV1(), Connector: rbdtest.NewConnector(f.ceph)})
+	open, err := access.New(access.Config{Secrets: f.client.CoreV1(), Connector: rbdtest.NewConnector(f.ceph), Lease: f.guard})
 	if err != nil {
 		t.Fatal(err)
 	}

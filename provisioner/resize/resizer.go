@@ -131,9 +131,6 @@ func (r *resizer) growImage(ctx context.Context, pool rbd.Pool, pv *corev1.Persi
 	if err != nil {
 		return 0, err
 	}
-	if !r.config.Lease.Held() {
-		return 0, lease.ErrNotLeading
-	}
 	if err := r.config.Keeper.Secure(ctx, pool, pv, record, image); err != nil {
 		return 0, err
 	}
@@ -142,9 +139,6 @@ func (r *resizer) growImage(ctx context.Context, pool rbd.Pool, pv *corev1.Persi
 	if has := int64(image.SizeBytes); has >= wanted { // #nosec G115 -- Ceph has no image of 8 EiB
 		klog.FromContext(ctx).Info("Image is large enough", "image", record.Image, "pool", record.Pool, "sizeBytes", has)
 		return has, nil
-	}
-	if !r.config.Lease.Held() {
-		return 0, lease.ErrNotLeading
 	}
 	if err := pool.GrowImage(ctx, record.Image, uint64(wanted)); err != nil { // #nosec G115 -- ImageSize returns no negative size
 		return 0, err
