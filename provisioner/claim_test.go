@@ -118,7 +118,7 @@ func TestUnwantedWithForeignImage(t *testing.T) {
 // never asks again, and an image of a process that died would stay for good.
 func TestUnwantedUnclear(t *testing.T) {
 	for _, call := range []rbdtest.Call{
-		rbdtest.CallConnect, rbdtest.CallOpenPool, rbdtest.CallImage, rbdtest.CallSetMetadata,
+		rbdtest.CallConnect, rbdtest.CallOpenPool, rbdtest.CallImage, rbdtest.CallSetMetadata, rbdtest.CallSetNotes,
 	} {
 		t.Run(string(call), func(t *testing.T) {
 			f := newFixture(t)

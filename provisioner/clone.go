@@ -97,13 +97,13 @@ func (c cloning) key() imageKey {
 func (c cloning) run(ctx context.Context) (err error) {
 	if c.hasJournal() {
 		if c.earlier, err = c.journal.Of(ctx, c.pool, c.image); err != nil {
-			return errNotStarted{err}
+			return err
 		}
 	}
 	image, err := c.pool.Image(ctx, c.image)
 	found := err == nil
 	if err != nil && !errors.Is(err, rbd.ErrImageNotFound) {
-		return errNotStarted{err}
+		return err
 	}
 	if found && image.Metadata[metaVolume] == c.owner.Volume && image.Metadata[metaIdentity] == c.owner.Identity {
 		// Made already: the source may be gone.
@@ -119,13 +119,13 @@ func (c cloning) run(ctx context.Context) (err error) {
 		return c.flattened(ctx, image)
 	}
 	if c.source.err != nil {
-		return errNotStarted{c.source.err}
+		return c.source.err
 	}
 	// Neither a deletion of the source may come between, nor another clone of it:
 	// each snapshot has all clients answer that have the image open.
 	unlock, locked := c.images.lockWithin(c.key().place, c.source.record.Image, sourceWait)
 	if !locked {
-		return errNotStarted{fmt.Errorf("other clones of %s are being made, or it is being deleted: it is tried again by itself", c.source.what())}
+		return fmt.Errorf("other clones of %s are being made, or it is being deleted: it is tried again by itself", c.source.what())
 	}
 	defer unlock()
 	source, err := c.lookAtSource(ctx)
@@ -168,16 +168,16 @@ func (c cloning) forgetEarlier(ctx context.Context, image rbd.Image, found bool)
 	return found, c.pool.RemoveSnapshot(ctx, c.earlier.SourceID, cloneSnapshot(c.intent.ClaimUID))
 }
 
-// lookAtSource asks Ceph for the source. Its error wraps errNotStarted.
+// lookAtSource asks Ceph for the source.
 func (c cloning) lookAtSource(ctx context.Context) (rbd.Image, error) {
 	s := c.source
 	if s.record.FSID != "" && s.record.FSID != c.pool.FSID {
-		return rbd.Image{}, errNotStarted{fmt.Errorf("%s is in Ceph cluster %q: use a StorageClass with its monitors, since %q is another one",
-			s.what(), s.record.FSID, c.pool.FSID)}
+		return rbd.Image{}, fmt.Errorf("%s is in Ceph cluster %q: use a StorageClass with its monitors, since %q is another one",
+			s.what(), s.record.FSID, c.pool.FSID)
 	}
 	image, err := c.pool.Image(ctx, s.record.Image)
 	if err != nil {
-		return image, errNotStarted{fmt.Errorf("%s can't be cloned: %w", s.what(), err)}
+		return image, fmt.Errorf("%s can't be cloned: %w", s.what(), err)
 	}
 	switch whose := volume.Foreign(image.Metadata, c.ownedBy(s.volume)); {
 	case whose != "":
@@ -188,10 +188,7 @@ func (c cloning) lookAtSource(ctx context.Context) (rbd.Image, error) {
 		err = fmt.Errorf("%s has nearly as many snapshots and clones as Linux can map an image with: "+
 			"it is cloned once some are removed or flattened", s.what())
 	}
-	if err != nil {
-		return image, errNotStarted{err}
-	}
-	return image, nil
+	return image, err
 }
 
 // isWhole looks at an image of the clone's name that is not marked. It reports
@@ -219,8 +216,8 @@ func (c cloning) isWhole(ctx context.Context, source, image rbd.Image) (bool, er
 		}
 		written, err := c.pool.Written(ctx, c.image)
 		if err == nil && written {
-			err = errNotStarted{fmt.Errorf("image %q in pool %q exists and %w: it has data: rename or remove it",
-				c.image, c.location.Pool, errImageConflict)}
+			err = fmt.Errorf("image %q in pool %q exists and %w: it has data: rename or remove it",
+				c.image, c.location.Pool, errImageConflict)
 		}
 		if err != nil {
 			return false, err
@@ -237,7 +234,7 @@ func (c cloning) isWhole(ctx context.Context, source, image rbd.Image) (bool, er
 func (c cloning) make(ctx context.Context, source rbd.Image) (rbd.Image, error) {
 	snapshot := cloneSnapshot(c.intent.ClaimUID)
 	if err := c.pool.SnapshotImage(ctx, source.ID, snapshot); err != nil {
-		return rbd.Image{}, errNotStarted{err}
+		return rbd.Image{}, err
 	}
 	spec := rbd.CloneSpec{Source: c.source.record.Image, Snapshot: snapshot, DataPool: c.params.DataPool}
 	err := c.pool.CloneImage(ctx, c.image, spec)
@@ -263,7 +260,7 @@ func (c cloning) make(ctx context.Context, source rbd.Image) (rbd.Image, error) 
 				"image", c.source.record.Image, "snapshot", snapshot, "err", err)
 		}
 	}
-	return rbd.Image{}, createFault(err)
+	return rbd.Image{}, err
 }
 
 // finish does what is left once the image is there. What says whose it is comes

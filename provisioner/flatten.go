@@ -3,7 +3,6 @@
 package provisioner
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +25,11 @@ const flattenEvery = time.Second
 // cloned from it meanwhile is lost.
 var errFlattening = errors.New("its clone is being flattened, since it depends on more images than -max-clone-depth allows " +
 	"or its source has many clones: it gets its volume by itself once all data is copied")
+
+// notFlattened is errFlattening after a failure, with the words of what went wrong.
+type notFlattened struct{ error }
+
+func (e notFlattened) Unwrap() []error { return []error{errFlattening, e.error} }
 
 // flattener knows which clones are to be flattened. What it forgets with its process,
 // the next attempt for the claim tells it again. The zero flattener is ready, and safe
@@ -51,8 +55,9 @@ type flattenItem struct {
 	backoff time.Duration
 }
 
-// request says that a clone is to be flattened, and returns why it is not yet: after
-// a failure what went wrong, else errFlattening. The location opens its pool.
+// request says that a clone is to be flattened, and returns why it is not yet: an error
+// that wraps errFlattening, after a failure in the words of that. The location opens its
+// pool.
 func (f *flattener) request(key imageKey, location volume.Location, parent string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -66,7 +71,10 @@ func (f *flattener) request(key imageKey, location volume.Location, parent strin
 		f.items[key] = item
 	}
 	item.location, item.parent = location, parent
-	return cmp.Or(item.err, errFlattening)
+	if item.err != nil {
+		return notFlattened{item.err}
+	}
+	return errFlattening
 }
 
 // begin returns clones whose turn it is, one in each pool where none is being

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
@@ -96,7 +97,8 @@ func TestFlattenFails(t *testing.T) {
 		f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallFlattenImage, Err: rbd.ErrPoolFull, Times: 3})
 		f.mustWait(t)
 		f.flattenFor(t, 15*time.Second)
-		_, _, err := f.provision(t.Context(), t)
+		_, state, err := f.provision(t.Context(), t)
+		checkSame(t, "the state", controller.ProvisioningInBackground, state)
 		const want = `flatten image "kubernetes-dynamic-pvc-5678" in pool "rbd": pool is full or over its quota: free space, add storage, or raise the quota`
 		if err == nil || err.Error() != want {
 			t.Errorf("got %v, want %s", err, want)

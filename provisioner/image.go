@@ -65,27 +65,16 @@ func (p *Provisioner) ensureImage(ctx context.Context, pool rbd.Pool, r request,
 		return p.createAndMark(ctx, pool, r, spec, owner)
 	}
 	if err != nil {
-		return createFault(err)
+		return err
 	}
 	return p.mark(ctx, pool, r.image, owner)
 }
 
 func (p *Provisioner) createAndMark(ctx context.Context, pool rbd.Pool, r request, spec rbd.ImageSpec, owner owner) error {
 	if err := pool.CreateImage(ctx, r.image, spec); err != nil {
-		return createFault(err)
+		return err
 	}
 	return p.mark(ctx, pool, r.image, owner)
-}
-
-// createFault marks those errors of CreateImage that are a plain no: the image
-// was not made.
-func createFault(err error) error {
-	for _, no := range []error{rbd.ErrPermissionDenied, rbd.ErrPoolNotFound, rbd.ErrNotSupported} {
-		if errors.Is(err, no) {
-			return errNotStarted{err}
-		}
-	}
-	return err
 }
 
 // mark writes into the image whose it is. A crash before it leaves an image
@@ -116,7 +105,7 @@ func (p *Provisioner) adoptImage(ctx context.Context, pool rbd.Pool, r request, 
 	}
 	if image.Metadata[metaFlattening] == flatteningPending {
 		// Nobody has it yet.
-		return false, errNotStarted{fmt.Errorf("%w: it was to be flattened", errImageConflict)}
+		return false, fmt.Errorf("%w: it was to be flattened", errImageConflict)
 	}
 	if marked(image.Metadata, owner.marks()) {
 		return true, nil
@@ -128,8 +117,8 @@ func (p *Provisioner) adoptImage(ctx context.Context, pool rbd.Pool, r request, 
 // the one that r asks for.
 func (r request) checkConflict(image rbd.Image, owner volume.Owner) error {
 	if reason := conflict(image, r, owner); reason != "" {
-		return errNotStarted{fmt.Errorf("image %q in pool %q exists and %w: %s",
-			r.image, r.params.Pool, errImageConflict, reason)}
+		return fmt.Errorf("image %q in pool %q exists and %w: %s",
+			r.image, r.params.Pool, errImageConflict, reason)
 	}
 	return nil
 }

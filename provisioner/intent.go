@@ -82,15 +82,12 @@ func (p *Provisioner) makeNoted(ctx context.Context, pool *access.Pool, location
 	return p.note(ctx, pool, in)
 }
 
-// note writes an intent down, if there is a journal. Its error wraps errNotStarted.
+// note writes an intent down, if there is a journal.
 func (p *Provisioner) note(ctx context.Context, pool rbd.Notes, in journal.Intent) error {
 	if !p.hasJournal() {
 		return nil
 	}
-	if err := p.journal.Write(ctx, pool, in); err != nil {
-		return errNotStarted{err}
-	}
-	return nil
+	return p.journal.Write(ctx, pool, in)
 }
 
 func (p *Provisioner) hasJournal() bool { return p.journal.Object != "" }

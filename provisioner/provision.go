@@ -49,14 +49,14 @@ func (p *Provisioner) Provision(ctx context.Context, options controller.Provisio
 		"StorageClass", options.StorageClass.Name)
 	ctx = klog.NewContext(ctx, logger)
 
-	pv, err := p.provision(ctx, options)
+	pv, changed, err := p.provision(ctx, options)
 	if err == nil && !p.config.Lease.Held() {
 		err = lease.ErrNotLeading // only the leader may save the volume
 	}
 	if err != nil {
-		return nil, state(err), unwrapIgnored(err)
+		return nil, state(err, changed), unwrapIgnored(err)
 	}
-	return pv, state(nil), nil
+	return pv, state(nil, changed), nil
 }
 
 // unwrapIgnored returns the IgnoredError in err, bare, since the library looks
@@ -69,19 +69,21 @@ func unwrapIgnored(err error) error {
 	return err
 }
 
-func (p *Provisioner) provision(ctx context.Context, options controller.ProvisionOptions) (*corev1.PersistentVolume, error) {
+// provision makes the image and returns the volume. Beside an error, changed says that
+// there may be an image that was made for the claim, by this call or an earlier one.
+func (p *Provisioner) provision(ctx context.Context, options controller.ProvisionOptions) (pv *corev1.PersistentVolume, changed bool, err error) {
 	r, err := p.newRequest(options)
 	if err != nil {
-		return nil, errNotStarted{err}
+		return nil, false, err
 	}
 	wanted, err := p.claimWantsVolume(ctx, options)
 	if err != nil {
-		return nil, errNotStarted{err}
+		return nil, false, err
 	}
 	location := r.params.Location()
 	if wanted {
 		if err := p.checkUserSecret(ctx, options.PVC, r); err != nil {
-			return nil, errNotStarted{err}
+			return nil, false, err
 		}
 	}
 	if r.isClone() {
@@ -92,29 +94,26 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 	}
 	pool, err := p.config.Access.Open(ctx, location)
 	if err != nil && r.source != nil && r.source.err != nil {
-		return nil, errNotStarted{r.source.err}
+		return nil, false, r.source.err
 	}
 	if err != nil {
-		if !wanted {
-			// Somebody may have made the image before: ask until it is
-			// certain.
-			return nil, err
-		}
-		return nil, errNotStarted{err}
+		// Somebody may have made the image of a claim that is not wanted any more: ask
+		// until it is certain.
+		return nil, !wanted, err
 	}
 	defer pool.Close()
 	if len(pool.Monitors.Kernel) == 0 {
-		return nil, errNotStarted{errors.New("no monitor that is left speaks message protocol 1 (port 6789), " +
-			"the only one that nodes map images with")}
+		return nil, !wanted, errors.New("no monitor that is left speaks message protocol 1 (port 6789), " +
+			"the only one that nodes map images with")
 	}
 	for _, unresolved := range pool.Monitors.Unresolved {
 		p.config.Events.Event(options.PVC, corev1.EventTypeWarning, reasonMonitorUnresolved, unresolved.Error())
 	}
 
 	if err := p.makeImage(ctx, pool, location, r, options.PVC, wanted); err != nil {
-		return nil, access.Explain(err, location)
+		return nil, !wanted || pool.Changed(), access.Explain(err, location)
 	}
-	return p.newVolume(options, r, pool), nil
+	return p.newVolume(options, r, pool), true, nil
 }
 
 // claimWantsVolume looks at the claim once more, since the library's copy may be

@@ -8,31 +8,40 @@ import (
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 )
 
-// errNotStarted marks an error before which this call changed nothing in Ceph.
-// It has no text of its own.
-type errNotStarted struct{ error }
-
-func (e errNotStarted) Unwrap() error { return e.error }
-
-// state says what an error of Provision means to the library:
+// state says what an error of Provision means to the library, where changed says that
+// there may be an image that was made for the claim:
 //
-//   - NoChange when this call changed nothing: an earlier one may have, and the
-//     library goes on remembering that.
-//   - Background for everything else: an answer may have been lost, and an image
-//     made all the same. The library then calls Provision again, even when the
-//     claim is gone by then, and what was made is found by its fixed name. A
-//     call too many costs nothing; one too few leaks an image.
+//	the error                                           changed   state
+//	none                                                any       Finished
+//	an image of the name is there that is not the one   any       NoChange
+//	the clone is there, and is to be flattened          any       Background
+//	any other                                           no        NoChange
+//	any other                                           yes       Background
+//
+// NoChange has the library remember what it knew: this call changed nothing, an earlier
+// one may have. After Background it calls Provision again, even when the claim is gone
+// by then, and what was made is found by its fixed name. A call too many costs nothing;
+// one too few leaks an image.
+//
+// changed is what access.Pool.Changed says: whether a call that changes an image was
+// begun that was not plainly refused. An image that is there already counts, since
+// CreateImage has then found one. Notes do not count, nor do snapshots, and a call that
+// was refused for want of the lease. Two things are known only here, and are said in
+// provision: that the volume was made and may not be saved; and that the claim is not
+// wanted any more, so that it is asked until it is certain whether there is an image,
+// also where no pool could be opened.
 //
 // Finished is never returned with an error, since it makes the library forget.
 // Neither is Reschedule: an image can be reached from any node.
-func state(err error) controller.ProvisioningState {
-	var notStarted errNotStarted
+func state(err error, changed bool) controller.ProvisioningState {
 	switch {
 	case err == nil:
 		return controller.ProvisioningFinished
-	case errors.As(err, &notStarted):
+	case errors.Is(err, errImageConflict):
 		return controller.ProvisioningNoChange
-	default:
+	case changed, errors.Is(err, errFlattening):
 		return controller.ProvisioningInBackground
+	default:
+		return controller.ProvisioningNoChange
 	}
 }

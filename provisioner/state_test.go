@@ -10,27 +10,66 @@ import (
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
 	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 )
 
 func TestState(t *testing.T) {
+	const finished, noChange, background = controller.ProvisioningFinished, controller.ProvisioningNoChange, controller.ProvisioningInBackground
 	for _, test := range []struct {
 		name string
 		err  error
-		want controller.ProvisioningState
+		// without and with are the states where nothing was changed, and where
+		// something may have been.
+		without, with controller.ProvisioningState
 	}{
-		{"success", nil, controller.ProvisioningFinished},
-		{"nothing was done yet", errNotStarted{errors.New("no secret")}, controller.ProvisioningNoChange},
-		{"the same, with words around it", fmt.Errorf("user's %w", errNotStarted{errors.New("no secret")}), controller.ProvisioningNoChange},
-		{"an answer that did not come", rbd.ErrTimeout, controller.ProvisioningInBackground},
-		{"a connection that broke", rbd.ErrConnectionLost, controller.ProvisioningInBackground},
-		{"a full pool, perhaps half-way through", rbd.ErrPoolFull, controller.ProvisioningInBackground},
-		{"anything unknown", errors.New("unknown"), controller.ProvisioningInBackground},
-		{"a plain no to creating", createFault(fmt.Errorf("create: %w", rbd.ErrPermissionDenied)), controller.ProvisioningNoChange},
-		{"no such data pool", createFault(rbd.ErrPoolNotFound), controller.ProvisioningNoChange},
-		{"a no that may have come late", createFault(rbd.ErrPoolFull), controller.ProvisioningInBackground},
+		{"success", nil, finished, finished},
+		{"an answer that did not come", rbd.ErrTimeout, noChange, background},
+		{"anything unknown", errors.New("unknown"), noChange, background},
+		{"another image of the name", fmt.Errorf("image: %w: its size differs", errImageConflict), noChange, noChange},
+		{"a clone that is to be flattened", errFlattening, background, background},
+		{"one that could not be flattened", fmt.Errorf("%w: free space", notFlattened{rbd.ErrPoolFull}), background, background},
 	} {
-		if got := state(test.err); got != test.want {
-			t.Errorf("%s: got %s, want %s", test.name, got, test.want)
-		}
+		checkSame(t, test.name+", with nothing changed", test.without, state(test.err, false))
+		checkSame(t, test.name+", with something changed", test.with, state(test.err, true))
+	}
+}
+
+// TestCloneStates is about which faults in the making of a clone have the library come
+// back also when the claim is gone by then.
+func TestCloneStates(t *testing.T) {
+	const noChange, background = controller.ProvisioningNoChange, controller.ProvisioningInBackground
+	crashes := cloneCrashes()
+	for _, test := range []struct {
+		name  string
+		fault rbdtest.FakeFault
+		err   error
+		want  controller.ProvisioningState
+	}{
+		{"the journal can't be read", crashes["before the journal is read"], errUnknown, noChange},
+		{"whether it is there is not known", crashes["before it is known to be new"], errUnknown, noChange},
+		{"the source can't be looked at", crashes["before the source is seen"], errUnknown, noChange},
+		{"the intent can't be written", crashes["before the intent"], errUnknown, noChange},
+		{"the intent was written, the answer lost", crashes["after the intent"], rbd.ErrTimeout, noChange},
+		{"no snapshot of the source", crashes["before the snapshot"], errUnknown, noChange},
+		{"one all the same, the answer lost", crashes["after the snapshot"], rbd.ErrTimeout, noChange},
+		{"the clone is denied", crashes["before the clone"], rbd.ErrPermissionDenied, noChange},
+		{"its data pool is none", crashes["before the clone"], rbd.ErrNotSupported, noChange},
+		{"the pool is full", crashes["in the clone"], rbd.ErrPoolFull, background},
+		{"the clone was made, the answer lost", crashes["after the clone"], rbd.ErrTimeout, background},
+		{"the snapshot stays", crashes["before the snapshot's end"], errUnknown, background},
+		{"the clone can't be grown", crashes["before it grows"], errUnknown, background},
+		{"the clone can't be marked", crashes["before the mark"], errUnknown, background},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := newCloneFixture(t)
+			f.options.PVC.Spec.Resources.Requests = storage("2Gi") // to be grown
+			test.fault.Err = test.err
+			f.ceph.Fake(test.fault)
+			_, state, err := f.provision(t.Context(), t)
+			if !errors.Is(err, test.err) {
+				t.Fatalf("got the error %v, want %v", err, test.err)
+			}
+			checkSame(t, "the state", test.want, state)
+		})
 	}
 }

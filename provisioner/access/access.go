@@ -115,7 +115,7 @@ func (a *Access) enter(ctx context.Context, l volume.Location, u use) (*Pool, er
 		v.leave()
 		return nil, err
 	}
-	pool.Pool, pool.visit = rbd.Around(pool.Pool, a.around(v)), v
+	pool.Pool, pool.visit = rbd.Around(pool.Pool, a.around(pool)), v
 	return pool, nil
 }
 

@@ -50,6 +50,7 @@ func (f *FakeSilence) Connect(ctx context.Context, creds rbd.Credentials) (rbd.C
 // pools "a" and "b".
 type gated struct {
 	*access.Access
+	t         *testing.T
 	one, two  *rbdtest.Cluster
 	connector *FakeSilence // of the first one
 	leaseLost atomic.Bool
@@ -61,7 +62,7 @@ type gated struct {
 
 func newGated(t *testing.T, workers int) *gated {
 	t.Helper()
-	g := &gated{one: rbdtest.NewCluster("10.0.0.1:6789"), two: rbdtest.NewCluster("10.0.0.2:6789")}
+	g := &gated{t: t, one: rbdtest.NewCluster("10.0.0.1:6789"), two: rbdtest.NewCluster("10.0.0.2:6789")}
 	g.connector = &FakeSilence{Connector: rbdtest.NewConnector(g.one, g.two), monitor: "10.0.0.1"}
 	client := fake.NewClientset()
 	for name, c := range map[string]*rbdtest.Cluster{"10.0.0.1": g.one, "10.0.0.2": g.two} {

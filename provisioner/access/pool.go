@@ -4,6 +4,8 @@ package access
 
 import (
 	"context"
+	"errors"
+	"sync/atomic"
 	"time"
 
 	"ceph.com/rbd-provisioner/provisioner/lease"
@@ -20,7 +22,15 @@ type Pool struct {
 	Monitors Monitors
 
 	visit *visit
+	// changes counts the calls that have changed an image, or may have.
+	changes atomic.Int64
 }
+
+// Changed reports whether a call through this pool may have changed an image: from when
+// the first such call was begun, also after an error, unless that is a plain no. Notes
+// and snapshots do not count, since they make no image and no difference to a claim's:
+// a snapshot that is left is found by a note of before.
+func (p *Pool) Changed() bool { return p.changes.Load() > 0 }
 
 // Close implements rbd.Pool.
 func (p *Pool) Close() {
@@ -29,16 +39,18 @@ func (p *Pool) Close() {
 }
 
 // around is what each call to a pool goes through, from the outside in: the lease
-// first, so that a refusal does not count as an answer of the cluster.
-func (a *Access) around(v *visit) func(context.Context, rbd.Op, func(context.Context) error) error {
+// first, so that a refusal neither counts as an answer of the cluster nor as a change.
+func (a *Access) around(p *Pool) func(context.Context, rbd.Op, func(context.Context) error) error {
 	return func(ctx context.Context, op rbd.Op, call func(context.Context) error) error {
 		if err := a.fence(op); err != nil {
 			return err
 		}
-		v.begins(op)
+		p.begins(op)
+		p.visit.begins(op)
 		began := time.Now()
 		err := call(ctx)
-		v.ends(op, began, err)
+		p.visit.ends(op, began, err)
+		p.ends(op, err)
 		if a.observe != nil {
 			a.observe(op.Name, time.Since(began), err)
 		}
@@ -72,4 +84,34 @@ func (v *visit) ends(op rbd.Op, began time.Time, err error) {
 	if op.Slow {
 		v.setRemoving(false)
 	}
+}
+
+// begins counts a call that may change an image, ends takes one back that did not.
+func (p *Pool) begins(op rbd.Op) {
+	if changesImage(op) {
+		p.changes.Add(1)
+	}
+}
+
+func (p *Pool) ends(op rbd.Op, err error) {
+	if changesImage(op) && plainNo(op, err) {
+		p.changes.Add(-1)
+	}
+}
+
+func changesImage(op rbd.Op) bool {
+	switch op.Name {
+	case rbd.OpSetNotes, rbd.OpRemoveNotes, rbd.OpSnapshotImage, rbd.OpRemoveSnapshot:
+		return false
+	}
+	return op.Changes
+}
+
+// plainNo reports whether an error says that an image was not made, and that there is
+// none either that an earlier attempt made. A full pool may have been met half-way.
+func plainNo(op rbd.Op, err error) bool {
+	if op.Name != rbd.OpCreateImage && op.Name != rbd.OpCloneImage {
+		return false
+	}
+	return errors.Is(err, rbd.ErrPermissionDenied) || errors.Is(err, rbd.ErrPoolNotFound) || errors.Is(err, rbd.ErrNotSupported)
 }

@@ -103,3 +103,81 @@ func TestObserve(t *testing.T) {
 		}
 	})
 }
+
+// TestChanged is about which calls may have changed an image.
+func TestChanged(t *testing.T) {
+	create := func(g *gated, p *access.Pool) error {
+		return p.CreateImage(g.t.Context(), "new", rbd.ImageSpec{SizeBytes: 1})
+	}
+	fails := func(call rbdtest.Call, err error, work func(*gated, *access.Pool) error) func(*gated, *access.Pool) error {
+		return func(g *gated, p *access.Pool) error {
+			g.one.Fake(rbdtest.FakeFault{Call: call, Err: err})
+			if got := work(g, p); !errors.Is(got, err) {
+				g.t.Errorf("got %v, want %v", got, err)
+			}
+			return nil
+		}
+	}
+	clone := func(g *gated, p *access.Pool) error {
+		return p.CloneImage(g.t.Context(), "new", rbd.CloneSpec{Source: "old", Snapshot: "s"})
+	}
+	mark := func(g *gated, p *access.Pool) error {
+		return p.SetMetadata(g.t.Context(), "old", map[string]string{"a": "b"})
+	}
+	for _, test := range []struct {
+		name string
+		work func(*gated, *access.Pool) error
+		want bool
+	}{
+		{"nothing is asked", func(*gated, *access.Pool) error { return nil }, false},
+		{"an image is looked at", func(g *gated, p *access.Pool) error {
+			_, err := p.Image(g.t.Context(), "old")
+			return err
+		}, false},
+		{"notes are written and cleared", func(g *gated, p *access.Pool) error {
+			return errors.Join(p.SetNotes(g.t.Context(), "o", map[string][]byte{"k": nil}), p.RemoveNotes(g.t.Context(), "o", "k"))
+		}, false},
+		{"a snapshot is made and removed", func(g *gated, p *access.Pool) error {
+			i, err := p.Image(g.t.Context(), "old")
+			return errors.Join(err, p.SnapshotImage(g.t.Context(), i.ID, "s"), p.RemoveSnapshot(g.t.Context(), i.ID, "s"))
+		}, false},
+		{"an image is made", create, true},
+		{"an image is there", func(g *gated, p *access.Pool) error {
+			if err := p.CreateImage(g.t.Context(), "old", rbd.ImageSpec{SizeBytes: 1}); !errors.Is(err, rbd.ErrImageExists) {
+				return errors.New("it was made")
+			}
+			return nil
+		}, true},
+		{"the answer is lost", fails(rbdtest.CallCreateImage, rbd.ErrTimeout, create), true},
+		{"the pool is full", fails(rbdtest.CallCreateImage, rbd.ErrPoolFull, create), true},
+		{"it is denied", fails(rbdtest.CallCreateImage, rbd.ErrPermissionDenied, create), false},
+		{"there is no data pool", fails(rbdtest.CallCreateImage, rbd.ErrPoolNotFound, create), false},
+		{"the data pool is none", fails(rbdtest.CallCreateImage, rbd.ErrNotSupported, create), false},
+		{"a clone is denied", fails(rbdtest.CallCloneImage, rbd.ErrPermissionDenied, clone), false},
+		{"a mark is denied", fails(rbdtest.CallSetMetadata, rbd.ErrPermissionDenied, mark), true},
+		{"it is denied after another call", func(g *gated, p *access.Pool) error {
+			return errors.Join(mark(g, p), fails(rbdtest.CallCreateImage, rbd.ErrPermissionDenied, create)(g, p))
+		}, true},
+		{"this replica leads no more", func(g *gated, p *access.Pool) error {
+			g.leaseLost.Store(true)
+			if err := create(g, p); !errors.Is(err, lease.ErrNotLeading) {
+				return errors.New("it was made")
+			}
+			return nil
+		}, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			g := newGated(t, 0)
+			if err := g.create(t.Context(), at("10.0.0.1", "a"), "old"); err != nil {
+				t.Fatal(err)
+			}
+			pool := g.mustOpen(t)
+			if err := test.work(g, pool); err != nil {
+				t.Fatal(err)
+			}
+			if pool.Changed() != test.want {
+				t.Errorf("got %v, want %v", pool.Changed(), test.want)
+			}
+		})
+	}
+}
