@@ -238,7 +238,8 @@ func (p *Provisioner) keepRestored(logger klog.Logger, place journal.Place, item
 		return false, err
 	}
 	p.purger.postpone(item, time.Now().Add(delay(&item.backoff)))
-	if !item.told {
+	// What Ceph's manager was asked to remove, it may still remove: no promise is made.
+	if !item.told && item.by != ByManager {
 		logger.Info("An image of a deleted volume stays in the trash, since another volume names it", "by", pv.Name)
 		p.config.Events.Eventf(pv, corev1.EventTypeWarning, reasonImageInTrash, "image %q in pool %q was deleted with volume %q: "+
 			"it stays in the trash for as long as this volume names it; bring it back with: rbd trash restore --pool %s %s",
