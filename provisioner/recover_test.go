@@ -9,6 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 	"ceph.com/rbd-provisioner/provisioner/storageclass"
@@ -132,19 +134,23 @@ func TestRecoverSaved(t *testing.T) {
 			f.checkIntents(t)
 		})
 	}
-	t.Run("by hand, under another name", func(t *testing.T) {
-		f := newFixture(t)
-		pv := f.mustProvision(t)
-		pv.Name = "by-hand"
-		if err := f.journals.volumes.Add(pv); err != nil {
-			t.Fatal(err)
-		}
-		f.dropLive(t)
-		f.restart(t, false)
-		f.recoverAll(t)
-		f.checkMade(t)
-		f.checkIntents(t)
-	})
+	for name, change := range map[string]func(*corev1.PersistentVolume){
+		"by hand, under another name": func(*corev1.PersistentVolume) {},
+		"by hand, for a CSI driver":   asCSI,
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			pv := f.mustProvision(t)
+			pv.Name = "by-hand"
+			change(pv)
+			f.cacheVolume(t, pv)
+			f.dropLive(t)
+			f.restart(t, false)
+			f.recoverAll(t)
+			f.checkMade(t)
+			f.checkIntents(t)
+		})
+	}
 	t.Run("in another cluster", func(t *testing.T) {
 		f := newFixture(t)
 		pv := f.mustProvision(t)
@@ -168,6 +174,7 @@ func TestRecoverLeavesAlone(t *testing.T) {
 		want     Outcome
 	}{
 		{"another volume's", 1 << 30, map[string]string{metaVolume: "pvc-other"}, nil, OutcomeForeign},
+		{"another cluster's", 1 << 30, marksWith(map[string]string{volume.MetaCluster: "cluster-2"}), nil, OutcomeForeign},
 		{"another identity's", 1 << 30, map[string]string{metaVolume: "pvc-1234", metaIdentity: "there"}, nil, OutcomeForeign},
 		{"one of another size, without marks", 2 << 30, nil, nil, OutcomeForeign},
 		{"one of another size, with all marks", 2 << 30, testMarks(), nil, OutcomeForeign},
