@@ -89,62 +89,56 @@ type trimmer struct {
 
 // trim is a cache.TransformFunc.
 func (t *trimmer) trim(obj any) (any, error) {
-	object, err := meta.Accessor(obj)
-	if err != nil {
-		// A tombstone has no metadata, and needs nothing taken out.
-		return obj, nil //nolint:nilerr // as said
-	}
-	object.SetManagedFields(nil)
 	switch object := obj.(type) {
 	case *corev1.PersistentVolume:
-		t.trimMeta(&object.ObjectMeta)
-		t.trimVolume(&object.Spec)
+		volume.Trim(object)
+		t.shareMeta(&object.ObjectMeta)
+		t.shareVolume(&object.Spec)
 	case *corev1.PersistentVolumeClaim:
+		object.ManagedFields = nil
 		if object.Spec.VolumeName == "" {
 			break
 		}
-		t.trimMeta(&object.ObjectMeta)
+		// As in volume.Trim.
+		maps.DeleteFunc(object.Annotations, func(key, _ string) bool {
+			return key == corev1.LastAppliedConfigAnnotation
+		})
+		t.shareMeta(&object.ObjectMeta)
 		if class := object.Spec.StorageClassName; class != nil {
 			share(class)
 		}
 		object.Spec.Resources.Requests = t.shareResources(object.Spec.Resources.Requests)
 		object.Status.Capacity = t.shareResources(object.Status.Capacity)
 		object.Status.AllocatedResources = t.shareResources(object.Status.AllocatedResources)
+	case metav1.Object:
+		object.SetManagedFields(nil)
 	}
+	// A tombstone needs nothing taken out.
 	return obj, nil
 }
 
-func (t *trimmer) trimMeta(object *metav1.ObjectMeta) {
-	// What kubectl apply was given: a second copy of all the rest. Not plain
-	// delete, which also writes to a map without it: this one may be shared
-	// already.
-	maps.DeleteFunc(object.Annotations, func(key, _ string) bool {
-		return key == corev1.LastAppliedConfigAnnotation
-	})
+func (t *trimmer) shareMeta(object *metav1.ObjectMeta) {
 	object.Annotations = t.shareTexts(object.Annotations)
 	object.Labels = t.shareTexts(object.Labels)
 	share(&object.Namespace)
 	shareAll(object.Finalizers)
 }
 
-func (t *trimmer) trimVolume(spec *corev1.PersistentVolumeSpec) {
+func (t *trimmer) shareVolume(spec *corev1.PersistentVolumeSpec) {
 	spec.Capacity = t.shareResources(spec.Capacity)
 	share(&spec.StorageClassName)
 	if ref := spec.ClaimRef; ref != nil {
 		share(&ref.Kind, &ref.Namespace, &ref.APIVersion)
 	}
-	if source := spec.RBD; source != nil {
-		shareAll(source.CephMonitors)
-		share(&source.RBDPool, &source.RadosUser, &source.Keyring, &source.FSType)
-		if secret := source.SecretRef; secret != nil {
-			share(&secret.Namespace, &secret.Name)
-		}
+	source := spec.RBD
+	if source == nil {
 		return
 	}
-	// Of volumes that are none of ours only their names are of interest, and which
-	// images they name.
-	volume.TrimSource(spec)
-	spec.NodeAffinity = nil
+	shareAll(source.CephMonitors)
+	share(&source.RBDPool, &source.RadosUser, &source.Keyring, &source.FSType)
+	if secret := source.SecretRef; secret != nil {
+		share(&secret.Namespace, &secret.Name)
+	}
 }
 
 func (t *trimmer) shareTexts(texts map[string]string) map[string]string {

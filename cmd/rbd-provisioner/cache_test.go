@@ -4,10 +4,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"reflect"
+	goruntime "runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -22,9 +25,13 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2/ktesting"
 	"k8s.io/utils/ptr"
 	libcontroller "sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
+
+	"ceph.com/rbd-provisioner/provisioner"
+	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
 func fullMeta(name string) metav1.ObjectMeta {
@@ -90,8 +97,8 @@ func TestTrim(t *testing.T) {
 		object.ManagedFields = nil
 		delete(object.Annotations, corev1.LastAppliedConfigAnnotation)
 	}
-	volume := fullVolume("a")
-	bare(&volume.ObjectMeta)
+	ours := fullVolume("a")
+	bare(&ours.ObjectMeta)
 	foreign := fullVolume("b")
 	foreign.Spec.PersistentVolumeSource = corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: "other"}}
 	wantForeign := foreign.DeepCopy()
@@ -113,8 +120,8 @@ func TestTrim(t *testing.T) {
 		name      string
 		full, got any
 	}{
-		{"a volume", volume, trimmed(t, &trimmer, fullVolume("a"))},
-		{"one that is trimmed already", volume, trimmed(t, &trimmer, trimmed(t, &trimmer, fullVolume("a")))},
+		{"a volume", ours, trimmed(t, &trimmer, fullVolume("a"))},
+		{"one that is trimmed already", ours, trimmed(t, &trimmer, trimmed(t, &trimmer, fullVolume("a")))},
 		{"one of another kind of storage", wantForeign, trimmed(t, &trimmer, foreign)},
 		{"one of a CSI driver that names an image", wantCSI, trimmed(t, &trimmer, csi)},
 		{"a claim", bound, trimmed(t, &trimmer, fullClaim("a", "a"))},
@@ -201,8 +208,8 @@ func (f *FakePages) list(action clienttesting.Action) (bool, runtime.Object, err
 	}
 	f.pages.Add(1)
 	list := &corev1.PersistentVolumeList{ListMeta: metav1.ListMeta{ResourceVersion: "9", Continue: next}}
-	for _, volume := range f.volumes[begin:end] {
-		list.Items = append(list.Items, *volume.DeepCopy())
+	for _, pv := range f.volumes[begin:end] {
+		list.Items = append(list.Items, *pv.DeepCopy())
 	}
 	return true, list, nil
 }
@@ -273,5 +280,93 @@ func TestNothingTrimmedIsLost(t *testing.T) {
 	live.ManagedFields, full.ManagedFields = nil, nil // the server's own
 	if diff := cmp.Diff(full, live); diff != "" {
 		t.Errorf("the volume changed (-want +got):\n%s", diff)
+	}
+}
+
+// stored makes the volume and the claim of a number as they come from the API server:
+// no text in them is shared with another object.
+func stored(b *testing.B, n int) (*corev1.PersistentVolume, *corev1.PersistentVolumeClaim) {
+	b.Helper()
+	uid := fmt.Sprintf("5f6a2f0e-8f3b-4c1d-9a77-%012d", n)
+	pv, claim := fullVolume("pvc-"+uid), fullClaim(fmt.Sprintf("data-web-%d", n), "pvc-"+uid)
+	for _, object := range []*metav1.ObjectMeta{&pv.ObjectMeta, &claim.ObjectMeta} {
+		object.Labels = nil
+		object.ManagedFields = []metav1.ManagedFieldsEntry{{
+			Manager: "rbd-provisioner", Operation: metav1.ManagedFieldsOperationUpdate, APIVersion: "v1", FieldsType: "FieldsV1",
+			FieldsV1: metav1.NewFieldsV1(strings.Repeat("f", 800)),
+		}}
+	}
+	pv.UID, claim.UID = types.UID("1"+uid[1:]), types.UID(uid)
+	pv.Spec.ClaimRef.Name, pv.Spec.ClaimRef.UID, pv.Spec.NodeAffinity = claim.Name, claim.UID, nil
+	pv.Spec.RBD.RBDImage = "kubernetes-dynamic-pvc-" + uid
+	pv.Finalizers = []string{"external-provisioner.volume.kubernetes.io/finalizer", "kubernetes.io/pv-protection"}
+	pv.Annotations = map[string]string{volume.AnnProvisionedBy: "ceph.com/rbd"}
+	volume.Record{
+		Identity: "ceph.com/rbd", Cluster: "0d0b0f9a-7b8f-4c57-9c4e-2d2f6a3c1b11", FSID: "c1d1f1de-9a55-4f0c-a2a7-8c3f0b7f1a22",
+		Monitors: []string{"10.0.0.1:6789", "10.0.0.2:6789", "10.0.0.3:6789"}, Pool: "kube", Image: pv.Spec.RBD.RBDImage,
+		User: "kube", UserSecret: volume.SecretRef{Namespace: "kube-system", Name: "ceph-user"},
+		Admin: "admin", AdminSecret: volume.SecretRef{Namespace: "kube-system", Name: "ceph-admin"},
+	}.Write(pv)
+	claim.Finalizers = []string{"kubernetes.io/pvc-protection"}
+	claim.Annotations = map[string]string{
+		"pv.kubernetes.io/bind-completed": "yes", "pv.kubernetes.io/bound-by-controller": "yes",
+		"volume.beta.kubernetes.io/storage-provisioner": "ceph.com/rbd", "volume.kubernetes.io/storage-provisioner": "ceph.com/rbd",
+	}
+	volumeBytes, err := pv.Marshal()
+	if err != nil {
+		b.Fatal(err)
+	}
+	claimBytes, err := claim.Marshal()
+	if err != nil {
+		b.Fatal(err)
+	}
+	pv, claim = new(corev1.PersistentVolume), new(corev1.PersistentVolumeClaim)
+	if err := errors.Join(pv.Unmarshal(volumeBytes), claim.Unmarshal(claimBytes)); err != nil {
+		b.Fatal(err)
+	}
+	return pv, claim
+}
+
+// heap is what is in use after a collection.
+func heap() uint64 {
+	var stats goruntime.MemStats
+	goruntime.GC()
+	goruntime.GC() // what unique has let go of
+	goruntime.ReadMemStats(&stats)
+	return stats.HeapAlloc
+}
+
+// BenchmarkCached tells how many bytes of the heap a volume of ours takes with its claim,
+// in caches with the indexes that the program has.
+func BenchmarkCached(b *testing.B) {
+	const many = 10000
+	for b.Loop() {
+		trim := new(trimmer).trim
+		before := heap()
+		volumes := cache.NewIndexer(cache.MetaNamespaceKeyFunc, provisioner.VolumeIndexers())
+		claims := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{
+			cache.NamespaceIndex: cache.MetaNamespaceIndexFunc,
+			"uid": func(obj any) ([]string, error) {
+				return []string{string(obj.(*corev1.PersistentVolumeClaim).UID)}, nil
+			},
+		})
+		for i := range many {
+			pv, claim := stored(b, i)
+			for _, cached := range []struct {
+				object any
+				in     cache.Indexer
+			}{{pv, volumes}, {claim, claims}} {
+				object, err := trim(cached.object)
+				if err != nil {
+					b.Fatal(err)
+				}
+				if err := cached.in.Add(object); err != nil {
+					b.Fatal(err)
+				}
+			}
+		}
+		b.ReportMetric(float64(heap()-before)/many, "B/volume")
+		goruntime.KeepAlive(volumes)
+		goruntime.KeepAlive(claims)
 	}
 }

@@ -29,7 +29,7 @@ func ImageKey(pool, image string) string { return pool + "/" + image }
 // source names in its handle and attributes, where drivers differ in their words. Keys
 // of images that do not exist do no harm.
 //
-// A cache has to keep of a volume what this reads: see TrimSource.
+// A cache has to keep of a volume what this reads: see Trim.
 func ImageKeys(pv *corev1.PersistentVolume) []string {
 	if source := pv.Spec.RBD; source != nil {
 		return []string{ImageKey(source.RBDPool, source.RBDImage)}
@@ -70,28 +70,6 @@ func ImageKeys(pv *corev1.PersistentVolume) []string {
 func MayBeIn(pv *corev1.PersistentVolume, fsid string) bool {
 	says := pv.Annotations[AnnClusterFSID]
 	return says == "" || fsid == "" || says == fsid
-}
-
-// TrimSource takes out of a volume that is not one of in-tree rbd what ImageKeys does
-// not read.
-func TrimSource(spec *corev1.PersistentVolumeSpec) {
-	if spec.RBD != nil {
-		return
-	}
-	var kept *corev1.CSIPersistentVolumeSource
-	if source := spec.CSI; source != nil {
-		attributes := map[string]string{}
-		for key, value := range source.VolumeAttributes {
-			if isPoolAttribute(key) || isImageAttribute(key) || isNamespaceAttribute(key) {
-				attributes[key] = value
-			}
-		}
-		// Without a pool no image is named.
-		if len(attributes) > 0 || strings.Contains(source.VolumeHandle, "/") || strings.HasPrefix(source.VolumeHandle, migratedHandle) {
-			kept = &corev1.CSIPersistentVolumeSource{Driver: source.Driver, VolumeHandle: source.VolumeHandle, VolumeAttributes: attributes}
-		}
-	}
-	spec.PersistentVolumeSource = corev1.PersistentVolumeSource{CSI: kept}
 }
 
 func isPoolAttribute(key string) bool { return strings.Contains(strings.ToLower(key), "pool") }

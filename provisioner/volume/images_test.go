@@ -8,7 +8,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -60,35 +59,12 @@ func TestImageKeys(t *testing.T) {
 				t.Errorf("names the image: got %v, want %v", got, test.names)
 			}
 			before := volume.ImageKeys(test.pv)
-			volume.TrimSource(&test.pv.Spec)
+			volume.Trim(test.pv)
 			if got := slices.Contains(volume.ImageKeys(test.pv), key); got != test.names {
 				t.Errorf("names the image once it is trimmed: got %v, want %v (%q before, %q after)", got, test.names,
 					before, volume.ImageKeys(test.pv))
 			}
 		})
-	}
-}
-
-// The cache keeps of other drivers' volumes what names an image, and nothing else.
-func TestTrimSource(t *testing.T) {
-	long := csi("pvc-1", map[string]string{"storage.kubernetes.io/csiProvisionerIdentity": "1-2-ebs"})
-	volume.TrimSource(&long.Spec)
-	if diff := cmp.Diff(corev1.PersistentVolumeSource{}, long.Spec.PersistentVolumeSource); diff != "" {
-		t.Errorf("a volume that names no pool (-want +got):\n%s", diff)
-	}
-
-	rbd := csi("image", map[string]string{"pool": "kube", "mounter": "rbd"})
-	rbd.Spec.CSI.NodeStageSecretRef = &corev1.SecretReference{Name: "secret"}
-	volume.TrimSource(&rbd.Spec)
-	want := csi("image", map[string]string{"pool": "kube"}).Spec.PersistentVolumeSource
-	if diff := cmp.Diff(want, rbd.Spec.PersistentVolumeSource); diff != "" {
-		t.Errorf("a volume that names an image (-want +got):\n%s", diff)
-	}
-
-	ours := inTree("kube", "image")
-	volume.TrimSource(&ours.Spec)
-	if diff := cmp.Diff(inTree("kube", "image"), ours); diff != "" {
-		t.Errorf("an in-tree volume (-want +got):\n%s", diff)
 	}
 }
 
