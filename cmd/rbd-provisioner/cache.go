@@ -145,6 +145,9 @@ func (t *trimmer) shareTexts(texts map[string]string) map[string]string {
 	if len(texts) == 0 {
 		return nil
 	}
+	if _, once := texts[volume.AnnDeletionBegun]; once {
+		return texts // no other volume has this time
+	}
 	key := make([]byte, 0, keyRoom)
 	for _, name := range slices.Sorted(maps.Keys(texts)) {
 		key = strconv.AppendQuote(strconv.AppendQuote(key, name), texts[name])

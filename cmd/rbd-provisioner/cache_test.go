@@ -156,6 +156,13 @@ func TestTrimShares(t *testing.T) {
 			t.Errorf("%s: not as they should be", name)
 		}
 	}
+	// Nor do volumes whose deletion was noted take the place of maps that are shared.
+	before := len(trimmer.texts.maps)
+	late := fullVolume("d")
+	late.Annotations["rbd.ceph.com/deletion-begun"] = "2026-11-26T22:00:00Z"
+	if got := trimmed(t, &trimmer, late).Annotations["rbd.ceph.com/deletion-begun"]; got == "" || len(trimmer.texts.maps) != before {
+		t.Errorf("the note %q is shared", got)
+	}
 	// Users can't fill the memory with maps that are never needed again.
 	for i := range 2 * poolSize {
 		object := fullClaim("c", "c")
