@@ -66,7 +66,8 @@ func (d deletion) run(ctx context.Context) error {
 	return d.trash(ctx, image)
 }
 
-// check says what keeps an image from being removed.
+// check says what keeps an image from being removed. Snapshots that attempts to clone it
+// left do not: they are removed on the way.
 func (d deletion) check(ctx context.Context, image rbd.Image) error {
 	if err := d.checkOthers(); err != nil {
 		return err
