@@ -115,20 +115,23 @@ func operate[T any](ctx context.Context, p *pool, o operation, f func(ioctx) (T,
 			return none, fmt.Errorf("%w: %w", rbd.ErrImageBusy, err)
 		}
 	}
-	if err := p.begin(); err != nil {
+	counted, err := p.begin()
+	if err != nil {
 		unlock()
 		return none, err
 	}
 	start := time.Now()
-	return run(ctx, func() (T, error) {
+	value, err := run(ctx, func() (T, error) {
 		defer unlock()
 		value, err := f(p.io)
 		err = translate(err, o.notFound)
-		p.end(err)
+		counted.end(err)
 		o.log.V(4).Info(o.message, "call", o.attempt, "pool", p.name,
 			"duration", time.Since(start), "err", err)
 		return value, err
 	}, nil)
+	counted.abandon() // unless it has ended
+	return value, err
 }
 
 // checkName refuses what a C function would read as another name.

@@ -5,6 +5,7 @@ package goceph
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -110,6 +111,40 @@ func TestWaitForANameEnds(t *testing.T) {
 		}
 		p.Close()
 		cluster.Close()
+	})
+}
+
+// TestManyUnansweredCalls checks that calls that nobody waits for any more do not become
+// more without end, and that all is well once they are answered.
+func TestManyUnansweredCalls(t *testing.T) {
+	inBubble(t, Config{Timeout: second}, func(t *testing.T, f *fakeCeph, c *Connector) {
+		cluster, p := openImages(t, c, fakeCreds())
+		defer cluster.Close()
+		defer p.Close()
+		answer := make(chan struct{})
+		f.onCall = func(string) error { <-answer; return nil }
+		call := func(i int) (time.Duration, error) {
+			begin := time.Now()
+			_, err := p.Image(t.Context(), fmt.Sprint("image-", i))
+			return time.Since(begin), err
+		}
+		for i := range maxAbandoned {
+			if took, err := call(i); !errors.Is(err, rbd.ErrTimeout) || took != 2*second {
+				t.Fatalf("call %d ended after %s with %v, want ErrTimeout after 2s", i, took, err)
+			}
+		}
+		took, err := call(maxAbandoned)
+		if !errors.Is(err, rbd.ErrTimeout) || took != 0 {
+			t.Errorf("one more call ended after %s with %v, want ErrTimeout at once", took, err)
+		}
+		if want := `describe image "image-64" in pool "images": earlier calls to the cluster have not ended: no answer in time, the outcome is unknown`; err.Error() != want {
+			t.Errorf("got the text %q, want %q", err, want)
+		}
+		close(answer)
+		synctest.Wait()
+		if _, err := call(maxAbandoned); err != nil {
+			t.Error(err)
+		}
 	})
 }
 

@@ -10,9 +10,8 @@ import (
 // Config says how long a Connector waits.
 type Config struct {
 	// Timeout bounds one call to a cluster. It is also what librados is told
-	// for one message to a monitor or an OSD, rounded up to whole seconds. A
-	// call whose context ends earlier returns earlier. Zero means
-	// DefaultTimeout.
+	// for one message to a monitor, rounded up to whole seconds. A call whose
+	// context ends earlier returns earlier. Zero means DefaultTimeout.
 	Timeout time.Duration
 	// IdleTimeout is how long a connection stays open that nobody uses. Zero
 	// means DefaultIdleTimeout.
@@ -25,9 +24,15 @@ const (
 	DefaultIdleTimeout = time.Minute
 )
 
-// grace is what a call gets beyond Config.Timeout, so that librados, which
-// counts the same time, normally is the one to give up: then nothing runs on.
+// grace is what a call gets beyond Config.Timeout, so that librados, which counts
+// the same time for monitors, normally is the one to give up on them: then nothing
+// runs on.
 const grace = time.Second
+
+// maxAbandoned is how many calls of a connection may run on after their callers gave
+// up. Each takes a thread until its OSD answers, and there may be a call a minute for
+// as long as an OSD is down.
+const maxAbandoned = 64
 
 func (c Config) withDefaults() (Config, error) {
 	if c.Timeout < 0 || c.IdleTimeout < 0 {

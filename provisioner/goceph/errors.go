@@ -4,6 +4,7 @@ package goceph
 
 import (
 	"errors"
+	"fmt"
 	"syscall"
 
 	"ceph.com/rbd-provisioner/provisioner/rbd"
@@ -12,6 +13,10 @@ import (
 // errClosed is what calls return after Close. It is no error of package rbd:
 // only a process that is stopping sees it.
 var errClosed = errors.New("the connection was closed by this program")
+
+// errManyUnanswered is what calls return while maxAbandoned earlier ones run on. It
+// is no answer in time, too: more of them would not get one either.
+var errManyUnanswered = fmt.Errorf("earlier calls to the cluster have not ended: %w", rbd.ErrTimeout)
 
 // translate turns an error of librados or librbd into one of package rbd.
 // notFound is what ENOENT means for the thing that was asked for. The text of an

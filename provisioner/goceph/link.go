@@ -60,8 +60,9 @@ type link struct {
 
 	// users counts the open Clusters and Pools, and those who wait for dialed.
 	users int
-	// calls counts the calls that librados has not returned from.
-	calls int
+	// calls counts the calls that librados has not returned from, abandoned those
+	// of them whose callers gave up.
+	calls, abandoned int
 	// pools are the open pools.
 	pools map[*pool]struct{}
 	// retired says that nobody may join: the connection was lost, replaced by

@@ -106,25 +106,49 @@ func (p *pool) Close() {
 	p.release()
 }
 
+// running is a call that was counted in. Its fields are guarded by Connector.mu.
+type running struct {
+	pool            *pool
+	over, abandoned bool
+}
+
 // begin counts a call in, or says why there can be none.
-func (p *pool) begin() error {
+func (p *pool) begin() (*running, error) {
 	p.connector.mu.Lock()
 	defer p.connector.mu.Unlock()
 	if p.closed || p.connector.closing {
-		return errClosed
+		return nil, errClosed
+	}
+	if p.link.abandoned >= maxAbandoned {
+		return nil, errManyUnanswered
 	}
 	p.calls++
 	p.link.calls++
-	return nil
+	return &running{pool: p}, nil
 }
 
 // end counts a call out, whose translated error was err.
-func (p *pool) end(err error) {
+func (r *running) end(err error) {
+	p := r.pool
 	p.connector.mu.Lock()
+	r.over = true
+	if r.abandoned {
+		p.link.abandoned--
+	}
 	p.calls--
 	p.release()
 	p.connector.mu.Unlock()
 	p.connector.end(p.link, err)
+}
+
+// abandon says that nobody waits for a call any more.
+func (r *running) abandon() {
+	r.pool.connector.mu.Lock()
+	defer r.pool.connector.mu.Unlock()
+	if !r.over && !r.abandoned {
+		r.abandoned = true
+		r.pool.link.abandoned++
+	}
 }
 
 // release closes the handle of a closed pool that has no calls left, and gives
