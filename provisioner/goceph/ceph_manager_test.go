@@ -33,7 +33,7 @@ func (c *ceph) testManagerPaused(t *testing.T, pool string) {
 	}
 	p := c.managed(t, connector, c.admin, pool)
 	other := c.managed(t, closed, c.admin, pool)
-	ids := []string{c.intoTrash(t, p, "first"), c.intoTrash(t, p, "second")}
+	ids := []string{c.intoTrash(t, p, "first", 1<<20), c.intoTrash(t, p, "second", 1<<20)}
 	// One connection is there before the pause, the other is made in it.
 	if err := p.HandOverTrashed(t.Context(), ids[0]); err != nil {
 		t.Fatal(err)
@@ -92,7 +92,7 @@ func (c *ceph) testManagerPaused(t *testing.T, pool string) {
 			t.Error(err)
 		}
 	}
-	third := c.intoTrash(t, p, "third")
+	third := c.intoTrash(t, p, "third", 1<<20)
 	if err := p.HandOverTrashed(t.Context(), third); err != nil {
 		t.Errorf("a request after the pause: %v", err)
 	}
@@ -104,7 +104,7 @@ func (c *ceph) testManagerDenies(t *testing.T, pool string) {
 	denied := c.addUser(t, "unmanaged", "mon", "profile rbd", "osd", "profile rbd")
 	connector := newTestConnector(t, Config{Timeout: 10 * time.Second})
 	p := c.managed(t, connector, denied, pool)
-	id := c.intoTrash(t, p, "denied")
+	id := c.intoTrash(t, p, "denied", 1<<20)
 	if err := p.HandOverTrashed(t.Context(), id); !errors.Is(err, rbd.ErrPermissionDenied) {
 		t.Errorf("got %v, want ErrPermissionDenied", err)
 	}
@@ -157,7 +157,7 @@ func (c *ceph) testManagerMonitors(t *testing.T) {
 }
 
 // managed returns an open pool, of a connection of its own.
-func (c *ceph) managed(t *testing.T, connector *Connector, creds rbd.Credentials, pool string) rbd.Pool {
+func (c *ceph) managed(t testing.TB, connector *Connector, creds rbd.Credentials, pool string) rbd.Pool {
 	t.Helper()
 	cluster, err := connector.Connect(t.Context(), creds)
 	if err != nil {
@@ -172,10 +172,10 @@ func (c *ceph) managed(t *testing.T, connector *Connector, creds rbd.Credentials
 	return p
 }
 
-// intoTrash makes an image, moves it to the trash, and returns its ID.
-func (c *ceph) intoTrash(t *testing.T, p rbd.Pool, name string) string {
+// intoTrash makes an empty image, moves it to the trash, and returns its ID.
+func (c *ceph) intoTrash(t testing.TB, p rbd.Pool, name string, sizeBytes uint64) string {
 	t.Helper()
-	if err := p.CreateImage(t.Context(), name, rbd.ImageSpec{SizeBytes: 1 << 20}); err != nil {
+	if err := p.CreateImage(t.Context(), name, rbd.ImageSpec{SizeBytes: sizeBytes}); err != nil {
 		t.Fatal(err)
 	}
 	image, err := p.Image(t.Context(), name)

@@ -32,7 +32,7 @@ type ceph struct {
 }
 
 // startCeph starts a cluster for as long as the test runs.
-func startCeph(t *testing.T) *ceph {
+func startCeph(t testing.TB) *ceph {
 	t.Helper()
 	rig, err := rigs.Start(t.Context(), rigs.Config{SkipKubernetes: true, Progress: func(s string) { t.Log(s) }})
 	if err != nil {
@@ -63,7 +63,7 @@ func startCeph(t *testing.T) *ceph {
 // credentials are for the protocol that kubelets use. An address without a
 // protocol and with an uncommon port, as the rig's, is two addresses for
 // librados, one of which never answers.
-func (c *ceph) credentials(t *testing.T, user, key string) rbd.Credentials {
+func (c *ceph) credentials(t testing.TB, user, key string) rbd.Credentials {
 	t.Helper()
 	parsed, err := rbd.ParseKey(key)
 	if err != nil {
@@ -73,7 +73,7 @@ func (c *ceph) credentials(t *testing.T, user, key string) rbd.Credentials {
 }
 
 // dial returns a client of its own, that the test's cleanup closes.
-func (c *ceph) dial(t *testing.T) *rados.Conn {
+func (c *ceph) dial(t testing.TB) *rados.Conn {
 	t.Helper()
 	made, err := dial(Config{Timeout: time.Minute}, c.admin)
 	if err != nil {
@@ -84,7 +84,7 @@ func (c *ceph) dial(t *testing.T) *rados.Conn {
 	return conn
 }
 
-func (c *ceph) ioctx(t *testing.T, conn *rados.Conn, pool string) *rados.IOContext {
+func (c *ceph) ioctx(t testing.TB, conn *rados.Conn, pool string) *rados.IOContext {
 	t.Helper()
 	io, err := conn.OpenIOContext(pool)
 	if err != nil {
@@ -95,7 +95,7 @@ func (c *ceph) ioctx(t *testing.T, conn *rados.Conn, pool string) *rados.IOConte
 }
 
 // command is a command to the monitor, as of the program ceph.
-func (c *ceph) command(t *testing.T, prefix string, args map[string]any) string {
+func (c *ceph) command(t testing.TB, prefix string, args map[string]any) string {
 	t.Helper()
 	command := map[string]any{"prefix": prefix}
 	for name, value := range args {
@@ -121,7 +121,7 @@ func (c *ceph) addUser(t *testing.T, user string, caps ...string) rbd.Credential
 	return c.credentials(t, user, strings.TrimSpace(key))
 }
 
-func (c *ceph) addPool(t *testing.T, pool string) {
+func (c *ceph) addPool(t testing.TB, pool string) {
 	t.Helper()
 	c.command(t, "osd pool create", map[string]any{"pool": pool, "pg_num": 4, "pgp_num": 4})
 	c.command(t, "osd pool application enable", map[string]any{"pool": pool, "app": "rbd"})
@@ -317,7 +317,7 @@ func (c *ceph) disconnect(t *testing.T, connector rbd.Connector) {
 }
 
 // newTestConnector returns a Connector that the test's cleanup closes.
-func newTestConnector(t *testing.T, cfg Config) *Connector {
+func newTestConnector(t testing.TB, cfg Config) *Connector {
 	t.Helper()
 	c, err := New(cfg)
 	if err != nil {

@@ -33,7 +33,7 @@ func TestOnCeph(t *testing.T) {
 		ErasurePool: "erasure",
 		NoDataPool:  "erasure-fixed",
 		DeadMonitor: "v1:127.0.0.1:1",
-		AddPool:     c.addPool,
+		AddPool:     func(t *testing.T, pool string) { c.addPool(t, pool) },
 		RemovePool:  c.removePool,
 		AddUser: func(t *testing.T, user string) rbd.Credentials {
 			return c.addUser(t, user, "mon", "profile rbd", "osd", "profile rbd")
@@ -77,7 +77,6 @@ func TestOnCeph(t *testing.T) {
 	t.Run("Manager", c.testManager)
 	t.Run("ReadersDoNotWatch", c.testReadersDoNotWatch)
 	t.Run("MovesCutOff", c.testMovesCutOff)
-	t.Run("Measure", c.testMeasure)
 	t.Run("Conformance", func(t *testing.T) { rbdtest.Conformance(t, h) })
 }
 

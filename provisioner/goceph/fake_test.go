@@ -237,7 +237,7 @@ func fakeCreds() rbd.Credentials {
 }
 
 // openImages returns a connection, and an open pool of it.
-func openImages(t *testing.T, c *Connector, creds rbd.Credentials) (rbd.Cluster, rbd.Pool) {
+func openImages(t testing.TB, c *Connector, creds rbd.Credentials) (rbd.Cluster, rbd.Pool) {
 	t.Helper()
 	cluster, err := c.Connect(t.Context(), creds)
 	if err != nil {
