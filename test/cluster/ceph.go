@@ -235,7 +235,11 @@ func (ceph *Ceph) startMgr(ctx context.Context) error {
 			GID       uint64 `json:"active_gid"`
 			Available bool   `json:"available"`
 		}
-		if err := ceph.JSON(ctx, &mgr, "ceph", "mgr", "dump"); err != nil {
+		answer, err := ceph.monitor(ctx, "mgr dump", map[string]any{"format": "json"})
+		if err == nil {
+			err = json.Unmarshal([]byte(answer), &mgr)
+		}
+		if err != nil {
 			return err
 		}
 		// The monitor needs half a minute to see that a manager was killed.
@@ -292,7 +296,11 @@ func (ceph *Ceph) osdIsUp(ctx context.Context, id, pid int) error {
 			} `json:"public_addrs"`
 		} `json:"osds"`
 	}
-	if err := ceph.JSON(ctx, &dump, "ceph", "osd", "dump"); err != nil {
+	answer, err := ceph.monitor(ctx, "osd dump", map[string]any{"format": "json"})
+	if err == nil {
+		err = json.Unmarshal([]byte(answer), &dump)
+	}
+	if err != nil {
 		return err
 	}
 	for _, osd := range dump.OSDs {

@@ -14,13 +14,14 @@ import (
 // CreateUser(ctx, "kube", "mon", "profile rbd", "osd", "profile rbd pool=rbd"),
 // and returns its key. A user that exists gets these caps and keeps its key.
 func (ceph *Ceph) CreateUser(ctx context.Context, id string, caps ...string) (key string, err error) {
+	user := map[string]any{"entity": "client." + id, "caps": caps}
 	// One command for a new user: each costs a start of Python.
-	out, err := ceph.Run(ctx, "ceph", append([]string{"auth", "get-or-create-key", "client." + id}, caps...)...)
+	out, err := ceph.monitor(ctx, "auth get-or-create-key", user)
 	if err == nil {
 		return strings.TrimSpace(out), nil
 	}
 	// It refuses a user that exists with other caps.
-	if _, err := ceph.Run(ctx, "ceph", append([]string{"auth", "caps", "client." + id}, caps...)...); err != nil {
+	if _, err := ceph.monitor(ctx, "auth caps", user); err != nil {
 		return "", err
 	}
 	return ceph.Key(ctx, id)
@@ -28,20 +29,20 @@ func (ceph *Ceph) CreateUser(ctx context.Context, id string, caps ...string) (ke
 
 // DeleteUser removes client.ID. One that does not exist is success.
 func (ceph *Ceph) DeleteUser(ctx context.Context, id string) error {
-	_, err := ceph.Run(ctx, "ceph", "auth", "rm", "client."+id)
+	_, err := ceph.monitor(ctx, "auth rm", map[string]any{"entity": "client." + id})
 	return err
 }
 
 // Key is the key of client.ID.
 func (ceph *Ceph) Key(ctx context.Context, id string) (string, error) {
-	out, err := ceph.Run(ctx, "ceph", "auth", "get-key", "client."+id)
+	out, err := ceph.monitor(ctx, "auth get-key", map[string]any{"entity": "client." + id})
 	return strings.TrimSpace(out), err
 }
 
 // CreatePool makes a replicated pool and initialises it for images. One that
 // exists is success.
 func (ceph *Ceph) CreatePool(ctx context.Context, name string) error {
-	if _, err := ceph.Run(ctx, "ceph", "osd", "pool", "create", name); err != nil {
+	if _, err := ceph.monitor(ctx, "osd pool create", map[string]any{"pool": name}); err != nil {
 		return err
 	}
 	_, err := ceph.Run(ctx, "rbd", "pool", "init", name)
@@ -89,7 +90,9 @@ func (ceph *Ceph) startErasureOSDs(ctx context.Context) error {
 
 // DeletePool removes a pool and all that is in it.
 func (ceph *Ceph) DeletePool(ctx context.Context, name string) error {
-	_, err := ceph.Run(ctx, "ceph", "osd", "pool", "delete", name, name, "--yes-i-really-really-mean-it")
+	_, err := ceph.monitor(ctx, "osd pool delete", map[string]any{
+		"pool": name, "pool2": name, "yes_i_really_really_mean_it": true,
+	})
 	return err
 }
 

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"context"
+	_ "embed"
+	"encoding/json"
+	"maps"
+	"strings"
+)
+
+// python is Debian's, for which Ceph's packages bring the module of librados.
+const python = "/usr/bin/python3"
+
+//go:embed monitor.py
+var monitorScript string
+
+// monitor sends a command to the monitor, as the program ceph does with the prefix as
+// its words, and returns the answer. It is for what tests do often: ceph costs 0.4 s
+// of CPU each time, this 0.1 s.
+func (ceph *Ceph) monitor(ctx context.Context, prefix string, args map[string]any) (string, error) {
+	command := map[string]any{"prefix": prefix}
+	maps.Copy(command, args)
+	text, err := json.Marshal(command)
+	if err != nil {
+		return "", err
+	}
+	return ceph.cluster.folder.run(ctx, strings.NewReader(monitorScript), ceph.env, python, "-I", "-", string(text))
+}
