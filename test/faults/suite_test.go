@@ -75,8 +75,8 @@ func runTests(m *testing.M) (int, error) {
 	}
 	var rigCount int
 	if err := errors.Join(
-		number("FAULTS_CLAIMS", 60, &settings.claims),
-		number("FAULTS_KILLS", 6, &settings.kills),
+		number("FAULTS_CLAIMS", 24, &settings.claims),
+		number("FAULTS_KILLS", 3, &settings.kills),
 		number("FAULTS_RIGS", 3, &rigCount),
 	); err != nil {
 		return 1, err

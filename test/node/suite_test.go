@@ -6,6 +6,10 @@
 //
 // One rig serves all tests. Each has a namespace, a pool and a class of its own.
 // What needs no Pod is tested in test/e2e, which is much quicker.
+//
+// In the short form, a test that is about a file system has one of ext4 and xfs, so
+// that each is formatted, mounted and checked by some test. NODE_FILE_SYSTEMS=all is
+// the long form, in which it has both.
 package node
 
 import (
@@ -39,6 +43,12 @@ const (
 	// it.
 	archiveVariable = "PROVISIONER_ARCHIVE"
 )
+
+// tested says whether a test runs with a file system, of which the short form has the
+// given one.
+func tested(fsType, short string) bool {
+	return fsType == short || os.Getenv("NODE_FILE_SYSTEMS") == "all"
+}
 
 // rig is what all tests share. It is set before the first one runs.
 var rig *cluster.Cluster
