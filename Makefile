@@ -22,7 +22,10 @@ export CGO_ENABLED = 1
 
 # Tests wait for servers more than they compute: more of them side by side than
 # there are cores.
-TESTFLAGS = -race -count=1 -timeout 30m -parallel 8 -tags '$(TAGS)'
+TESTFLAGS = -count=1 -timeout 30m -parallel 8 -tags '$(TAGS)'
+# In these our code runs in processes of its own, which are built without the race
+# detector. In the tests themselves it would only take time from the servers.
+PROCESSTESTS = /test/(e2e|faults|node)$$
 # RESULTS is a folder that gets a JSON file of each target's tests.
 GOTESTSUM = go tool -modfile=hack/lint/go.mod gotestsum $(if $(RESULTS),--jsonfile '$(RESULTS)/$@-$(K8S_VERSION).json') \
 	--format $(or $(FORMAT),pkgname-and-test-fails) --format-hide-empty-pkg
@@ -80,8 +83,15 @@ node: kubernetes ## Build the node of the tests with a node, once per K8S_VERSIO
 test: deps-node test-servers test-node ## Run all tests, with all that they need; as root
 
 .PHONY: test-servers
-test-servers: build kubernetes test-tools ## Run all tests but those with a node
-	$(GOTESTSUM) -- $(TESTFLAGS) $$(go list -tags '$(TAGS)' ./... | grep -v '/test/node$$')
+test-servers: test-code test-processes ## Run all tests but those with a node
+
+.PHONY: test-code
+test-code: build kubernetes test-tools ## Run the tests that call our code, with the race detector
+	$(GOTESTSUM) -- -race $(TESTFLAGS) $$(go list -tags '$(TAGS)' ./... | grep -v -E '$(PROCESSTESTS)')
+
+.PHONY: test-processes
+test-processes: build kubernetes test-tools ## Run test-e2e and test-faults side by side
+	$(GOTESTSUM) -- $(TESTFLAGS) ./test/e2e/... ./test/faults/
 
 .PHONY: test-unit
 test-unit: ## Run the tests that need neither cgo nor servers
@@ -89,7 +99,7 @@ test-unit: ## Run the tests that need neither cgo nor servers
 
 .PHONY: test-ceph
 test-ceph: ceph-tag test-tools ## Run the conformance suite on the real Ceph
-	$(GOTESTSUM) -- $(TESTFLAGS) ./provisioner/goceph/...
+	$(GOTESTSUM) -- -race $(TESTFLAGS) ./provisioner/goceph/...
 
 .PHONY: test-e2e
 test-e2e: build kubernetes test-tools ## Run the end-to-end tests on Kubernetes K8S_VERSION
@@ -99,17 +109,20 @@ test-e2e: build kubernetes test-tools ## Run the end-to-end tests on Kubernetes 
 test-faults: build kubernetes test-tools ## Run the tests that kill and halt servers, in their short form
 	$(GOTESTSUM) -- $(TESTFLAGS) ./test/faults/
 
-# As users have it: leases and watchers are not hurried. FAULTS_SEED repeats a
-# run's random numbers.
+# With leases and watchers as users have them, not hurried, and with each file system.
+# FAULTS_SEED repeats a run's random numbers.
 .PHONY: soak
 soak: export FAULTS_CLAIMS ?= 200
 soak: export FAULTS_KILLS ?= 20
 soak: export FAULTS_LEASE ?= default
 soak: export FAULTS_FIGURES = $(or $(RESULTS),$(CURDIR)/bin)/soak.txt
-soak: build kubernetes test-tools ## Run them in their long form, and print what they did
+soak: export NODE_FILE_SYSTEMS ?= all
+soak: deps-node build kubernetes test-tools ## Run test-faults and test-node in their long form, and print what they did; as root
 	rm -f '$(FAULTS_FIGURES)'
-	$(GOTESTSUM) -- $(TESTFLAGS) -timeout 90m ./test/faults/; \
-	status=$$?; cat '$(FAULTS_FIGURES)'; exit $$status
+	status=0; \
+	$(GOTESTSUM) -- $(TESTFLAGS) -timeout 90m ./test/faults/ || status=$$?; \
+	$(MAKE) test-node || status=$$?; \
+	cat '$(FAULTS_FIGURES)'; exit $$status
 
 # The node computes more than it waits, so it runs alone and does little at a
 # time. This format shows the logs of the rig, too, which a failure here rarely
@@ -120,6 +133,10 @@ test-node: node test-tools ## Run the tests in which Pods use volumes; as root, 
 	@hack/step.sh image 'Container image: building it (five minutes the first time)' hack/image/build.sh
 	PROVISIONER_ARCHIVE=$$(hack/image/build.sh 2>/dev/null) && export PROVISIONER_ARCHIVE && \
 	$(GOTESTSUM) -- $(TESTFLAGS) -parallel 2 ./test/node/
+
+.PHONY: bench-ceph
+bench-ceph: ceph-tag modules ## Measure single calls to a real Ceph
+	go test -run '^$$' -bench . -benchtime 100x -tags '$(TAGS)' ./provisioner/goceph/
 
 # ROUNDS, BURSTS, VOLUMES and CONTENDERS change what is measured, BENCHFLAGS
 # anything (see go run ./test/bench -help); DOCS=1 puts table and plot into docs/.
