@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package provisioner
+package provisioner_test
 
 import (
 	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -15,6 +16,7 @@ import (
 
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
+	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
 // unwanted are the ways in which a claim stops wanting a volume while the
@@ -37,7 +39,7 @@ func unwanted() map[string]func(*testing.T, *fixture) {
 
 func TestUnwanted(t *testing.T) {
 	for name, change := range unwanted() {
-		t.Run(name, func(t *testing.T) {
+		inBubble(t, name, func(t *testing.T) {
 			f := newFixture(t)
 			change(t, f)
 			for range 2 {
@@ -76,7 +78,7 @@ func TestUnwantedWithImage(t *testing.T) {
 				f.dropSecret(t, "apps", "user")
 			}},
 		} {
-			t.Run(name+"/"+test.name, func(t *testing.T) {
+			inBubble(t, name+"/"+test.name, func(t *testing.T) {
 				f := newFixture(t)
 				test.before(t, f)
 				change(t, f)
@@ -90,7 +92,7 @@ func TestUnwantedWithImage(t *testing.T) {
 func TestUnwantedWithRemains(t *testing.T) {
 	for name, change := range unwanted() {
 		for _, remains := range []rbdtest.Remains{rbdtest.RemainsID, rbdtest.RemainsDirectory, rbdtest.RemainsDirectoryOnly} {
-			t.Run(name+"/"+remains.String(), func(t *testing.T) {
+			inBubble(t, name+"/"+remains.String(), func(t *testing.T) {
 				f := newFixture(t)
 				f.ceph.AddRemains(testPool, testImage, remains)
 				change(t, f)
@@ -102,9 +104,11 @@ func TestUnwantedWithRemains(t *testing.T) {
 	}
 }
 
-func TestUnwantedWithForeignImage(t *testing.T) {
+func TestUnwantedWithForeignImage(t *testing.T) { synctest.Test(t, testUnwantedWithForeignImage) }
+
+func testUnwantedWithForeignImage(t *testing.T) {
 	f := newFixture(t)
-	f.seed(t, f.ceph, testImage, rbd.ImageSpec{SizeBytes: 1 << 30}, map[string]string{metaVolume: "pvc-other"})
+	f.seed(t, f.ceph, testImage, rbd.ImageSpec{SizeBytes: 1 << 30}, map[string]string{volume.MetaVolume: "pvc-other"})
 	before, _ := f.ceph.Image(testPool, testImage)
 	f.dropLive(t)
 	_, _, err := f.provision(t.Context(), t)
@@ -120,7 +124,7 @@ func TestUnwantedUnclear(t *testing.T) {
 	for _, call := range []rbdtest.Call{
 		rbdtest.CallConnect, rbdtest.CallOpenPool, rbdtest.CallImage, rbdtest.CallSetMetadata, rbdtest.CallSetNotes,
 	} {
-		t.Run(string(call), func(t *testing.T) {
+		inBubble(t, string(call), func(t *testing.T) {
 			f := newFixture(t)
 			f.seed(t, f.ceph, testImage, rbd.ImageSpec{SizeBytes: 1 << 30}, nil)
 			f.dropLive(t)
@@ -138,7 +142,9 @@ func TestUnwantedUnclear(t *testing.T) {
 
 // TestClaimHasVolume is about the cache that is behind: the volume was saved, and
 // the claim bound to it.
-func TestClaimHasVolume(t *testing.T) {
+func TestClaimHasVolume(t *testing.T) { synctest.Test(t, testClaimHasVolume) }
+
+func testClaimHasVolume(t *testing.T) {
 	f := newFixture(t)
 	f.mustProvision(t)
 	f.putLive(t, func(c *corev1.PersistentVolumeClaim) { c.Spec.VolumeName = "pvc-1234" })
@@ -183,7 +189,7 @@ func TestCachedClaim(t *testing.T) {
 			}
 		}, 1},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		inBubble(t, test.name, func(t *testing.T) {
 			f := newFixture(t)
 			test.change(t, f)
 			f.client.ClearActions()

@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package provisioner
+package provisioner_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -15,6 +13,8 @@ import (
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
+	"ceph.com/rbd-provisioner/provisioner/flatten"
+	"ceph.com/rbd-provisioner/provisioner/orphan"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
@@ -35,7 +35,6 @@ const cloneImage = "kubernetes-dynamic-pvc-5678"
 func newCloneFixture(t *testing.T) *cloneFixture {
 	t.Helper()
 	f := &cloneFixture{fixture: newFixture(t)}
-	f.config.MaxCloneDepth = 4
 	f.volume = f.bind(t, f.mustProvision(t))
 	f.source = f.options
 	f.ceph.Fill(testPool, testImage, "what the source has")
@@ -50,7 +49,7 @@ func (f *cloneFixture) cloneOf(source, name string, uid types.UID) controller.Pr
 	o := options()
 	o.StorageClass = f.options.StorageClass
 	o.PVC.Name, o.PVC.UID, o.PVName = name, uid, "pvc-"+string(uid)
-	o.PVC.Spec.DataSource = &corev1.TypedLocalObjectReference{Kind: claimKind, Name: source}
+	o.PVC.Spec.DataSource = &corev1.TypedLocalObjectReference{Kind: "PersistentVolumeClaim", Name: source}
 	return o
 }
 
@@ -60,17 +59,20 @@ func (f *cloneFixture) bind(t *testing.T, pv *corev1.PersistentVolume) *corev1.P
 	claim := f.options.PVC
 	pv.Spec.ClaimRef = &corev1.ObjectReference{Namespace: claim.Namespace, Name: claim.Name, UID: claim.UID}
 	pv = f.save(t, pv)
-	if err := f.journals.volumes.Add(pv); err != nil {
+	if err := f.volumes.Add(pv); err != nil {
 		t.Fatal(err)
 	}
 	f.putLive(t, func(c *corev1.PersistentVolumeClaim) {
 		c.Spec.VolumeName, c.Status.Phase = pv.Name, corev1.ClaimBound
 	})
 	f.Seen(nil, pv)
-	for _, batch := range f.ledger.Batches() {
-		if err := f.clear(t.Context(), batch); err != nil {
-			t.Fatal(err)
-		}
+	pool, err := f.access.Open(t.Context(), f.location(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	if err := (orphan.Saved{Journal: f.journal}).Visit(t.Context(), pool); err != nil {
+		t.Fatal(err)
 	}
 	return pv
 }
@@ -101,7 +103,7 @@ func (f *cloneFixture) changeVolume(t *testing.T, change func(*corev1.Persistent
 	t.Helper()
 	pv := f.volume.DeepCopy()
 	change(pv)
-	if err := f.journals.volumes.Update(pv); err != nil {
+	if err := f.volumes.Update(pv); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -115,7 +117,7 @@ func (f *cloneFixture) release(t *testing.T, o controller.ProvisionOptions, pv *
 	if err := f.Delete(f.withLog(t.Context()), pv); err != nil {
 		t.Fatalf("delete %s: %v", pv.Name, err)
 	}
-	if err := f.journals.volumes.Delete(pv); err != nil {
+	if err := f.volumes.Delete(pv); err != nil {
 		t.Fatal(err)
 	}
 	if err := f.client.CoreV1().PersistentVolumes().Delete(t.Context(), pv.Name, metav1.DeleteOptions{}); err != nil {
@@ -129,8 +131,8 @@ func (f *cloneFixture) checkClone(t *testing.T) {
 	checkSame(t, "the images", []string{testImage, cloneImage}, f.ceph.Images(testPool))
 	image, _ := f.ceph.Image(testPool, cloneImage)
 	image.ID = "" // any will do
-	marks := map[string]string{metaClaim: "copy", metaClaimNamespace: "apps", metaVolume: "pvc-5678", metaIdentity: testIdentity}
-	if uid := f.journals.clusterUID; uid != "" {
+	marks := map[string]string{volume.MetaClaim: "copy", volume.MetaClaimNamespace: "apps", volume.MetaVolume: "pvc-5678", volume.MetaIdentity: testIdentity}
+	if uid := f.clusterUID; uid != "" {
 		marks[volume.MetaCluster] = uid
 	}
 	checkSame(t, "the clone", rbd.Image{
@@ -162,15 +164,6 @@ func (f *cloneFixture) checkNoClone(t *testing.T) {
 	f.checkSource(t, 0)
 }
 
-// flattenFor lets time pass while clones are flattened.
-func (f *cloneFixture) flattenFor(t *testing.T, length time.Duration) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(f.withLog(t.Context()), length)
-	defer cancel()
-	f.flattenLoop(ctx)
-	f.checkAfter(t, nil)
-}
-
 // next lets the fixture's claim ask for a clone of another one's volume.
 func (f *cloneFixture) next(t *testing.T, source, name string, uid types.UID) {
 	t.Helper()
@@ -193,12 +186,12 @@ func (f *cloneFixture) chain(t *testing.T, n int) {
 // mustWait calls Provision, which must say that the clone is being flattened.
 func (f *cloneFixture) mustWait(t *testing.T) {
 	t.Helper()
-	if _, state, err := f.provision(t.Context(), t); !errors.Is(err, errFlattening) || state != controller.ProvisioningInBackground {
-		t.Errorf("got state %s, error %v; want errFlattening", state, err)
+	if _, state, err := f.provision(t.Context(), t); !errors.Is(err, flatten.ErrFlattening) || state != controller.ProvisioningInBackground {
+		t.Errorf("got state %s, error %v; want flatten.ErrFlattening", state, err)
 	}
 }
 
-func chainImage(i int) string { return fmt.Sprintf("%s%d", imagePrefix, i) }
+func chainImage(i int) string { return fmt.Sprintf("%s%d", "kubernetes-dynamic-pvc-", i) }
 
 // retired makes the source one of the retired provisioner's.
 func (f *cloneFixture) retired(t *testing.T) {

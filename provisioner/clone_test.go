@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package provisioner
+package provisioner_test
 
 import (
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -16,7 +17,9 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-func TestClone(t *testing.T) {
+func TestClone(t *testing.T) { synctest.Test(t, testClone) }
+
+func testClone(t *testing.T) {
 	f := newCloneFixture(t)
 	pv := f.mustProvision(t)
 	f.checkClone(t)
@@ -58,7 +61,7 @@ func TestCloneRefused(t *testing.T) {
 			f.changeSource(t, func(c *corev1.PersistentVolumeClaim) { c.DeletionTimestamp = ptr.To(metav1.Now()) })
 		}, `its source, claim "data", is being deleted`},
 		{"a volume that is gone", func(t *testing.T, f *cloneFixture) {
-			if err := f.journals.volumes.Delete(f.volume); err != nil {
+			if err := f.volumes.Delete(f.volume); err != nil {
 				t.Fatal(err)
 			}
 		}, `its source, claim "data", has no volume that is bound to it`},
@@ -101,7 +104,7 @@ func TestCloneRefused(t *testing.T) {
 			f.changeVolume(t, func(pv *corev1.PersistentVolume) { pv.Name = "pvc-renamed" })
 		}, `which is not its volume's`},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		inBubble(t, test.name, func(t *testing.T) {
 			f := newCloneFixture(t)
 			test.change(t, f)
 			_, state, err := f.provision(t.Context(), t)
@@ -114,7 +117,9 @@ func TestCloneRefused(t *testing.T) {
 	}
 }
 
-func TestCloneLarger(t *testing.T) {
+func TestCloneLarger(t *testing.T) { synctest.Test(t, testCloneLarger) }
+
+func testCloneLarger(t *testing.T) {
 	f := newCloneFixture(t)
 	f.change(t, func(c *corev1.PersistentVolumeClaim) { c.Spec.Resources.Requests = storage("3Gi") })
 	pv := f.mustProvision(t)
@@ -145,7 +150,7 @@ func TestCloneFileSystem(t *testing.T) {
 		{"xfs", "ext4", []string{"noatime"}, []string{"noatime", "nouuid"}},
 		{"xfs", "xfs", []string{"nouuid"}, []string{"nouuid"}},
 	} {
-		t.Run(test.source+" "+test.class, func(t *testing.T) {
+		inBubble(t, test.source+" "+test.class, func(t *testing.T) {
 			f := newCloneFixture(t)
 			f.changeVolume(t, func(pv *corev1.PersistentVolume) { pv.Spec.RBD.FSType = test.source })
 			f.putParameter(t, "fsType", test.class)
@@ -158,7 +163,9 @@ func TestCloneFileSystem(t *testing.T) {
 }
 
 // Volumes of the retired provisioner can be cloned: their images have no metadata.
-func TestCloneOfRetired(t *testing.T) {
+func TestCloneOfRetired(t *testing.T) { synctest.Test(t, testCloneOfRetired) }
+
+func testCloneOfRetired(t *testing.T) {
 	f := newCloneFixture(t)
 	f.retired(t)
 	f.mustProvision(t)
@@ -180,17 +187,17 @@ func TestCloneConflict(t *testing.T) {
 			f.seed(t, f.ceph, cloneImage, rbd.ImageSpec{SizeBytes: 2 << 30}, nil)
 		}, "its size differs"},
 		{"an image that is marked in part", func(t *testing.T, f *cloneFixture) {
-			f.seed(t, f.ceph, cloneImage, rbd.ImageSpec{SizeBytes: 1 << 30}, map[string]string{metaIdentity: testIdentity})
+			f.seed(t, f.ceph, cloneImage, rbd.ImageSpec{SizeBytes: 1 << 30}, map[string]string{volume.MetaIdentity: testIdentity})
 		}, "it is not a clone of the claim's source"},
 		{"somebody's", func(t *testing.T, f *cloneFixture) {
-			f.seed(t, f.ceph, cloneImage, rbd.ImageSpec{SizeBytes: 1 << 30}, map[string]string{metaVolume: "theirs"})
+			f.seed(t, f.ceph, cloneImage, rbd.ImageSpec{SizeBytes: 1 << 30}, map[string]string{volume.MetaVolume: "theirs"})
 		}, `its metadata kubernetes.io/created-for/pv/name is "theirs"`},
 		{"another image's clone", func(t *testing.T, f *cloneFixture) {
 			f.seed(t, f.ceph, "theirs", rbd.ImageSpec{SizeBytes: 1 << 30}, f.before.Metadata)
 			f.ceph.Clone(testPool, "theirs", cloneImage)
 		}, `its metadata kubernetes.io/created-for/pv/name is "pvc-1234"`},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		inBubble(t, test.name, func(t *testing.T) {
 			f := newCloneFixture(t)
 			test.seed(t, f)
 			before, _ := f.ceph.Image(testPool, cloneImage)
@@ -203,7 +210,7 @@ func TestCloneConflict(t *testing.T) {
 			f.checkSource(t, 0)
 		})
 	}
-	t.Run("a clone for a claim that wants none", func(t *testing.T) {
+	inBubble(t, "a clone for a claim that wants none", func(t *testing.T) {
 		f := newFixture(t)
 		f.seed(t, f.ceph, "theirs", rbd.ImageSpec{SizeBytes: 1 << 30}, nil)
 		f.ceph.Clone(testPool, "theirs", testImage)
@@ -215,15 +222,17 @@ func TestCloneConflict(t *testing.T) {
 }
 
 // TestCloneIntent: what is noted is all that the next attempt may need.
-func TestCloneIntent(t *testing.T) {
+func TestCloneIntent(t *testing.T) { synctest.Test(t, testCloneIntent) }
+
+func testCloneIntent(t *testing.T) {
 	f := newCloneFixture(t)
 	f.mustProvision(t)
-	pool, err := f.config.Access.Open(t.Context(), f.location(t))
+	pool, err := f.access.Open(t.Context(), f.location(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer pool.Close()
-	got, err := f.journal.Of(t.Context(), pool, cloneImage)
+	got, err := f.journal.Intents.Of(t.Context(), pool, cloneImage)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -235,11 +244,12 @@ func TestCloneIntent(t *testing.T) {
 
 // Without a journal, clones are made all the same, but not of an image that belongs to
 // some cluster.
-func TestCloneWithoutJournal(t *testing.T) {
+func TestCloneWithoutJournal(t *testing.T) { synctest.Test(t, testCloneWithoutJournal) }
+
+func testCloneWithoutJournal(t *testing.T) {
 	f := newCloneFixture(t)
-	f.journals.clusterUID = ""
-	f.restart(t, false)
-	f.config.MaxCloneDepth = 4
+	f.clusterUID = ""
+	f.restart(t)
 	if _, _, err := f.provision(t.Context(), t); err == nil || !strings.Contains(err.Error(), "may not read the UID of its own namespace kube-system") {
 		t.Errorf("got %v", err)
 	}

@@ -4,6 +4,9 @@ package provisioner
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -11,6 +14,10 @@ import (
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/image"
+	"ceph.com/rbd-provisioner/provisioner/index"
+	"ceph.com/rbd-provisioner/provisioner/journal"
+	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
@@ -42,14 +49,13 @@ func (p *Provisioner) Delete(ctx context.Context, pv *corev1.PersistentVolume) e
 		return err
 	}
 	volumes := access.Volumes{Access: p.config.Access, Classes: p.config.Classes, Provisioner: p.config.Name}
-	pool, location, err := volumes.Open(ctx, pv, record)
+	pool, err := volumes.Open(ctx, pv, record)
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
-	d := deletion{p, pool, location, pv, record}
-	if err := d.run(ctx); err != nil {
-		return access.Explain(err, location)
+	if err := (deletion{p, pool, pv, record}).run(ctx); err != nil {
+		return access.Explain(err, pool.Location)
 	}
 	if pv.UID != "" { // as every volume has that was saved
 		p.deleted.Set(pv.UID, true, deletedFor)
@@ -62,4 +68,179 @@ func (p *Provisioner) Delete(ctx context.Context, pv *corev1.PersistentVolume) e
 // pv.kubernetes.io/provisioned-by, which the library looks at.
 func (p *Provisioner) Owns(pv *corev1.PersistentVolume) bool {
 	return volume.IsOf(pv, p.config.Identity)
+}
+
+// deletion is that of one volume's image.
+type deletion struct {
+	*Provisioner
+	pool   *access.Pool
+	pv     *corev1.PersistentVolume
+	record volume.Record
+}
+
+// String begins errors about it.
+func (d deletion) String() string {
+	return fmt.Sprintf("image %q in pool %q", d.record.Image, d.record.Pool)
+}
+
+func (d deletion) image() volume.ImageID { return d.pool.ID.Image(d.record.Image) }
+
+// run moves the image to the trash, unless it is somebody else's or in use.
+func (d deletion) run(ctx context.Context) error {
+	// Who works off the trash finds either nothing begun or all done.
+	unlock := d.config.Journal.Locks.Lock(d.image())
+	defer unlock()
+	image, err := d.lookAt(ctx)
+	if err == nil {
+		// Last, so that nothing else keeps the image from the trash when this has been
+		// asked.
+		var waited bool
+		if waited, err = d.fresh.CatchUp(ctx, d.pv); err == nil && waited {
+			image, err = d.lookAt(ctx)
+		}
+	}
+	switch {
+	case errors.Is(err, rbd.ErrImageBusy):
+		return d.stillRemoving()
+	case errors.Is(err, rbd.ErrImageNotFound):
+		return d.finish(ctx)
+	case err != nil:
+		return err
+	}
+	return d.trash(ctx, image)
+}
+
+// lookAt returns the image, if nothing keeps it from being removed. Snapshots that
+// attempts to clone it left do not: they are removed on the way.
+func (d deletion) lookAt(ctx context.Context) (rbd.Image, error) {
+	found, err := d.pool.Image(ctx, d.record.Image)
+	if err != nil {
+		return found, err
+	}
+	if err := d.checkOthers(); err != nil {
+		return found, err
+	}
+	if err := d.keeper().Check(d.pv, d.record, found); err != nil {
+		return found, err
+	}
+	if len(found.Watchers) > 0 {
+		return found, fmt.Errorf("%s: %w by %s: it is removed once no client has it open or mapped",
+			d, rbd.ErrImageInUse, strings.Join(found.Watchers, ", "))
+	}
+	snapshots, err := image.RemoveCloneSnapshots(ctx, d.pool, found.ID, found.Snapshots)
+	if err == nil && len(snapshots) > 0 {
+		err = fmt.Errorf("%s: %w: %s: it is removed once they are gone", d, rbd.ErrImageHasSnapshots, strings.Join(snapshots, ", "))
+	}
+	return found, err
+}
+
+// checkOthers returns an error while a volume other than the one that is deleted names
+// its image.
+func (d deletion) checkOthers() error {
+	volumes, err := d.config.VolumeIndex.Of(d.image())
+	if err != nil {
+		return err
+	}
+	for _, pv := range volumes {
+		if pv.UID == d.pv.UID && pv.Name == d.pv.Name || index.Goes(pv) {
+			continue
+		}
+		claim := ""
+		if ref := pv.Spec.ClaimRef; ref != nil {
+			claim = fmt.Sprintf(" (claim %s/%s)", ref.Namespace, ref.Name)
+		}
+		return fmt.Errorf("%s is also that of volume %q%s: it is removed once that volume is gone; if that one is in another Ceph cluster, "+
+			"set its annotation %s to what \"ceph fsid\" prints there", d, pv.Name, claim, volume.AnnClusterFSID)
+	}
+	return nil
+}
+
+// trash notes that the image is to be removed and moves it to the trash.
+func (d deletion) trash(ctx context.Context, image rbd.Image) error {
+	removal := journal.Removal{
+		ID:        image.ID,
+		Image:     d.record.Image,
+		Volume:    d.pv.Name,
+		At:        time.Now(),
+		Keep:      d.record.TrashRetention,
+		SizeBytes: image.SizeBytes,
+		Parent:    image.Parent,
+	}
+	err := d.config.Journal.Removals.Write(ctx, d.pool, removal)
+	if err == nil {
+		err = d.pool.TrashImage(ctx, removal.Image, removal.Keep)
+	}
+	switch {
+	case errors.Is(err, rbd.ErrImageNotFound):
+		// Somebody else removed it since.
+		return d.finish(ctx)
+	case errors.Is(err, rbd.ErrPoolFull) && removal.Keep == 0:
+		// There is no room for a note or for a trash in a pool that never had
+		// one. What makes room must not fail for lack of it.
+		return d.removeInPlace(ctx, "Image removed")
+	case err != nil:
+		return err
+	}
+	d.config.Trash.Add(d.pool.ID, d.pool.Location, removal)
+	values := []any{"image", removal.Image, "pool", d.record.Pool, "id", removal.ID}
+	if removal.Keep > 0 {
+		values = append(values, "keptUntil", removal.Due().UTC().Format(time.RFC3339))
+	}
+	klog.FromContext(ctx).Info("Image moved to the trash", values...)
+	return nil
+}
+
+// finish is for an image that nobody can open any more. An earlier attempt may
+// have moved it to the trash, or been cut off in that; or removed it, or been cut
+// off in that, which leaves the data in the trash or remains that hold the name.
+func (d deletion) finish(ctx context.Context) error {
+	removals, _, err := d.config.Journal.Removals.Read(ctx, d.pool)
+	if err != nil {
+		return err
+	}
+	done := "Image was gone already"
+	for _, removal := range removals {
+		if removal.Image != d.record.Image || removal.Volume != d.pv.Name {
+			continue
+		}
+		done = "Image was in the trash already"
+		// The move may have ended long after it was noted, where an OSD did not answer:
+		// by the note of then, it would be somebody else's.
+		again := removal
+		again.At = time.Now()
+		if err := d.config.Journal.Removals.Write(ctx, d.pool, again); err == nil {
+			removal = again
+		} else if !errors.Is(err, rbd.ErrPoolFull) {
+			return err
+		}
+		// Ends a move that was cut off; usually none was.
+		if err := d.pool.TrashImage(ctx, removal.Image, removal.Keep); err != nil && !errors.Is(err, rbd.ErrImageNotFound) {
+			return err
+		}
+		d.config.Trash.Add(d.pool.ID, d.pool.Location, removal)
+	}
+	err = d.removeInPlace(ctx, done)
+	if errors.Is(err, rbd.ErrImageInUse) {
+		return fmt.Errorf("%s: %w by a removal that was interrupted: that ends within half a minute, and it goes on by itself",
+			d, rbd.ErrImageInUse)
+	}
+	return err
+}
+
+func (d deletion) removeInPlace(ctx context.Context, done string) error {
+	err := image.RemoveIfThere(ctx, d.pool, d.record.Image)
+	if errors.Is(err, rbd.ErrTimeout) {
+		return d.stillRemoving()
+	}
+	if err != nil {
+		return err
+	}
+	klog.FromContext(ctx).Info(done, "image", d.record.Image, "pool", d.record.Pool)
+	return nil
+}
+
+// stillRemoving is about a removal that outlives its deadline. Nothing need be
+// wrong with Ceph: librbd deletes every object that the image could have.
+func (d deletion) stillRemoving() error {
+	return fmt.Errorf("%s is still being removed, which takes longer the larger it is: it goes on by itself", d)
 }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package provisioner
+package provisioner_test
 
 import (
 	"testing"
+	"testing/synctest"
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -111,10 +112,10 @@ func TestDeleteThroughClass(t *testing.T) {
 			f.seed(t, f.other, testImage, rbd.ImageSpec{SizeBytes: 1 << 30}, testMarks())
 		}},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		inBubble(t, test.name, func(t *testing.T) {
 			f := newFixture(t)
 			pv := f.released(t)
-			f.restart(t, false) // no secret is remembered, as a second later
+			f.restart(t) // no secret is remembered, as a second later
 			test.change(t, f, pv)
 			before, _ := f.other.Image(testPool, testImage)
 			f.checkRemoved(t, pv)
@@ -183,10 +184,10 @@ func TestDeleteKeepsWithoutHelp(t *testing.T) {
 			letIn(t, f)
 		}, rbd.ErrUnreachable, nil},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		inBubble(t, test.name, func(t *testing.T) {
 			f := newFixture(t)
 			pv := f.released(t)
-			f.restart(t, false) // no secret is remembered, as a second later
+			f.restart(t) // no secret is remembered, as a second later
 			test.change(t, f, pv)
 			f.checkKept(t, pv, test.wantErr, test.want...)
 		})
@@ -200,7 +201,7 @@ func TestDeleteUnknownCluster(t *testing.T) {
 		"of the retired provisioner": retire,
 		"with the deleting user":     func(pv *corev1.PersistentVolume) { delete(pv.Annotations, volume.AnnClusterFSID) },
 	} {
-		t.Run(name, func(t *testing.T) {
+		inBubble(t, name, func(t *testing.T) {
 			f := newFixture(t)
 			pv := f.released(t)
 			change(pv)
@@ -218,7 +219,9 @@ func TestDeleteUnknownCluster(t *testing.T) {
 
 // TestDeleteAnnotated is about a volume of the retired provisioner whose class is
 // gone, after somebody did as its event says.
-func TestDeleteAnnotated(t *testing.T) {
+func TestDeleteAnnotated(t *testing.T) { synctest.Test(t, testDeleteAnnotated) }
+
+func testDeleteAnnotated(t *testing.T) {
 	f := newFixture(t)
 	pv := f.released(t)
 	retire(pv)

@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package provisioner
+package provisioner_test
 
 import (
 	"context"
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
+	"ceph.com/rbd-provisioner/provisioner"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 	"ceph.com/rbd-provisioner/provisioner/volume"
@@ -30,7 +33,7 @@ func (f *fixture) remove(ctx context.Context, t *testing.T, pv *corev1.Persisten
 	before := pv.DeepCopy()
 	err := f.Delete(f.withLog(ctx), pv)
 	checkSame(t, "the volume that was given in", before, pv)
-	f.purgeAll(f.withLog(context.WithoutCancel(ctx)))
+	f.purgeFor(t, 5*time.Second)
 	f.checkAfter(t, err)
 	return err
 }
@@ -40,7 +43,7 @@ func (f *fixture) remove(ctx context.Context, t *testing.T, pv *corev1.Persisten
 func (f *fixture) released(t *testing.T) *corev1.PersistentVolume {
 	t.Helper()
 	pv := f.mustProvision(t)
-	pv.Annotations["pv.kubernetes.io/provisioned-by"] = DefaultName
+	pv.Annotations["pv.kubernetes.io/provisioned-by"] = provisioner.DefaultName
 	pv.Spec.StorageClassName = f.options.StorageClass.Name
 	pv.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimDelete
 	pv.Status.Phase = corev1.VolumeReleased
@@ -141,7 +144,7 @@ func TestDelete(t *testing.T) {
 			pv.Spec.RBD.CephMonitors = []string{deadMonitor, "10.0.0.2:6789"}
 		}},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		inBubble(t, test.name, func(t *testing.T) {
 			f := newFixture(t)
 			pv := f.released(t)
 			test.change(t, f, pv)
@@ -153,7 +156,7 @@ func TestDelete(t *testing.T) {
 
 func TestDeleteRemains(t *testing.T) {
 	for _, remains := range []rbdtest.Remains{rbdtest.RemainsID, rbdtest.RemainsDirectory, rbdtest.RemainsDirectoryOnly} {
-		t.Run(remains.String(), func(t *testing.T) {
+		inBubble(t, remains.String(), func(t *testing.T) {
 			f := newFixture(t)
 			pv := f.released(t)
 			if err := f.remove(t.Context(), t, pv); err != nil {
@@ -165,8 +168,10 @@ func TestDeleteRemains(t *testing.T) {
 	}
 }
 
-func TestDeleteNotOurs(t *testing.T) {
-	for _, identity := range []string{"elsewhere", DefaultName, ""} {
+func TestDeleteNotOurs(t *testing.T) { synctest.Test(t, testDeleteNotOurs) }
+
+func testDeleteNotOurs(t *testing.T) {
+	for _, identity := range []string{"elsewhere", provisioner.DefaultName, ""} {
 		f := newFixture(t)
 		pv := f.released(t)
 		pv.Annotations[volume.AnnIdentity] = identity
@@ -211,9 +216,9 @@ func TestDeleteKeeps(t *testing.T) {
 			f.ceph.AddSnapshot(testPool, testImage, "b")
 			f.ceph.AddSnapshot(testPool, testImage, "a")
 		}, rbd.ErrImageHasSnapshots, []string{": a, b: it is removed once they are gone"}},
-		{"the image of another volume", reseed(marksWith(map[string]string{metaVolume: "pvc-other"})), nil,
+		{"the image of another volume", reseed(marksWith(map[string]string{volume.MetaVolume: "pvc-other"})), nil,
 			[]string{"is not this volume's", `its metadata kubernetes.io/created-for/pv/name is "pvc-other"`, "left alone"}},
-		{"the image of another provisioner", reseed(map[string]string{metaIdentity: "elsewhere"}), nil,
+		{"the image of another provisioner", reseed(map[string]string{volume.MetaIdentity: "elsewhere"}), nil,
 			[]string{"is not this volume's", `its metadata rbdProvisionerIdentity is "elsewhere"`}},
 		{"no right to look at images", func(t *testing.T, f *fixture, _ *corev1.PersistentVolume) {
 			f.putKey(t, "kube-system", "admin", f.ceph.AddUser("admin", rbdtest.Caps{}).Key)
@@ -238,10 +243,10 @@ func TestDeleteKeeps(t *testing.T) {
 		{"no pool", func(_ *testing.T, f *fixture, pv *corev1.PersistentVolume) { pv.Spec.RBD.RBDPool = "missing" },
 			rbd.ErrPoolNotFound, []string{`open pool "missing"`}},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		inBubble(t, test.name, func(t *testing.T) {
 			f := newFixture(t)
 			pv := f.released(t)
-			f.restart(t, false) // no secret is remembered, as a second later
+			f.restart(t) // no secret is remembered, as a second later
 			test.change(t, f, pv)
 			f.checkKept(t, pv, test.wantErr, test.want...)
 		})
@@ -265,7 +270,7 @@ func TestDeleteLater(t *testing.T) {
 			return func() { f.ceph.SetUnreachable(false) }
 		}, rbd.ErrUnreachable},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		inBubble(t, test.name, func(t *testing.T) {
 			f := newFixture(t)
 			pv := f.released(t)
 			end := test.begin(f)
@@ -289,7 +294,7 @@ func TestDeleteInterrupted(t *testing.T) {
 		{"the connection broke half-way through", rbdtest.FakeFault{Err: rbd.ErrConnectionLost, HalfWay: true}},
 		{"an error that nobody knows", rbdtest.FakeFault{Err: errUnknown, HalfWay: true}},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		inBubble(t, test.name, func(t *testing.T) {
 			f := newFixture(t)
 			pv := f.released(t)
 			test.fault.Call = rbdtest.CallTrashImage
@@ -305,7 +310,9 @@ func TestDeleteInterrupted(t *testing.T) {
 // TestDeleteGoesOn is about a large image in a pool that is too full for a note,
 // so that it is removed in place: each attempt gets it a bit further, and there is
 // nothing wrong with Ceph.
-func TestDeleteGoesOn(t *testing.T) {
+func TestDeleteGoesOn(t *testing.T) { synctest.Test(t, testDeleteGoesOn) }
+
+func testDeleteGoesOn(t *testing.T) {
 	f := newFixture(t)
 	pv := f.released(t)
 	f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallSetNotes, Err: rbd.ErrPoolFull})

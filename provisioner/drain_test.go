@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package provisioner
+package provisioner_test
 
 import (
 	"context"
@@ -130,7 +130,7 @@ func TestDrainGivesUp(t *testing.T) {
 		}
 		f.checkMade(t)
 		// The next leader finds what was done.
-		f.restart(t, false)
+		f.restart(t)
 		checkSame(t, "the volume", f.wantVolume(), f.mustProvision(t))
 	})
 }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package provisioner
+package provisioner_test
 
 import (
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -80,7 +81,7 @@ func TestProvisionKubernetesFaults(t *testing.T) {
 		{"no monitor with an address", func(t *testing.T, f *fixture) { f.putParameter(t, "monitors", "mon-a.ceph, mon-b.ceph") }, nil,
 			`no monitor has an address: monitor "mon-a.ceph": the name does not resolve; monitor "mon-b.ceph": the name does not resolve`},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		inBubble(t, test.name, func(t *testing.T) {
 			f := newFixture(t)
 			test.change(t, f)
 			f.checkRefused(t, test, controller.ProvisioningNoChange)
@@ -151,7 +152,7 @@ func TestProvisionCephFaults(t *testing.T) {
 			f.putParameter(t, "monitors", "v2:10.0.0.1:3300, mon.ceph")
 		}, nil, "no monitor that is left speaks message protocol 1 (port 6789)"}, noChange},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		inBubble(t, test.name, func(t *testing.T) {
 			f := newFixture(t)
 			test.change(t, f)
 			f.checkRefused(t, test.fault, test.state)
@@ -159,7 +160,9 @@ func TestProvisionCephFaults(t *testing.T) {
 	}
 }
 
-func TestProvisionMended(t *testing.T) {
+func TestProvisionMended(t *testing.T) { synctest.Test(t, testProvisionMended) }
+
+func testProvisionMended(t *testing.T) {
 	f := newFixture(t)
 	admin := f.ceph.AddUser("admin", rbdtest.Caps{AllPools: true}).Key
 	f.ceph.SetFull(testPool, true)
@@ -200,7 +203,7 @@ func TestProvisionWarnings(t *testing.T) {
 			f.putParameter(t, "monitors", "mon.ceph")
 		}, nil},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		inBubble(t, test.name, func(t *testing.T) {
 			f := newFixture(t)
 			test.change(t, f)
 			checkSame(t, "the volume", f.wantVolume(), f.mustProvision(t))
@@ -211,6 +214,10 @@ func TestProvisionWarnings(t *testing.T) {
 }
 
 func TestProvisionForbiddenUserSecret(t *testing.T) {
+	synctest.Test(t, testProvisionForbiddenUserSecret)
+}
+
+func testProvisionForbiddenUserSecret(t *testing.T) {
 	f := newFixture(t)
 	f.refuse("secrets", "apps", "user", forbidden("user"))
 	f.refuse("secrets", "apps", "another", forbidden("another"))

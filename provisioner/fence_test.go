@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package provisioner
+package provisioner_test
 
 import (
 	"context"
 	"errors"
 	"testing"
+	"testing/synctest"
 
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
@@ -19,6 +20,10 @@ func (f *fixture) loseLease() { f.leaseLost.Store(true) }
 
 // A replica that may not lead begins nothing, and is not told to forget.
 func TestNothingBeginsWithoutTheLease(t *testing.T) {
+	synctest.Test(t, testNothingBeginsWithoutTheLease)
+}
+
+func testNothingBeginsWithoutTheLease(t *testing.T) {
 	f := newFixture(t)
 	pv := f.mustProvision(t)
 	before := f.connector.connects.Load()
@@ -51,7 +56,7 @@ func TestLeaseIsLostInTheMiddle(t *testing.T) {
 		{"before that of an earlier attempt is completed", rbdtest.CallImage, true, background, true, false},
 		{"before the volume is saved", rbdtest.CallSetMetadata, false, background, true, true},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		inBubble(t, test.name, func(t *testing.T) {
 			f := newFixture(t)
 			if test.seed {
 				f.seed(t, f.ceph, testImage, rbd.ImageSpec{SizeBytes: 1 << 30}, nil)
@@ -66,7 +71,7 @@ func TestLeaseIsLostInTheMiddle(t *testing.T) {
 				t.Errorf("the image: %v with %v", made, image.Metadata)
 			}
 			// Who leads next finishes it.
-			f.restart(t, false)
+			f.restart(t)
 			checkSame(t, "the volume", f.wantVolume(), f.mustProvision(t))
 			f.checkMade(t)
 		})
@@ -86,7 +91,7 @@ func TestLeaseIsLostBeforeARemoval(t *testing.T) {
 			return err
 		}},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		inBubble(t, test.name, func(t *testing.T) {
 			f := newFixture(t)
 			f.ceph.AddRemains(testPool, testImage, rbdtest.RemainsDirectoryOnly)
 			f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallImage, Before: f.loseLease})

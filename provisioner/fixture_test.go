@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package provisioner
+package provisioner_test
 
 import (
 	"context"
@@ -18,15 +18,13 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
-	corelisters "k8s.io/client-go/listers/core/v1"
-	storagelisters "k8s.io/client-go/listers/storage/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/klog/v2"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
-	"ceph.com/rbd-provisioner/provisioner/lease"
+	"ceph.com/rbd-provisioner/provisioner/index"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 	"ceph.com/rbd-provisioner/provisioner/volume"
@@ -44,27 +42,33 @@ const (
 // testMarks is the metadata of the image for the claim that options makes.
 func testMarks() map[string]string {
 	return map[string]string{
-		metaClaim: "data", metaClaimNamespace: "apps", metaVolume: "pvc-1234", metaIdentity: testIdentity,
+		volume.MetaClaim: "data", volume.MetaClaimNamespace: "apps", volume.MetaVolume: "pvc-1234", volume.MetaIdentity: testIdentity,
 		volume.MetaCluster: testCluster,
 	}
 }
 
 // fixture is a Provisioner with the Kubernetes and the Ceph clusters around it.
 type fixture struct {
-	*Provisioner
+	*process
 	options controller.ProvisionOptions
 
 	// ceph has the monitors 10.0.0.1 and 10.0.0.2, other has otherMonitor.
 	ceph, other *rbdtest.Cluster
 	connector   *FakeConnector
 	client      *fake.Clientset
-	// claims and classes are the caches.
-	claims, classes cache.Indexer
-	journals        journalFixture
-	events          *record.FakeRecorder
-	names           FakeResolver
-	guard           *lease.Guard // of the process, which leads until leaseLost
-	leaseLost       atomic.Bool
+	// claims, classes and volumes are the caches.
+	claims, classes, volumes cache.Indexer
+	events                   *record.FakeRecorder
+	names                    FakeResolver
+
+	// What follows is for the next process that restart makes.
+	clusterUID, identity string
+	usePVName            bool
+	maxCloneDepth        int
+	// leaseLost ends that the process leads.
+	leaseLost atomic.Bool
+	// flattened counts clones that were flattened.
+	flattened int
 	// secrets are texts that no error, event or log line may show.
 	secrets []string
 
@@ -82,10 +86,15 @@ func newFixture(t *testing.T) *fixture {
 		client:  fake.NewClientset(),
 		claims:  cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{}),
 		classes: cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{}),
+		volumes: cache.NewIndexer(cache.MetaNamespaceKeyFunc, index.Indexers()),
 		events:  record.NewFakeRecorder(100),
 		names:   FakeResolver{},
+
+		clusterUID: testCluster,
+		identity:   testIdentity,
+
+		maxCloneDepth: 4,
 	}
-	f.journals = newJournalFixture()
 	f.connector = &FakeConnector{Connector: rbdtest.NewConnector(f.ceph, f.other)}
 	everything := rbdtest.Caps{AllPools: true}
 	f.ceph.AddPool(testPool)
@@ -94,35 +103,8 @@ func newFixture(t *testing.T) *fixture {
 	f.putKey(t, "apps", "user", f.ceph.AddUser("kube", everything).Key)
 	f.putLive(t, func(*corev1.PersistentVolumeClaim) {})
 	f.putClass(t, func(*storagev1.StorageClass) {})
-	f.restart(t, false)
+	f.restart(t)
 	return f
-}
-
-// restart makes a new Provisioner, as a new process does. It leads.
-func (f *fixture) restart(t *testing.T, usePVName bool) {
-	t.Helper()
-	f.leaseLost.Store(false)
-	f.guard = lease.New(func() bool { return !f.leaseLost.Load() })
-	open, err := access.New(access.Config{Secrets: f.client.CoreV1(), Connector: f.connector, Resolver: f.names, Lease: f.guard})
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.Provisioner, err = New(f.journals.config(Config{
-		Name:      DefaultName,
-		Identity:  testIdentity,
-		UsePVName: usePVName,
-		Claims:    f.client.CoreV1(),
-		Classes:   storagelisters.NewStorageClassLister(f.classes),
-		Access:    open,
-		Lease:     f.guard,
-		Events:    f.events,
-		Volumes:   f.client.CoreV1(),
-
-		ClaimLister: corelisters.NewPersistentVolumeClaimLister(f.claims),
-	}))
-	if err != nil {
-		t.Fatal(err)
-	}
 }
 
 // putSecret stores a secret, in place of the one that is there.

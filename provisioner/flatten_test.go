@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package provisioner
+package provisioner_test
 
 import (
 	"strings"
@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
+	"ceph.com/rbd-provisioner/provisioner/flatten"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 )
@@ -23,25 +24,23 @@ func TestFlatten(t *testing.T) {
 	for _, restarted := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			f := newCloneFixture(t)
-			f.config.MaxCloneDepth = 2
-			flattened := 0
-			f.config.Flattened = func() { flattened++ }
+			f.maxCloneDepth = 2
+			f.restart(t)
 			f.chain(t, 2)
-			checkSame(t, "the clones to flatten", 0, f.Unflattened())
+			checkSame(t, "the clones to flatten", 0, f.flatten.Count())
 
 			f.next(t, "chain-2", "chain-3", "3")
 			for range 2 {
 				f.mustWait(t)
 			}
 			if restarted {
-				f.restart(t, false)
-				f.config.MaxCloneDepth, f.config.Flattened = 2, func() { flattened++ }
+				f.restart(t)
 				f.mustWait(t)
 			}
-			checkSame(t, "the clones to flatten", 1, f.Unflattened())
+			checkSame(t, "the clones to flatten", 1, f.flatten.Count())
 			f.flattenFor(t, time.Minute)
-			checkSame(t, "the clones to flatten", 0, f.Unflattened())
-			checkSame(t, "the clones that were flattened", 1, flattened)
+			checkSame(t, "the clones to flatten", 0, f.flatten.Count())
+			checkSame(t, "the clones that were flattened", 1, f.flattened)
 			f.mustProvision(t)
 			f.bind(t, f.mustProvision(t))
 			for i, parent := range map[int]bool{1: true, 2: true, 3: false} {
@@ -66,7 +65,8 @@ func TestFlattenGone(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f := newCloneFixture(t)
-				f.config.MaxCloneDepth = 0
+				f.maxCloneDepth = 0
+				f.restart(t)
 				if length > 0 {
 					f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallFlattenImage, Before: func() {
 						defer f.ceph.Watch(testPool, cloneImage, "10.0.0.7:0/1")()
@@ -76,27 +76,43 @@ func TestFlattenGone(t *testing.T) {
 				f.mustWait(t)
 				f.flattenFor(t, length)
 				f.dropLive(t)
-				_, _, err := f.provision(t.Context(), t)
+				_, _, err := f.Provision(f.withLog(t.Context()), f.options)
 				checkIgnored(t, err)
 				time.Sleep(2 * time.Hour) // until the call has ended
 				f.recoverAll(t)
 				f.checkNoClone(t)
 				f.checkIntents(t)
 				f.flattenFor(t, time.Hour)
-				checkSame(t, "the clones to flatten", 0, f.Unflattened())
+				checkSame(t, "the clones to flatten", 0, f.flatten.Count())
 			})
 		})
 	}
+}
+
+// TestFlattenForgotten: the library forgets a claim whose class is gone, while its clone
+// waits to be flattened; and then the claim goes.
+func TestFlattenForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newCloneFixture(t)
+		f.maxCloneDepth = 0
+		f.restart(t)
+		f.mustWait(t)
+		f.dropLive(t)
+		f.recoverAll(t)
+		f.checkNoClone(t)
+		f.checkIntents(t)
+	})
 }
 
 // What goes wrong is told to the claim, and tried again.
 func TestFlattenFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newCloneFixture(t)
-		f.config.MaxCloneDepth = 0
-		f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallFlattenImage, Err: rbd.ErrPoolFull, Times: 3})
+		f.maxCloneDepth = 0
+		f.restart(t)
+		f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallFlattenImage, Err: rbd.ErrPoolFull, Times: 5})
 		f.mustWait(t)
-		f.flattenFor(t, 15*time.Second)
+		f.flattenFor(t, 10*time.Second)
 		_, state, err := f.provision(t.Context(), t)
 		checkSame(t, "the state", controller.ProvisioningInBackground, state)
 		const want = `flatten image "kubernetes-dynamic-pvc-5678" in pool "rbd": pool is full or over its quota: free space, add storage, or raise the quota`
@@ -115,23 +131,24 @@ func TestFlattenFails(t *testing.T) {
 func TestFlattenOneAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newCloneFixture(t)
-		f.config.MaxCloneDepth = 0
+		f.maxCloneDepth = 0
+		f.restart(t)
 		var running, most atomic.Int32
 		for i, name := range []string{"a", "b", "c", "d"} {
-			f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallFlattenImage, Image: "flattening " + imagePrefix + name, Before: func() {
+			f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallFlattenImage, Image: "flattening " + "kubernetes-dynamic-pvc-" + name, Before: func() {
 				most.Store(max(most.Load(), running.Add(1)))
 				time.Sleep(time.Hour)
 				running.Add(-1)
 			}})
 			f.next(t, "data", name, types.UID(name))
 			f.mustWait(t)
-			checkSame(t, "the clones to flatten", i+1, f.Unflattened())
+			checkSame(t, "the clones to flatten", i+1, f.flatten.Count())
 		}
 		var loop sync.WaitGroup
 		loop.Go(func() { f.flattenFor(t, 6*time.Hour) })
 		time.Sleep(150 * time.Minute)
 		for name, done := range map[string]bool{"a": true, "b": true, "c": false, "d": false} {
-			image, _ := f.ceph.Image(testPool, imagePrefix+name)
+			image, _ := f.ceph.Image(testPool, "kubernetes-dynamic-pvc-"+name)
 			checkSame(t, name+" was flattened", done, image.Parent == "")
 		}
 		f.next(t, "c", "of-c", "of-c")
@@ -140,21 +157,23 @@ func TestFlattenOneAtATime(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 		loop.Wait()
-		checkSame(t, "the clones to flatten", 0, f.Unflattened())
+		checkSame(t, "the clones to flatten", 0, f.flatten.Count())
 		checkSame(t, "the most at the same time", 1, most.Load())
 	})
 }
 
 // Linux maps no image that has too many snapshots.
-func TestCloneLimits(t *testing.T) {
+func TestCloneLimits(t *testing.T) { synctest.Test(t, testCloneLimits) }
+
+func testCloneLimits(t *testing.T) {
 	for _, test := range []struct {
 		has     int
 		flatten int
 		want    string
 	}{
-		{manySnapshots - 1, 0, ""},
-		{manySnapshots, 1, errFlattening.Error()},
-		{snapshotsOfLinux, 0, "has nearly as many snapshots and clones as Linux can map an image with"},
+		{399, 0, ""},
+		{400, 1, flatten.ErrFlattening.Error()},
+		{480, 0, "has nearly as many snapshots and clones as Linux can map an image with"},
 	} {
 		f := newCloneFixture(t)
 		f.connector.show = func(image *rbd.Image) {
@@ -166,6 +185,6 @@ func TestCloneLimits(t *testing.T) {
 		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%d snapshots: got %v", test.has, err)
 		}
-		checkSame(t, "the clones to flatten", test.flatten, f.Unflattened())
+		checkSame(t, "the clones to flatten", test.flatten, f.flatten.Count())
 	}
 }

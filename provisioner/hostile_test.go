@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package provisioner
+package provisioner_test
 
 import (
 	"regexp"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
@@ -34,7 +33,7 @@ func hostile() map[string]string {
 		"pv.kubernetes.io/provisioned-by":               "example.com/other",
 		"pv.kubernetes.io/bound-by-controller":          "yes",
 		"kubernetes.io/createdby":                       "rbd-dynamic-provisioner",
-		metaVolume:                                      "pvc-theirs",
+		volume.MetaVolume:                               "pvc-theirs",
 		"image":                                         "their-image",
 		"rbd.ceph.com/image":                            "their-image",
 	}
@@ -66,9 +65,9 @@ func TestClaimsReachNothingOfOthers(t *testing.T) {
 			c.Spec.VolumeAttributesClassName = ptr.To("their-image")
 		}},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		inBubble(t, test.name, func(t *testing.T) {
 			f := newFixture(t)
-			f.seed(t, f.ceph, "their-image", rbd.ImageSpec{SizeBytes: 1 << 20}, map[string]string{metaVolume: "pvc-theirs"})
+			f.seed(t, f.ceph, "their-image", rbd.ImageSpec{SizeBytes: 1 << 20}, map[string]string{volume.MetaVolume: "pvc-theirs"})
 			theirs, _ := f.ceph.Image(testPool, "their-image")
 			test.change(f.options.PVC)
 			f.putLive(t, func(*corev1.PersistentVolumeClaim) {})
@@ -104,7 +103,7 @@ func TestContentOfOthersIsRefused(t *testing.T) {
 		{"persistentvolumeclaim", "", nil, kinds + `"persistentvolumeclaim"`},
 		{"", "", nil, kinds + `""`},
 	} {
-		t.Run(test.kind+"."+test.group, func(t *testing.T) {
+		inBubble(t, test.kind+"."+test.group, func(t *testing.T) {
 			f := newFixture(t)
 			f.options.PVC.Spec.DataSourceRef = &corev1.TypedObjectReference{
 				APIGroup: &test.group, Kind: test.kind, Name: "theirs", Namespace: test.namespace,
@@ -131,23 +130,19 @@ func FuzzClaim(f *testing.F) {
 	}
 	f.Add("rbd/theirs", "pool", "rbd\x00", "\n", "@snap")
 	f.Add("kubernetes-dynamic-pvc-5678", "", "", "", "")
-	want, err := (&Provisioner{}).newRequest(options())
-	if err != nil {
-		f.Fatal(err)
-	}
 	f.Fuzz(func(t *testing.T, name, annotation, value, label, labelValue string) {
-		o := options()
+		plain, odd := newFixture(t), newFixture(t)
+		odd.dropLive(t)
+		o := odd.options
 		o.PVC.Name = name
 		o.PVC.Annotations, o.PVC.Labels = map[string]string{annotation: value}, map[string]string{label: labelValue}
-		got, err := (&Provisioner{}).newRequest(o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if diff := cmp.Diff(want, got, cmp.AllowUnexported(request{}, source{}, origin{})); diff != "" {
-			t.Errorf("the request changed (-want +got):\n%s", diff)
-		}
-		if !imageNames.MatchString(got.image) {
-			t.Errorf("the image is called %q", got.image)
+		odd.putLive(t, func(*corev1.PersistentVolumeClaim) {})
+		want, got := plain.mustProvision(t), odd.mustProvision(t)
+		want.Annotations[volume.AnnClusterFSID] = got.Annotations[volume.AnnClusterFSID] // each has its own
+		checkSame(t, "the volume", want, got)
+		checkSame(t, "the images", plain.ceph.Images(testPool), odd.ceph.Images(testPool))
+		if !imageNames.MatchString(got.Spec.RBD.RBDImage) {
+			t.Errorf("the image is called %q", got.Spec.RBD.RBDImage)
 		}
 	})
 }

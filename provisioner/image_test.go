@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package provisioner
+package provisioner_test
 
 import (
 	"errors"
@@ -10,7 +10,9 @@ import (
 
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
+	"ceph.com/rbd-provisioner/provisioner/image"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
 // marksWith returns testMarks with entries replaced; an empty value takes one
@@ -39,14 +41,14 @@ func TestConflict(t *testing.T) {
 		change   func(*testing.T, *fixture)
 		want     string
 	}{
-		{"that of another volume", plain, marked(metaVolume, "pvc-other"), nothing, `its metadata kubernetes.io/created-for/pv/name is "pvc-other"`},
-		{"that of another volume, and nothing else is known", plain, map[string]string{metaVolume: "pvc-other"}, nothing,
+		{"that of another volume", plain, marked(volume.MetaVolume, "pvc-other"), nothing, `its metadata kubernetes.io/created-for/pv/name is "pvc-other"`},
+		{"that of another volume, and nothing else is known", plain, map[string]string{volume.MetaVolume: "pvc-other"}, nothing,
 			`its metadata kubernetes.io/created-for/pv/name is "pvc-other"`},
-		{"that of a volume whose name begins like ours", plain, marked(metaVolume, "pvc-12345"), nothing, `"pvc-12345"`},
-		{"another provisioner's", plain, marked(metaIdentity, "elsewhere"), nothing, `its metadata rbdProvisionerIdentity is "elsewhere"`},
-		{"another provisioner's, and nothing else is known", plain, map[string]string{metaIdentity: "elsewhere"}, nothing,
+		{"that of a volume whose name begins like ours", plain, marked(volume.MetaVolume, "pvc-12345"), nothing, `"pvc-12345"`},
+		{"another provisioner's", plain, marked(volume.MetaIdentity, "elsewhere"), nothing, `its metadata rbdProvisionerIdentity is "elsewhere"`},
+		{"another provisioner's, and nothing else is known", plain, map[string]string{volume.MetaIdentity: "elsewhere"}, nothing,
 			`its metadata rbdProvisionerIdentity is "elsewhere"`},
-		{"another provisioner's that is in use", plain, map[string]string{metaIdentity: "elsewhere"}, watch, "its metadata"},
+		{"another provisioner's that is in use", plain, map[string]string{volume.MetaIdentity: "elsewhere"}, watch, "its metadata"},
 		{"a smaller one", rbd.ImageSpec{SizeBytes: 1<<30 - 1}, testMarks(), nothing, "its size differs"},
 		{"a larger one", rbd.ImageSpec{SizeBytes: 2 << 30}, testMarks(), nothing, "its size differs"},
 		{"a larger one without marks", rbd.ImageSpec{SizeBytes: 2 << 30}, nil, nothing, "its size differs"},
@@ -62,12 +64,12 @@ func TestConflict(t *testing.T) {
 		{"one with another data pool", rbd.ImageSpec{SizeBytes: 1 << 30, DataPool: "other"}, testMarks(), wantData, "its data pool differs"},
 		{"one without marks that is in use", plain, nil, watch, "it does not say whose it is, and somebody uses it: if that does not end, rename or remove it"},
 		{"one without marks that has a snapshot", plain, nil, snapshot, "it does not say whose it is, and it has snapshots"},
-		{"one that names our provisioner alone and is in use", plain, map[string]string{metaIdentity: testIdentity}, watch,
+		{"one that names our provisioner alone and is in use", plain, map[string]string{volume.MetaIdentity: testIdentity}, watch,
 			"it does not say whose it is, and somebody uses it: if that does not end, rename or remove it"},
-		{"one that names the claim alone and has a snapshot", plain, map[string]string{metaClaim: "data"}, snapshot,
+		{"one that names the claim alone and has a snapshot", plain, map[string]string{volume.MetaClaim: "data"}, snapshot,
 			"it does not say whose it is, and it has snapshots"},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		inBubble(t, test.name, func(t *testing.T) {
 			f := newFixture(t)
 			f.ceph.AddErasurePool("data", true)
 			f.ceph.AddErasurePool("other", true)
@@ -78,8 +80,8 @@ func TestConflict(t *testing.T) {
 			var texts []string
 			for range 2 {
 				_, state, err := f.provision(t.Context(), t)
-				if !errors.Is(err, errImageConflict) || !strings.Contains(err.Error(), test.want) {
-					t.Fatalf("got the error %v, want %v with %q", err, errImageConflict, test.want)
+				if !errors.Is(err, image.ErrConflict) || !strings.Contains(err.Error(), test.want) {
+					t.Fatalf("got the error %v, want %v with %q", err, image.ErrConflict, test.want)
 				}
 				checkSame(t, "the state", controller.ProvisioningNoChange, state)
 				texts = append(texts, err.Error())
@@ -102,19 +104,19 @@ func TestAdopt(t *testing.T) {
 		change         func(*fixture)
 	}{
 		{"without marks", nil, testMarks(), nothing},
-		{"with one mark, the volume's", map[string]string{metaVolume: "pvc-1234"}, testMarks(), nothing},
-		{"with one mark, the provisioner's", map[string]string{metaIdentity: testIdentity}, testMarks(), nothing},
-		{"with one mark, the claim's", map[string]string{metaClaim: "data"}, testMarks(), nothing},
-		{"with all but one", marksWith(map[string]string{metaIdentity: ""}), testMarks(), nothing},
-		{"with an empty one", map[string]string{metaVolume: "", metaIdentity: ""}, testMarks(), nothing},
+		{"with one mark, the volume's", map[string]string{volume.MetaVolume: "pvc-1234"}, testMarks(), nothing},
+		{"with one mark, the provisioner's", map[string]string{volume.MetaIdentity: testIdentity}, testMarks(), nothing},
+		{"with one mark, the claim's", map[string]string{volume.MetaClaim: "data"}, testMarks(), nothing},
+		{"with all but one", marksWith(map[string]string{volume.MetaIdentity: ""}), testMarks(), nothing},
+		{"with an empty one", map[string]string{volume.MetaVolume: "", volume.MetaIdentity: ""}, testMarks(), nothing},
 		{"with all", testMarks(), testMarks(), nothing},
-		{"with a claim's name that is not right, which is for people only", marksWith(map[string]string{metaClaim: "old"}), testMarks(), nothing},
+		{"with a claim's name that is not right, which is for people only", marksWith(map[string]string{volume.MetaClaim: "old"}), testMarks(), nothing},
 		{"with metadata of others, which stays", marksWith(map[string]string{"backup": "nightly"}),
 			marksWith(map[string]string{"backup": "nightly"}), nothing},
 		{"with all marks, in use", testMarks(), testMarks(), func(f *fixture) { f.ceph.Watch(testPool, testImage, "10.0.2.1:0/77") }},
 		{"with all marks and a snapshot", testMarks(), testMarks(), func(f *fixture) { f.ceph.AddSnapshot(testPool, testImage, "backup") }},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		inBubble(t, test.name, func(t *testing.T) {
 			f := newFixture(t)
 			f.seed(t, f.ceph, testImage, rbd.ImageSpec{SizeBytes: 1 << 30}, test.metadata)
 			test.change(f)

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package provisioner
+package provisioner_test
 
 import (
 	"context"
 	"errors"
 	"testing"
+	"testing/synctest"
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -50,7 +51,9 @@ func (f *fixture) wantVolume() *corev1.PersistentVolume {
 
 // TestProvisionTwice is about what the library does when it could not save the
 // volume: it calls again.
-func TestProvisionTwice(t *testing.T) {
+func TestProvisionTwice(t *testing.T) { synctest.Test(t, testProvisionTwice) }
+
+func testProvisionTwice(t *testing.T) {
 	f := newFixture(t)
 	first := f.mustProvision(t)
 	checkSame(t, "the volume", f.wantVolume(), first)
@@ -59,7 +62,7 @@ func TestProvisionTwice(t *testing.T) {
 	checkSame(t, "the second volume", first, f.mustProvision(t))
 	f.checkMade(t)
 
-	f.restart(t, false)
+	f.restart(t)
 	checkSame(t, "the volume of the next process", first, f.mustProvision(t))
 	f.checkMade(t)
 	checkSame(t, "the events", nil, f.sent(t))
@@ -106,7 +109,7 @@ func TestProvisionVolume(t *testing.T) {
 			pv.Spec.RBD.CephMonitors = []string{"10.0.0.1:6789", "10.0.0.2:6789"}
 		}},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		inBubble(t, test.name, func(t *testing.T) {
 			f := newFixture(t)
 			test.change(t, f)
 			want := f.wantVolume()
@@ -119,9 +122,12 @@ func TestProvisionVolume(t *testing.T) {
 	}
 }
 
-func TestProvisionUsePVName(t *testing.T) {
+func TestProvisionUsePVName(t *testing.T) { synctest.Test(t, testProvisionUsePVName) }
+
+func testProvisionUsePVName(t *testing.T) {
 	f := newFixture(t)
-	f.restart(t, true)
+	f.usePVName = true
+	f.restart(t)
 	want := f.wantVolume()
 	want.Spec.RBD.RBDImage = "pvc-1234"
 	for range 2 {
@@ -132,7 +138,9 @@ func TestProvisionUsePVName(t *testing.T) {
 
 // TestProvisionSharesNothing keeps what others do with the volume away from the
 // claim and the class, which are those of a cache.
-func TestProvisionSharesNothing(t *testing.T) {
+func TestProvisionSharesNothing(t *testing.T) { synctest.Test(t, testProvisionSharesNothing) }
+
+func testProvisionSharesNothing(t *testing.T) {
 	f := newFixture(t)
 	block := corev1.PersistentVolumeBlock
 	f.options.PVC.Spec.VolumeMode = &block
@@ -157,7 +165,7 @@ func TestProvisionDataPool(t *testing.T) {
 		}},
 		{"the pool itself, which librbd takes for none", testPool, rbd.Image{Features: []string{rbd.FeatureLayering}}},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		inBubble(t, test.name, func(t *testing.T) {
 			f := newFixture(t)
 			f.ceph.AddErasurePool("data", true)
 			f.putParameter(t, "dataPool", test.dataPool)
@@ -220,7 +228,7 @@ func TestProvisionInterrupted(t *testing.T) {
 		}, rbd.ErrTimeout},
 		{"the metadata behind remains", remains, []rbdtest.FakeFault{lost(rbdtest.CallSetMetadata)}, rbd.ErrTimeout},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		inBubble(t, test.name, func(t *testing.T) {
 			f := newFixture(t)
 			test.before(t, f)
 			for _, fault := range test.faults {
@@ -242,7 +250,7 @@ var errUnknown = errors.New("unknown")
 
 func TestProvisionClearsRemains(t *testing.T) {
 	for _, remains := range []rbdtest.Remains{rbdtest.RemainsID, rbdtest.RemainsDirectory, rbdtest.RemainsDirectoryOnly} {
-		t.Run(remains.String(), func(t *testing.T) {
+		inBubble(t, remains.String(), func(t *testing.T) {
 			f := newFixture(t)
 			f.ceph.AddRemains(testPool, testImage, remains)
 			checkSame(t, "the volume", f.wantVolume(), f.mustProvision(t))
@@ -251,7 +259,9 @@ func TestProvisionClearsRemains(t *testing.T) {
 	}
 }
 
-func TestProvisionEndedContext(t *testing.T) {
+func TestProvisionEndedContext(t *testing.T) { synctest.Test(t, testProvisionEndedContext) }
+
+func testProvisionEndedContext(t *testing.T) {
 	f := newFixture(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

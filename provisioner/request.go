@@ -11,9 +11,15 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
+	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/image"
 	"ceph.com/rbd-provisioner/provisioner/storageclass"
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
+
+// imagePrefix begins the names of images; ceph-csi recognises migrated volumes
+// by it.
+const imagePrefix = "kubernetes-dynamic-pvc-"
 
 // supportedModes are the access modes that kubelet's rbd plugin implements.
 var supportedModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce, corev1.ReadOnlyMany}
@@ -29,16 +35,23 @@ type request struct {
 	// kubelet takes the Pod's, which is the claim's.
 	userSecret volume.SecretRef
 	fsType     string
-	// sourceClaim is the claim whose content is asked for; empty for none. source
-	// is its volume, and origin its image, once they were looked at.
+	// sourceClaim is the claim whose content is asked for; empty for none.
 	sourceClaim string
-	source      *source
-	origin      *origin
+	claimUID    string
 }
 
-func (r request) isClone() bool { return r.sourceClaim != "" || r.origin != nil }
-
-func (r request) wantedBytes() uint64 { return uint64(r.sizeBytes) } // #nosec G115 -- ImageSize returns no negative size
+// wants returns the image that is asked for: whose it is to be, and what it is to be a
+// clone of, if it is.
+func (r request) wants(pool *access.Pool, owner volume.Owner, from *image.Source) image.Wanted {
+	return image.Wanted{
+		Image:     pool.ID.Image(r.image),
+		SizeBytes: uint64(r.sizeBytes), // #nosec G115 -- ImageSize returns no negative size
+		DataPool:  r.params.DataPool,
+		Owner:     owner,
+		ClaimUID:  r.claimUID,
+		Source:    from,
+	}
+}
 
 // newRequest checks class and claim. The error tells all faults of the class,
 // or else all faults of the claim, in one line.
@@ -54,6 +67,7 @@ func (p *Provisioner) newRequest(options controller.ProvisionOptions) (request, 
 		image:      imagePrefix + string(claim.UID),
 		userSecret: params.UserSecret,
 		fsType:     params.FSType,
+		claimUID:   string(claim.UID),
 	}
 	if p.config.UsePVName {
 		r.image = options.PVName

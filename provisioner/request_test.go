@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package provisioner
+package provisioner_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 
-	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -14,7 +15,8 @@ import (
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
-	"ceph.com/rbd-provisioner/provisioner/volume"
+	"ceph.com/rbd-provisioner/provisioner"
+	"ceph.com/rbd-provisioner/provisioner/access"
 )
 
 func storage(quantity string) corev1.ResourceList {
@@ -33,7 +35,7 @@ func options() controller.ProvisionOptions {
 		},
 		StorageClass: &storagev1.StorageClass{
 			ObjectMeta:  metav1.ObjectMeta{Name: "fast"},
-			Provisioner: DefaultName,
+			Provisioner: provisioner.DefaultName,
 			Parameters: map[string]string{
 				"monitors": "10.0.0.1:6789", "adminSecretName": "admin", "adminSecretNamespace": "kube-system",
 				"userSecretName": "user", "userId": "kube", "fsType": "xfs",
@@ -42,58 +44,25 @@ func options() controller.ProvisionOptions {
 	}
 }
 
-func TestNewRequest(t *testing.T) {
-	block := corev1.PersistentVolumeBlock
-	for _, test := range []struct {
-		name      string
-		usePVName bool
-		change    func(controller.ProvisionOptions)
-		check     func(*testing.T, request)
-	}{
-		{"the image's name comes from the claim's UID", false, func(controller.ProvisionOptions) {}, func(t *testing.T, r request) {
-			if r.image != "kubernetes-dynamic-pvc-1234" || r.pvName != "pvc-1234" {
-				t.Errorf("got image %q of volume %q", r.image, r.pvName)
-			}
-		}},
-		{"or from the volume's name", true, func(controller.ProvisionOptions) {}, func(t *testing.T, r request) {
-			if r.image != "pvc-1234" {
-				t.Errorf("got image %q", r.image)
-			}
-		}},
-		{"the user's secret is beside the claim where the class does not say", false, func(controller.ProvisionOptions) {}, func(t *testing.T, r request) {
-			if want := (volume.SecretRef{Namespace: "apps", Name: "user"}); r.userSecret != want {
-				t.Errorf("got %v, want %v", r.userSecret, want)
-			}
-		}},
-		{"or where the class says", false, func(o controller.ProvisionOptions) { o.StorageClass.Parameters["userSecretNamespace"] = "ceph" }, func(t *testing.T, r request) {
-			if want := (volume.SecretRef{Namespace: "ceph", Name: "user"}); r.userSecret != want {
-				t.Errorf("got %v, want %v", r.userSecret, want)
-			}
-		}},
-		{"a file system", false, func(controller.ProvisionOptions) {}, func(t *testing.T, r request) {
-			if r.fsType != "xfs" {
-				t.Errorf("got %q", r.fsType)
-			}
-		}},
-		{"a block volume has none", false, func(o controller.ProvisionOptions) { o.PVC.Spec.VolumeMode = &block }, func(t *testing.T, r request) {
-			if r.fsType != "" {
-				t.Errorf("got %q", r.fsType)
-			}
-		}},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			o := options()
-			test.change(o)
-			r, err := (&Provisioner{config: Config{UsePVName: test.usePVName}}).newRequest(o)
-			if err != nil {
-				t.Fatal(err)
-			}
-			test.check(t, r)
-		})
+// TestUserSecretNamespace: the user's secret is beside the claim where the class does not
+// say where it is. It is looked at, so that a mistake shows on the claim.
+func TestUserSecretNamespace(t *testing.T) { synctest.Test(t, testUserSecretNamespace) }
+
+func testUserSecretNamespace(t *testing.T) {
+	for namespace, want := range map[string]string{"": `"apps/user"`, "ceph": `"ceph/user"`} {
+		f := newFixture(t)
+		f.dropSecret(t, "apps", "user")
+		if namespace != "" {
+			f.putParameter(t, "userSecretNamespace", namespace)
+		}
+		_, _, err := f.provision(t.Context(), t)
+		if !errors.Is(err, access.ErrSecretNotFound) || !strings.Contains(err.Error(), "user's secret "+want) {
+			t.Errorf("namespace %q: got %v, want that %s is not there", namespace, err, want)
+		}
 	}
 }
 
-func TestNewRequestRefuses(t *testing.T) {
+func TestRefused(t *testing.T) {
 	const (
 		selector = "the claim has a selector, which volumes made on demand can't match: remove spec.selector, " +
 			"or name an existing volume in spec.volumeName"
@@ -136,16 +105,17 @@ func TestNewRequestRefuses(t *testing.T) {
 			delete(o.StorageClass.Parameters, "monitors")
 		}, class},
 	} {
-		t.Run(test.name, func(t *testing.T) {
-			o := options()
-			test.change(o)
-			r, err := (&Provisioner{}).newRequest(o)
+		inBubble(t, test.name, func(t *testing.T) {
+			f := newFixture(t)
+			test.change(f.options)
+			_, state, err := f.provision(t.Context(), t)
 			if err == nil {
-				t.Fatalf("got %+v, want an error", r)
+				t.Fatal("it made a volume")
 			}
-			if diff := cmp.Diff(test.want, err.Error()); diff != "" {
-				t.Errorf("error (-want +got):\n%s", diff)
-			}
+			checkSame(t, "the error", test.want, err.Error())
+			checkSame(t, "the state", controller.ProvisioningNoChange, state)
+			checkSame(t, "the number of connections", 0, f.connector.connects.Load())
+			f.checkNothing(t)
 		})
 	}
 }

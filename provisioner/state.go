@@ -6,6 +6,8 @@ import (
 	"errors"
 
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
+
+	"ceph.com/rbd-provisioner/provisioner/image"
 )
 
 // state says what an error of Provision means to the library, where changed says that
@@ -14,7 +16,6 @@ import (
 //	the error                                           changed   state
 //	none                                                any       Finished
 //	an image of the name is there that is not the one   any       NoChange
-//	the clone is there, and is to be flattened          any       Background
 //	any other                                           no        NoChange
 //	any other                                           yes       Background
 //
@@ -37,9 +38,9 @@ func state(err error, changed bool) controller.ProvisioningState {
 	switch {
 	case err == nil:
 		return controller.ProvisioningFinished
-	case errors.Is(err, errImageConflict):
+	case errors.Is(err, image.ErrConflict):
 		return controller.ProvisioningNoChange
-	case changed, errors.Is(err, errFlattening):
+	case changed:
 		return controller.ProvisioningInBackground
 	default:
 		return controller.ProvisioningNoChange

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package provisioner
+package provisioner_test
 
 import (
 	"errors"
-	"fmt"
 	"testing"
 
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
@@ -12,27 +11,6 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 )
-
-func TestState(t *testing.T) {
-	const finished, noChange, background = controller.ProvisioningFinished, controller.ProvisioningNoChange, controller.ProvisioningInBackground
-	for _, test := range []struct {
-		name string
-		err  error
-		// without and with are the states where nothing was changed, and where
-		// something may have been.
-		without, with controller.ProvisioningState
-	}{
-		{"success", nil, finished, finished},
-		{"an answer that did not come", rbd.ErrTimeout, noChange, background},
-		{"anything unknown", errors.New("unknown"), noChange, background},
-		{"another image of the name", fmt.Errorf("image: %w: its size differs", errImageConflict), noChange, noChange},
-		{"a clone that is to be flattened", errFlattening, background, background},
-		{"one that could not be flattened", fmt.Errorf("%w: free space", notFlattened{rbd.ErrPoolFull}), background, background},
-	} {
-		checkSame(t, test.name+", with nothing changed", test.without, state(test.err, false))
-		checkSame(t, test.name+", with something changed", test.with, state(test.err, true))
-	}
-}
 
 // TestCloneStates is about which faults in the making of a clone have the library come
 // back also when the claim is gone by then.
@@ -60,7 +38,7 @@ func TestCloneStates(t *testing.T) {
 		{"the clone can't be grown", crashes["before it grows"], errUnknown, background},
 		{"the clone can't be marked", crashes["before the mark"], errUnknown, background},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		inBubble(t, test.name, func(t *testing.T) {
 			f := newCloneFixture(t)
 			f.options.PVC.Spec.Resources.Requests = storage("2Gi") // to be grown
 			test.fault.Err = test.err

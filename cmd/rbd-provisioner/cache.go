@@ -20,7 +20,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 
-	"ceph.com/rbd-provisioner/provisioner"
+	"ceph.com/rbd-provisioner/provisioner/index"
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
@@ -32,7 +32,7 @@ func newInformers(client kubernetes.Interface) informers.SharedInformerFactory {
 	factory := informers.NewSharedInformerFactoryWithOptions(client, resyncPeriod, informers.WithTransform(trim))
 	factory.InformerFor(&corev1.PersistentVolume{}, func(client kubernetes.Interface, resync time.Duration) cache.SharedIndexInformer {
 		volumes := client.CoreV1().PersistentVolumes()
-		return newInformer(client, &corev1.PersistentVolume{}, resync, trim, provisioner.VolumeIndexers(), volumes.Watch,
+		return newInformer(client, &corev1.PersistentVolume{}, resync, trim, index.Indexers(), volumes.Watch,
 			func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 				return volumes.List(ctx, options)
 			})

@@ -30,7 +30,7 @@ import (
 	"k8s.io/utils/ptr"
 	libcontroller "sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
-	"ceph.com/rbd-provisioner/provisioner"
+	"ceph.com/rbd-provisioner/provisioner/index"
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
@@ -350,7 +350,7 @@ func BenchmarkCached(b *testing.B) {
 	for b.Loop() {
 		trim := new(trimmer).trim
 		before := heap()
-		volumes := cache.NewIndexer(cache.MetaNamespaceKeyFunc, provisioner.VolumeIndexers())
+		volumes := cache.NewIndexer(cache.MetaNamespaceKeyFunc, index.Indexers())
 		claims := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{
 			cache.NamespaceIndex: cache.MetaNamespaceIndexFunc,
 			"uid": func(obj any) ([]string, error) {

@@ -48,7 +48,7 @@ func readClusterUID(ctx context.Context, client corev1client.NamespacesGetter) (
 			return true, nil
 		}
 		if !said {
-			logger.Error(err, "The namespace that identifies the cluster can't be read, trying on", "namespace", clusterNamespace)
+			logger.Error(err, "The namespace that identifies the cluster can't be read, will retry", "namespace", clusterNamespace)
 			said = true
 		}
 		return false, nil

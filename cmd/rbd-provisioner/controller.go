@@ -20,6 +20,7 @@ import (
 
 	"ceph.com/rbd-provisioner/provisioner"
 	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/index"
 	"ceph.com/rbd-provisioner/provisioner/lease"
 	"ceph.com/rbd-provisioner/provisioner/ownership"
 )
@@ -56,6 +57,7 @@ type controllerConfig struct {
 type controller struct {
 	config      controllerConfig
 	provisioner *provisioner.Provisioner
+	jobs        *jobs
 	// expansion is nil when volumes are not to be grown, ownership when this cluster
 	// has no identity.
 	expansion *expansion
@@ -78,7 +80,12 @@ func newController(ctx context.Context, c controllerConfig) (_ *controller, err 
 	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: c.client.CoreV1().Events("")})
 	recorder := events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: c.options.provisionerName})
 
-	p, err := newProvisioner(c, recorder)
+	activity := new(lease.Activity)
+	work, err := newJobs(c, activity, recorder)
+	if err != nil {
+		return nil, err
+	}
+	p, err := newProvisioner(c, work, activity, recorder)
 	if err != nil {
 		return nil, err
 	}
@@ -95,6 +102,7 @@ func newController(ctx context.Context, c controllerConfig) (_ *controller, err 
 	return &controller{
 		config:      c,
 		provisioner: p,
+		jobs:        work,
 		expansion:   grow,
 		ownership:   own,
 		events:      events,
@@ -103,27 +111,27 @@ func newController(ctx context.Context, c controllerConfig) (_ *controller, err 
 }
 
 // newProvisioner returns our provisioner, which the cache of volumes tells of each.
-func newProvisioner(c controllerConfig, events record.EventRecorder) (*provisioner.Provisioner, error) {
+func newProvisioner(c controllerConfig, work *jobs, activity *lease.Activity, events record.EventRecorder) (*provisioner.Provisioner, error) {
 	core := c.informers.Core().V1()
 	p, err := provisioner.New(provisioner.Config{
-		Name:         c.options.provisionerName,
-		Identity:     c.options.identity,
-		UsePVName:    c.options.usePVName,
-		ClusterUID:   c.clusterUID,
-		Claims:       c.client.CoreV1(),
-		ClaimLister:  core.PersistentVolumeClaims().Lister(),
-		Classes:      c.informers.Storage().V1().StorageClasses().Lister(),
-		Access:       c.access,
-		Lease:        c.guard,
-		Events:       events,
-		Volumes:      c.client.CoreV1(),
-		VolumeLister: core.PersistentVolumes().Lister(),
-		VolumeIndex:  core.PersistentVolumes().Informer().GetIndexer(),
-		Recovered:    newRecoveredCounter(c.registry),
-		Purged:       newPurgedCounter(c.registry),
-
+		Name:          c.options.provisionerName,
+		Identity:      c.options.identity,
+		UsePVName:     c.options.usePVName,
+		ClusterUID:    c.clusterUID,
+		Claims:        c.client.CoreV1(),
+		ClaimLister:   core.PersistentVolumeClaims().Lister(),
+		Volumes:       c.client.CoreV1(),
+		VolumeLister:  core.PersistentVolumes().Lister(),
+		VolumeIndex:   index.Volumes{Cache: core.PersistentVolumes().Informer().GetIndexer()},
+		Classes:       c.informers.Storage().V1().StorageClasses().Lister(),
+		Access:        c.access,
+		Journal:       work.journal,
+		Trash:         work.trash,
+		Flattener:     work.flatten,
+		Events:        events,
 		MaxCloneDepth: c.options.maxCloneDepth,
-		Flattened:     newFlattenedCounter(c.registry),
+		Lease:         c.guard,
+		Activity:      activity,
 	})
 	if err != nil {
 		return nil, err
@@ -131,8 +139,6 @@ func newProvisioner(c controllerConfig, events record.EventRecorder) (*provision
 	if err := onSeen(core.PersistentVolumes().Informer(), p.Seen); err != nil {
 		return nil, err
 	}
-	registerTrash(c.registry, p.Trash)
-	registerClones(c.registry, p.Unflattened)
 	return p, nil
 }
 
@@ -162,7 +168,9 @@ func (c *controller) run(ctx context.Context) error {
 	logger.Info("Leading")
 	defer c.events.Shutdown()
 	var keeping sync.WaitGroup
-	keeping.Go(func() { c.provisioner.Keep(ctx) })
+	for _, loop := range c.jobs.loops() {
+		keeping.Go(func() { loop(ctx) })
+	}
 	keeping.Go(func() { runOwnership(ctx, c.ownership) })
 	if c.expansion != nil {
 		keeping.Go(func() { c.expansion.run(ctx) })

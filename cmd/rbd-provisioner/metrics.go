@@ -12,8 +12,9 @@ import (
 	clientmetrics "k8s.io/client-go/tools/metrics"
 	libmetrics "sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller/metrics"
 
-	"ceph.com/rbd-provisioner/provisioner"
 	"ceph.com/rbd-provisioner/provisioner/goceph"
+	"ceph.com/rbd-provisioner/provisioner/orphan"
+	"ceph.com/rbd-provisioner/provisioner/trash"
 )
 
 // newRegistry returns a registry of our own: what else lives in the default one
@@ -73,16 +74,16 @@ func (c requestCounter) Increment(_ context.Context, code, method, host string) 
 }
 
 // newRecoveredCounter counts what recovery did about images that were left.
-func newRecoveredCounter(registry prometheus.Registerer) func(provisioner.Outcome) {
+func newRecoveredCounter(registry prometheus.Registerer) func(orphan.Outcome) {
 	counter := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "rbd_provisioner_recovered_images_total",
 		Help: "Images without a volume that attempts left which were cut off: removed, foreign (somebody else's or with data, so left) or kept (in use or out of reach, to be tried again).",
 	}, []string{"outcome"})
 	registry.MustRegister(counter)
-	for _, outcome := range []provisioner.Outcome{provisioner.OutcomeRemoved, provisioner.OutcomeForeign, provisioner.OutcomeKept} {
+	for _, outcome := range []orphan.Outcome{orphan.OutcomeRemoved, orphan.OutcomeForeign, orphan.OutcomeKept} {
 		counter.WithLabelValues(string(outcome)) // so that it is there from the start, at 0
 	}
-	return func(outcome provisioner.Outcome) { counter.WithLabelValues(string(outcome)).Inc() }
+	return func(outcome orphan.Outcome) { counter.WithLabelValues(string(outcome)).Inc() }
 }
 
 // registerTrash shows how many images of deleted volumes are in the trash. Only
@@ -108,7 +109,7 @@ func newPurgedCounter(registry prometheus.Registerer) func(by string) {
 		Name: "rbd_provisioner_purged_images_total",
 		Help: "Images of deleted volumes that were removed from the trash, by Ceph's manager or by this process (provisioner).",
 	}, []string{"by"})
-	for _, by := range []string{provisioner.ByManager, provisioner.ByProvisioner} {
+	for _, by := range []string{trash.ByManager, trash.ByProvisioner} {
 		counter.WithLabelValues(by) // shown from the beginning, as 0
 	}
 	registry.MustRegister(counter)

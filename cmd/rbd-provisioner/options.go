@@ -18,6 +18,7 @@ import (
 	_ "k8s.io/component-base/logs/json/register" // -logging-format=json
 
 	"ceph.com/rbd-provisioner/provisioner"
+	"ceph.com/rbd-provisioner/provisioner/image"
 )
 
 // options are the flags and the environment.
@@ -158,8 +159,8 @@ func (o *options) complete(commandTimeout, metricsPort int, getenv func(string) 
 	if o.workers < 1 {
 		fault("-worker-threads is %d: it must be at least 1", o.workers)
 	}
-	if o.maxCloneDepth < 0 || o.maxCloneDepth > provisioner.CloneDepthLimit {
-		fault("-max-clone-depth is %d: it must be 0 to %d, what Linux can map", o.maxCloneDepth, provisioner.CloneDepthLimit)
+	if o.maxCloneDepth < 0 || o.maxCloneDepth > image.CloneDepthLimit {
+		fault("-max-clone-depth is %d: it must be 0 to %d, what Linux can map", o.maxCloneDepth, image.CloneDepthLimit)
 	}
 	if o.qps <= 0 || o.burst < 1 {
 		fault("-kube-api-qps is %v and -kube-api-burst is %d: both must be above 0", o.qps, o.burst)

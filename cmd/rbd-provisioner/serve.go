@@ -149,7 +149,7 @@ func checkServer(ctx context.Context, o *options, client kubernetes.Interface) e
 		v, err := client.Discovery().ServerVersion()
 		if err != nil {
 			if !said {
-				logger.Error(err, "The API server does not answer, trying on")
+				logger.Error(err, "The API server does not answer, will retry")
 				said = true
 			}
 			return false, nil

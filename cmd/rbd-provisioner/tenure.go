@@ -57,7 +57,7 @@ type watchedLock struct {
 	resourcelock.Interface
 	tenure *tenure
 	// lost is called when another replica turns out to have the lease; the
-	// elector would try on until its renew deadline.
+	// elector would keep trying until its renew deadline.
 	lost func()
 }
 

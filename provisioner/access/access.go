@@ -156,7 +156,7 @@ func (a *Access) open(ctx context.Context, l volume.Location, v *visit) (*Pool, 
 	}
 	// That it went well need not be an answer: a connection that is there is
 	// shared, and knows its pools.
-	return &Pool{Pool: pool, FSID: cluster.FSID(), Monitors: monitors}, nil
+	return &Pool{Pool: pool, ID: volume.PoolID{FSID: cluster.FSID(), Pool: l.Pool}, Location: l, Monitors: monitors}, nil
 }
 
 // Explain adds to an error of a call to Ceph what its reader can do about it:

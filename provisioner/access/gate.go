@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -52,7 +50,7 @@ type gate struct {
 
 	mu       sync.Mutex // guards all that follows, and what is in it
 	clusters map[string]*cluster
-	routes   map[route]*routeState
+	routes   map[volume.Route]*routeState
 	// probes counts the operations that were let through to find out whether
 	// their route answers again.
 	probes int
@@ -67,13 +65,6 @@ const (
 	forClaim use = iota
 	forVolume
 )
-
-// route is a way to images.
-type route struct {
-	monitors, user string
-	secret         volume.SecretRef
-	pool, dataPool string
-}
 
 type routeState struct {
 	used     time.Time
@@ -105,7 +96,7 @@ type visit struct {
 }
 
 func newGate(workers int) *gate {
-	g := &gate{clusters: map[string]*cluster{}, routes: map[route]*routeState{}, changed: make(chan struct{})}
+	g := &gate{clusters: map[string]*cluster{}, routes: map[volume.Route]*routeState{}, changed: make(chan struct{})}
 	if workers > 0 {
 		g.half = max(1, workers/2)
 	}
@@ -116,44 +107,44 @@ func newGate(workers int) *gate {
 // placeWait at most. Errors: ErrBusy; ErrUnreachable or ErrTimeout where no
 // answer came lately.
 func (g *gate) enter(ctx context.Context, l volume.Location, u use) (*visit, error) {
-	r := routeOf(l)
 	ctx, cancel := context.WithTimeout(ctx, placeWait)
 	defer cancel()
 	for {
-		v, changed, err := g.admit(r, u)
+		v, changed, err := g.admit(l, u)
 		if v != nil || err != nil {
 			return v, err
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("monitors %q: %w", r.monitors, ErrBusy)
+			return nil, fmt.Errorf("monitors %q: %w", l.Route().Monitors(), ErrBusy)
 		}
 	}
 }
 
 // admit lets an operation in, refuses it, or returns what to wait for.
-func (g *gate) admit(r route, u use) (*visit, <-chan struct{}, error) {
+func (g *gate) admit(l volume.Location, u use) (*visit, <-chan struct{}, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now := time.Now()
 	g.forget(now)
+	r := l.Route()
 	state := g.routes[r]
 	if state == nil {
 		state = &routeState{}
 		g.routes[r] = state
 	}
-	c := g.clusters[r.monitors]
+	c := g.clusters[r.Monitors()]
 	if c == nil {
 		c = &cluster{inside: [2]map[*visit]struct{}{{}, {}}}
-		g.clusters[r.monitors] = c
+		g.clusters[r.Monitors()] = c
 	}
 	state.used, c.used = now, now
 
 	probe := state.fault != nil
 	switch {
 	case probe && (state.probing || g.half > 0 && g.probes >= g.half):
-		return nil, nil, &silence{r, state.fault}
+		return nil, nil, &silence{l, state.fault}
 	case !probe && g.half > 0 && len(g.clusters) > 1 && len(c.inside[u]) >= g.half && !c.quick(u, now):
 		return nil, g.changed, nil
 	}
@@ -248,26 +239,17 @@ func (g *gate) wake() {
 	g.changed = make(chan struct{})
 }
 
-func routeOf(l volume.Location) route {
-	monitors := make([]string, len(l.Monitors))
-	for i, m := range l.Monitors {
-		monitors[i] = m.String()
-	}
-	slices.Sort(monitors)
-	return route{strings.Join(monitors, ","), l.User, l.Secret, l.Pool, l.DataPool}
-}
-
 // silence is the error of an operation that was not tried, since another one
 // waits for an answer where the last one had none. Its text does not depend on
 // what that was.
 type silence struct {
-	route route
-	fault error
+	location volume.Location
+	fault    error
 }
 
 func (s *silence) Error() string {
 	return fmt.Sprintf("pool %q, monitors %q, user %q: no answer lately, so that one attempt at a time is made, and this one waits its turn",
-		s.route.pool, s.route.monitors, s.route.user)
+		s.location.Pool, s.location.Route().Monitors(), s.location.User)
 }
 
 func (s *silence) Unwrap() error { return s.fault }

@@ -10,14 +10,16 @@ import (
 
 	"ceph.com/rbd-provisioner/provisioner/lease"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
 // Pool is an open pool, with what was learned on the way to it. Each call needs the
 // lease where it changes something, and tells the gate how it ended.
 type Pool struct {
 	rbd.Pool
-	// FSID is the identity of the cluster.
-	FSID string
+	// ID says which pool it is, Location how it was opened.
+	ID       volume.PoolID
+	Location volume.Location
 	// Monitors are those that the location named, as addresses.
 	Monitors Monitors
 

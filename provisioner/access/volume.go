@@ -37,17 +37,16 @@ type Volumes struct {
 // volumes of the retired provisioner or whose secret is gone; the monitors when
 // those of the volume do not answer and the class's lead to the same cluster.
 //
-// The location is that which was tried last, also beside an error. The errors are
-// those of OpenForVolume, and ErrOtherCluster.
-func (v Volumes) Open(ctx context.Context, pv *corev1.PersistentVolume, record volume.Record) (*Pool, volume.Location, error) {
+// The errors are those of OpenForVolume, and ErrOtherCluster.
+func (v Volumes) Open(ctx context.Context, pv *corev1.PersistentVolume, record volume.Record) (*Pool, error) {
 	location, err := record.Location()
 	if err != nil {
-		return nil, location, err
+		return nil, err
 	}
 	class, classErr := v.classLocation(pv)
 	if !record.Complete() {
 		if classErr != nil {
-			return nil, location, fmt.Errorf("the volume does not say who deletes its image, and %w: make the class again, "+
+			return nil, fmt.Errorf("the volume does not say who deletes its image, and %w: make the class again, "+
 				"or set the volume's annotations %s, %s and %s", classErr,
 				volume.AnnDeletionUser, volume.AnnDeletionSecretName, volume.AnnDeletionSecretNamespace)
 		}
@@ -59,9 +58,9 @@ func (v Volumes) Open(ctx context.Context, pv *corev1.PersistentVolume, record v
 		pool, err := v.openSame(ctx, location, record.FSID, moved)
 		switch {
 		case err == nil:
-			return pool, location, nil
+			return pool, nil
 		case classErr != nil:
-			return nil, location, err
+			return nil, err
 		case badCredentials(err) && (location.User != class.User || location.Secret != class.Secret):
 			klog.FromContext(ctx).V(2).Info("Trying the user and secret of the StorageClass", "err", err)
 			location.User, location.Secret = class.User, class.Secret
@@ -69,7 +68,7 @@ func (v Volumes) Open(ctx context.Context, pv *corev1.PersistentVolume, record v
 			klog.FromContext(ctx).V(2).Info("Trying the monitors of the StorageClass", "err", err)
 			location.Monitors, moved = class.Monitors, true
 		default:
-			return nil, location, err
+			return nil, err
 		}
 	}
 }
@@ -88,10 +87,10 @@ func (v Volumes) openSame(ctx context.Context, location volume.Location, fsid st
 		return nil, fmt.Errorf("the volume's monitors do not answer, and it does not say which Ceph cluster it is in: "+
 			"if its StorageClass's monitors are the right ones, set the volume's annotation %s to what \"ceph fsid\" prints",
 			volume.AnnClusterFSID)
-	case fsid != "" && pool.FSID != fsid:
+	case fsid != "" && pool.ID.FSID != fsid:
 		pool.Close()
 		return nil, fmt.Errorf("%w: they are of %q, the volume is in %q: correct the monitors of its StorageClass, "+
-			"or the volume's annotation %s", ErrOtherCluster, pool.FSID, fsid, volume.AnnClusterFSID)
+			"or the volume's annotation %s", ErrOtherCluster, pool.ID.FSID, fsid, volume.AnnClusterFSID)
 	}
 	return pool, nil
 }

@@ -115,7 +115,7 @@ func operate[T any](ctx context.Context, p *pool, o operation, f func(ioctx) (T,
 			return none, fmt.Errorf("%w: %w", rbd.ErrImageBusy, err)
 		}
 	}
-	counted, err := p.begin()
+	counted, err := p.await(ctx, o)
 	if err != nil {
 		unlock()
 		return none, err
@@ -132,6 +132,25 @@ func operate[T any](ctx context.Context, p *pool, o operation, f func(ioctx) (T,
 	}, nil)
 	counted.abandon() // unless it has ended
 	return value, err
+}
+
+// await counts a call in, once that can be.
+func (p *pool) await(ctx context.Context, o operation) (*running, error) {
+	notes := ""
+	if o.lock == "" {
+		notes = o.name
+	}
+	for {
+		counted, earlier, err := p.begin(notes)
+		if earlier == nil {
+			return counted, err
+		}
+		select {
+		case <-earlier:
+		case <-ctx.Done():
+			return nil, &interrupted{errUnanswered, context.Cause(ctx)}
+		}
+	}
 }
 
 // checkName refuses what a C function would read as another name.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -137,7 +138,7 @@ func TestManyUnansweredCalls(t *testing.T) {
 		if !errors.Is(err, rbd.ErrTimeout) || took != 0 {
 			t.Errorf("one more call ended after %s with %v, want ErrTimeout at once", took, err)
 		}
-		if want := `describe image "image-64" in pool "images": earlier calls to the cluster have not ended: no answer in time, the outcome is unknown`; err.Error() != want {
+		if want := `describe image "image-64" in pool "images": earlier calls to the pool have had no answer yet`; err.Error() != want {
 			t.Errorf("got the text %q, want %q", err, want)
 		}
 		close(answer)
@@ -145,6 +146,105 @@ func TestManyUnansweredCalls(t *testing.T) {
 		if _, err := call(maxAbandoned); err != nil {
 			t.Error(err)
 		}
+	})
+}
+
+// TestUnansweredCallsOfOnePool: a pool whose OSDs do not answer disturbs no other one, by
+// whatever is asked of it.
+func TestUnansweredCallsOfOnePool(t *testing.T) {
+	inBubble(t, Config{Timeout: second}, func(t *testing.T, f *fakeCeph, c *Connector) {
+		cluster, silent := openImages(t, c, fakeCreds())
+		well, err := cluster.OpenPool(t.Context(), "other")
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer := make(chan struct{})
+		f.onCall = func(name string) error {
+			if strings.Contains(name, "silent") {
+				<-answer
+			}
+			return nil
+		}
+		for i := range maxAbandoned + 1 {
+			if _, err := silent.Image(t.Context(), fmt.Sprint("silent-", i)); !errors.Is(err, rbd.ErrTimeout) {
+				t.Fatalf("call %d: got %v, want ErrTimeout", i, err)
+			}
+			if _, err := well.Image(t.Context(), fmt.Sprint("image-", i)); err != nil {
+				t.Fatalf("call %d of another pool: %v", i, err)
+			}
+		}
+		close(answer)
+		silent.Close()
+		well.Close()
+		cluster.Close()
+	})
+}
+
+// TestUnansweredNotes: calls about notes wait for no other one, but do not follow one that
+// has had no answer.
+func TestUnansweredNotes(t *testing.T) {
+	inBubble(t, Config{Timeout: second}, func(t *testing.T, f *fakeCeph, c *Connector) {
+		cluster, p := openImages(t, c, fakeCreds())
+		answer := make(chan struct{})
+		f.onCall = func(name string) error {
+			if strings.HasPrefix(name, "notes silent") {
+				<-answer
+			}
+			return nil
+		}
+		for i, want := range []time.Duration{2 * second, 2 * second, 2 * second} {
+			begin := time.Now()
+			_, err := p.Notes(t.Context(), "silent")
+			if took := time.Since(begin); !errors.Is(err, rbd.ErrTimeout) || took != want {
+				t.Errorf("call %d ended after %s with %v, want ErrTimeout after %s", i, took, err, want)
+			}
+		}
+		if _, err := p.Notes(t.Context(), "other"); err != nil {
+			t.Errorf("another object: %v", err)
+		}
+		if n := len(f.running); n != 1 {
+			t.Errorf("%d calls run, want 1", n)
+		}
+		// One that comes when the answer does waits for that.
+		time.AfterFunc(second, func() { close(answer) })
+		if _, err := p.Notes(t.Context(), "silent"); err != nil {
+			t.Error(err)
+		}
+		p.Close()
+		cluster.Close()
+	})
+}
+
+// TestRefusedBesideUnanswered: a connection that is refused something stays in use while a
+// call on it has no answer, since it could not end.
+func TestRefusedBesideUnanswered(t *testing.T) {
+	inBubble(t, Config{Timeout: second}, func(t *testing.T, f *fakeCeph, c *Connector) {
+		answer := make(chan struct{})
+		f.onCall = func(name string) error {
+			switch {
+			case strings.HasPrefix(name, "silent"):
+				<-answer
+			case strings.HasPrefix(name, "refused"):
+				return cephError(-13)
+			}
+			return nil
+		}
+		creds := fakeCreds()
+		for i := range 10 {
+			cluster, p := openImages(t, c, creds)
+			if _, err := p.Image(t.Context(), fmt.Sprint("silent-", i)); !errors.Is(err, rbd.ErrTimeout) {
+				t.Fatalf("got %v, want ErrTimeout", err)
+			}
+			if _, err := p.Image(t.Context(), "refused"); !errors.Is(err, rbd.ErrPermissionDenied) {
+				t.Fatalf("got %v, want ErrPermissionDenied", err)
+			}
+			p.Close()
+			cluster.Close()
+		}
+		if f.dials != 1 {
+			t.Errorf("%d connections were made, want 1", f.dials)
+		}
+		close(answer)
 	})
 }
 

@@ -29,9 +29,9 @@ const (
 // runs on.
 const grace = time.Second
 
-// maxAbandoned is how many calls of a connection may run on after their callers gave
-// up. Each takes a thread until its OSD answers, and there may be a call a minute for
-// as long as an OSD is down.
+// maxAbandoned is how many calls to a pool may run on, by one connection, after their
+// callers gave up. Each takes a thread until its OSD answers, and there may be a call a
+// minute for as long as an OSD is down.
 const maxAbandoned = 64
 
 func (c Config) withDefaults() (Config, error) {

@@ -129,8 +129,8 @@ func (c *ceph) testHaltedOSD(t *testing.T) {
 		connector.mu.Lock()
 		defer connector.mu.Unlock()
 		for l := range connector.links {
-			if l.calls > 0 || l.abandoned > 0 {
-				return fmt.Errorf("%d calls have not ended, of which nobody waits for %d", l.calls, l.abandoned)
+			if l.calls > 0 || len(l.abandoned) > 0 {
+				return fmt.Errorf("%d calls have not ended, and abandoned are %v", l.calls, l.abandoned)
 			}
 		}
 		return nil

@@ -137,7 +137,10 @@ func (c *Connector) join(creds rbd.Credentials) (*link, error) {
 			return l, nil
 		}
 	}
-	l := &link{creds: creds, dialed: make(chan struct{}), pools: map[*pool]struct{}{}, users: 1}
+	l := &link{
+		creds: creds, dialed: make(chan struct{}), pools: map[*pool]struct{}{}, users: 1,
+		abandoned: map[int64]int{}, abandonedNotes: map[notesKey]*unansweredNotes{},
+	}
 	c.links[l] = struct{}{}
 	c.work.Add(1)
 	go c.open(l)

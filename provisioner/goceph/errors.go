@@ -4,7 +4,6 @@ package goceph
 
 import (
 	"errors"
-	"fmt"
 	"syscall"
 
 	"ceph.com/rbd-provisioner/provisioner/rbd"
@@ -14,9 +13,14 @@ import (
 // only a process that is stopping sees it.
 var errClosed = errors.New("the connection was closed by this program")
 
-// errManyUnanswered is what calls return while maxAbandoned earlier ones run on. It
-// is no answer in time, too: more of them would not get one either.
-var errManyUnanswered = fmt.Errorf("earlier calls to the cluster have not ended: %w", rbd.ErrTimeout)
+// errUnanswered is what calls return that would follow too many earlier ones to an OSD
+// that does not answer. It is an ErrTimeout whose outcome is known: nothing was begun.
+var errUnanswered error = unanswered{}
+
+type unanswered struct{}
+
+func (unanswered) Error() string { return "earlier calls to the pool have had no answer yet" }
+func (unanswered) Unwrap() error { return rbd.ErrTimeout }
 
 // translate turns an error of librados or librbd into one of package rbd.
 // notFound is what ENOENT means for the thing that was asked for. The text of an

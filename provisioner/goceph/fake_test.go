@@ -134,16 +134,18 @@ func (c *fakeConn) openPool(name string) (ioctx, error) {
 	}
 	c.pools++
 	c.waiting++
-	return &fakePool{conn: c}, nil
+	return &fakePool{conn: c, name: name}, nil
 }
 
 type fakePool struct {
 	conn   *fakeConn
+	name   string
 	closed bool
 	calls  int
 }
 
-func (p *fakePool) id() int64 { return 1 }
+// id is another one for each length of a name, which will do.
+func (p *fakePool) id() int64 { return int64(len(p.name)) }
 
 func (p *fakePool) close() {
 	p.conn.mu.Lock()
@@ -214,7 +216,7 @@ func (p *fakePool) cloneDepth(name string) (int, error) { return 0, p.call(name)
 
 func (p *fakePool) flattenImage(name string) error { return p.call(name) }
 
-func (p *fakePool) notes(object string) (map[string][]byte, error) {
+func (p *fakePool) notes(object string, _ []string) (map[string][]byte, error) {
 	return map[string][]byte{}, p.callNotes(object)
 }
 

@@ -40,7 +40,7 @@ type ioctx interface {
 	cloneDepth(name string) (int, error)
 	flattenImage(name string) error
 	written(name string) (bool, error)
-	notes(object string) (map[string][]byte, error)
+	notes(object string, keys []string) (map[string][]byte, error)
 	setNotes(object string, notes map[string][]byte) error
 	removeNotes(object string, keys []string) error
 	// close frees memory. It does no I/O.
@@ -60,9 +60,12 @@ type link struct {
 
 	// users counts the open Clusters and Pools, and those who wait for dialed.
 	users int
-	// calls counts the calls that librados has not returned from, abandoned those
-	// of them whose callers gave up.
-	calls, abandoned int
+	// calls counts the calls that librados has not returned from.
+	calls int
+	// abandoned counts those of them whose callers gave up, by the pool's ID, and
+	// abandonedNotes has those that are about the notes of an object.
+	abandoned      map[int64]int
+	abandonedNotes map[notesKey]*unansweredNotes
 	// pools are the open pools.
 	pools map[*pool]struct{}
 	// retired says that nobody may join: the connection was lost, replaced by
@@ -72,6 +75,19 @@ type link struct {
 	down bool
 	// idle runs while nobody uses the link.
 	idle *time.Timer
+}
+
+// unansweredNotes are the calls about the notes of an object whose callers gave up. There
+// is at least one.
+type unansweredNotes struct {
+	calls int
+	ended chan struct{} // closed when the last one has ended
+}
+
+// notesKey names an object of a pool.
+type notesKey struct {
+	pool   int64
+	object string
 }
 
 func (l *link) fsid() string { return l.conn.fsid() }
@@ -153,9 +169,10 @@ func (c *Connector) end(l *link, err error) {
 	switch {
 	case errors.Is(err, rbd.ErrConnectionLost):
 		l.retired = true
-	case errors.Is(err, rbd.ErrPermissionDenied):
+	case errors.Is(err, rbd.ErrPermissionDenied) && len(l.abandoned) == 0:
 		// A connection keeps the caps it began with for up to an hour: the
-		// next attempt is to see whether somebody mended them.
+		// next attempt is to see whether somebody mended them. One that waits for
+		// an OSD would stay beside the next one, and there would be ever more.
 		l.retired = true
 	}
 	c.settle(l)

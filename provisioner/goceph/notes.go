@@ -16,12 +16,33 @@ import (
 // by default (osd_max_omap_entries_per_request).
 const notesAtOnce = 512
 
-func (p *radosPool) notes(object string) (map[string][]byte, error) {
-	notes, err := p.io.GetAllOmapValues(object, "", "", notesAtOnce)
+func (p *radosPool) notes(object string, keys []string) (notes map[string][]byte, err error) {
+	if len(keys) > 0 {
+		notes, err = p.notesOf(object, keys)
+	} else {
+		notes, err = p.io.GetAllOmapValues(object, "", "", notesAtOnce)
+	}
 	if errors.Is(err, rados.ErrNotFound) {
 		return map[string][]byte{}, nil
 	}
 	return notes, err
+}
+
+func (p *radosPool) notesOf(object string, keys []string) (map[string][]byte, error) {
+	op := rados.CreateReadOp()
+	defer op.Release()
+	step := op.GetOmapValuesByKeys(keys)
+	if err := op.Operate(p.io, object, rados.OperationNoFlag); err != nil {
+		return nil, err
+	}
+	notes := map[string][]byte{}
+	for {
+		note, err := step.Next()
+		if err != nil || note == nil {
+			return notes, err
+		}
+		notes[note.Key] = append([]byte{}, note.Value...)
+	}
 }
 
 func (p *radosPool) setNotes(object string, notes map[string][]byte) error {

@@ -69,9 +69,9 @@ func (p *pool) Written(ctx context.Context, name string) (bool, error) {
 }
 
 // Notes implements rbd.Notes.
-func (p *pool) Notes(ctx context.Context, object string) (map[string][]byte, error) {
+func (p *pool) Notes(ctx context.Context, object string, keys ...string) (map[string][]byte, error) {
 	return callNotes(ctx, p, "read", object, nil, func(io ioctx) (map[string][]byte, error) {
-		return io.notes(object)
+		return io.notes(object, keys)
 	})
 }
 
@@ -108,23 +108,31 @@ func (p *pool) Close() {
 
 // running is a call that was counted in. Its fields are guarded by Connector.mu.
 type running struct {
-	pool            *pool
+	pool *pool
+	// notes is the object whose notes it is about; empty for none.
+	notes           string
 	over, abandoned bool
 }
 
-// begin counts a call in, or says why there can be none.
-func (p *pool) begin() (*running, error) {
+// begin counts a call in, or says why there can be none. A call about notes waits for no
+// other one but for those that nobody waits for any more, until earlier is closed: one
+// would follow the other to an OSD that is down.
+func (p *pool) begin(notes string) (call *running, earlier <-chan struct{}, err error) {
 	p.connector.mu.Lock()
 	defer p.connector.mu.Unlock()
 	if p.closed || p.connector.closing {
-		return nil, errClosed
+		return nil, nil, errClosed
 	}
-	if p.link.abandoned >= maxAbandoned {
-		return nil, errManyUnanswered
+	id := p.io.id()
+	if p.link.abandoned[id] >= maxAbandoned {
+		return nil, nil, errUnanswered
+	}
+	if unanswered := p.link.abandonedNotes[notesKey{id, notes}]; unanswered != nil {
+		return nil, unanswered.ended, nil
 	}
 	p.calls++
 	p.link.calls++
-	return &running{pool: p}, nil
+	return &running{pool: p, notes: notes}, nil, nil
 }
 
 // end counts a call out, whose translated error was err.
@@ -133,7 +141,7 @@ func (r *running) end(err error) {
 	p.connector.mu.Lock()
 	r.over = true
 	if r.abandoned {
-		p.link.abandoned--
+		r.countAbandoned(-1)
 	}
 	p.calls--
 	p.release()
@@ -147,7 +155,28 @@ func (r *running) abandon() {
 	defer r.pool.connector.mu.Unlock()
 	if !r.over && !r.abandoned {
 		r.abandoned = true
-		r.pool.link.abandoned++
+		r.countAbandoned(1)
+	}
+}
+
+// countAbandoned is called with Connector.mu held.
+func (r *running) countAbandoned(n int) {
+	link, id := r.pool.link, r.pool.io.id()
+	if link.abandoned[id] += n; link.abandoned[id] == 0 {
+		delete(link.abandoned, id)
+	}
+	if r.notes == "" {
+		return
+	}
+	key := notesKey{id, r.notes}
+	unanswered := link.abandonedNotes[key]
+	if unanswered == nil {
+		unanswered = &unansweredNotes{ended: make(chan struct{})}
+		link.abandonedNotes[key] = unanswered
+	}
+	if unanswered.calls += n; unanswered.calls == 0 {
+		close(unanswered.ended)
+		delete(link.abandonedNotes, key)
 	}
 }
 

@@ -3,122 +3,79 @@
 // Package journal remembers which images are about to be made and which are about
 // to be removed, in Ceph, beside them: what a process that is killed leaves behind
 // is known to the next one, also when claim and volume are gone by then. It owns
-// how intents and removals are written down, and which intents this process takes
-// care of; what becomes of them, package provisioner decides.
+// how intents and removals are written down, which of them are in flight, and which
+// images this process works on; what becomes of them is decided elsewhere.
 package journal
 
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"fmt"
-	"maps"
 	"slices"
 
 	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// Intent says for which claim an image is made. It is written before the image
-// is made, and cleared once its volume is saved.
-type Intent struct {
-	// Image is the name of the image, and the intent's.
-	Image string `json:"-"`
-	// Namespace, Claim and ClaimUID are those of the claim.
-	Namespace string `json:"namespace"`
-	Claim     string `json:"claim"`
-	ClaimUID  string `json:"claimUID"`
-	// Volume is the name that the PersistentVolume gets.
-	Volume string `json:"volume"`
-	// SizeBytes and DataPool are those of the image.
-	SizeBytes int64  `json:"sizeBytes"`
-	DataPool  string `json:"dataPool,omitempty"`
-	// SourceID and SourceVolume are, for a clone, the ID of the image that it is
-	// made from, which may have a snapshot for that, and the volume of that image.
-	SourceID     string `json:"sourceID,omitempty"`
-	SourceVolume string `json:"sourceVolume,omitempty"`
-	// SourceFSType and SourceBytes are that volume's file system and capacity.
-	SourceFSType string `json:"sourceFSType,omitempty"`
-	SourceBytes  int64  `json:"sourceBytes,omitempty"`
-}
-
-// Journal is where the intents of one provisioner of one Kubernetes cluster are,
-// in whatever pool. Others that share a pool have journals of their own.
+// Journal is that of one provisioner of one Kubernetes cluster, in whatever pool.
+// Others that share a pool have journals of their own.
 type Journal struct {
-	// Object is the object of the pool that holds them, as Object returns it.
-	Object string
+	Intents  Intents
+	Removals Removals
+	// Locks are those of images that this process works on.
+	Locks    Locks
+	InFlight *InFlight
 }
 
-// clearAtOnce is how many notes one call clears: an OSD does one call in one
-// go.
-const clearAtOnce = 500
+// unknownCluster stands for a Kubernetes cluster whose identity may not be read.
+// That several share their removals then is harmless: each says which image it is
+// about, and when that may go.
+const unknownCluster = "unknown"
 
-// Object names the journal of a provisioner with a name and an identity, in the
-// Kubernetes cluster with a UID. Name and identity may have any characters, so
-// they are hashed.
-func Object(clusterUID, name, identity string) string {
-	return objectName("intents", clusterUID, name, identity)
+// New returns the journal of a provisioner with a name and an identity, in the
+// Kubernetes cluster with a UID. Without a UID, no intents are kept: an image whose
+// making is cut off, and whose claim is then deleted, is known to nobody.
+func New(clusterUID, name, identity string) *Journal {
+	j := &Journal{InFlight: newInFlight(clusterUID != "")}
+	if clusterUID != "" {
+		j.Intents.Object = objectName("intents", clusterUID, name, identity)
+	} else {
+		clusterUID = unknownCluster
+	}
+	j.Removals.Object = objectName("removals", clusterUID, name, identity)
+	return j
 }
 
+// objectName names the object of a pool that holds notes. Name and identity may have
+// any characters, so they are hashed.
 func objectName(what, clusterUID, name, identity string) string {
 	sum := sha256.Sum256([]byte(name + "\x00" + identity))
 	return fmt.Sprintf("rbd_provisioner.%s.%s.%x", what, clusterUID, sum[:8])
 }
 
-// Write writes an intent down, in place of one for the same image. The errors
-// are those of SetNotes.
-func (j Journal) Write(ctx context.Context, pool rbd.Notes, in Intent) error {
-	text, err := json.Marshal(in)
-	if err != nil {
-		return fmt.Errorf("intent for image %q: %w", in.Image, err)
+// Settle clears the intents for images of which nothing is left to do. Before one was
+// made, the removal of a half-made one of its name may have been cut off: that is ended
+// first, since somebody looks only as long as there is an intent. The errors are those
+// of FinishRemovals and RemoveNotes.
+func (j *Journal) Settle(ctx context.Context, pool Settler, id volume.PoolID, images ...string) error {
+	if err := pool.FinishRemovals(ctx, images...); err != nil {
+		return err
 	}
-	return pool.SetNotes(ctx, j.Object, map[string][]byte{in.Image: text})
+	if err := j.Intents.Clear(ctx, pool, images...); err != nil {
+		return err
+	}
+	j.InFlight.cleared(id, images...)
+	return nil
 }
 
-// Read returns the intents of a pool, in the order of their images; and the
-// images of those that can't be read, for example as another version wrote them.
-// The errors are those of Notes.
-func (j Journal) Read(ctx context.Context, pool rbd.Notes) (intents []Intent, unreadable []string, err error) {
-	notes, err := pool.Notes(ctx, j.Object)
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, image := range slices.Sorted(maps.Keys(notes)) {
-		in, ok := parseIntent(image, notes[image])
-		if !ok {
-			unreadable = append(unreadable, image)
-			continue
-		}
-		intents = append(intents, in)
-	}
-	return intents, unreadable, nil
+// Settler is what Settle needs of a pool.
+type Settler interface {
+	rbd.Notes
+	FinishRemovals(ctx context.Context, names ...string) error
 }
 
-// Of returns the intent for an image, or one without an image when there is none
-// that can be read. The errors are those of Notes.
-func (j Journal) Of(ctx context.Context, pool rbd.Notes, image string) (Intent, error) {
-	notes, err := pool.Notes(ctx, j.Object)
-	if err != nil {
-		return Intent{}, err
-	}
-	in, ok := parseIntent(image, notes[image])
-	if !ok {
-		return Intent{}, nil
-	}
-	return in, nil
-}
-
-// parseIntent reads the intent for an image, and reports whether it is one.
-func parseIntent(image string, text []byte) (in Intent, ok bool) {
-	in.Image = image
-	err := json.Unmarshal(text, &in)
-	return in, err == nil && in.Namespace != "" && in.Claim != "" && in.ClaimUID != "" && in.Volume != ""
-}
-
-// Clear removes the intents for images; that there is none is no error. The
-// errors are those of RemoveNotes.
-func (j Journal) Clear(ctx context.Context, pool rbd.Notes, images ...string) error {
-	return clearNotes(ctx, pool, j.Object, images)
-}
+// clearAtOnce is how many notes one call clears: an OSD does one call in one go.
+const clearAtOnce = 500
 
 func clearNotes(ctx context.Context, pool rbd.Notes, object string, keys []string) error {
 	for part := range slices.Chunk(keys, clearAtOnce) {
@@ -127,4 +84,31 @@ func clearNotes(ctx context.Context, pool rbd.Notes, object string, keys []strin
 		}
 	}
 	return nil
+}
+
+// Entry is the making of one image that is under way.
+type Entry struct {
+	journal *Journal
+	volume  string
+	image   volume.ImageID
+	unlock  func()
+}
+
+// Begin locks the image of an intent and says that it is in flight. It waits for others
+// who work on the image. The caller must End it.
+func (j *Journal) Begin(pool volume.PoolID, in Intent) *Entry {
+	image := pool.Image(in.Image)
+	e := &Entry{journal: j, volume: in.Volume, image: image, unlock: j.Locks.Lock(image)}
+	j.InFlight.begin(in.Volume, image)
+	return e
+}
+
+// End unlocks the image. Without an error it is in flight until its volume is saved.
+// Whatever goes wrong before, the library may ask again or forget the claim: package
+// orphan waits for the one, and cleans up after the other.
+func (e *Entry) End(err error) {
+	if err != nil {
+		e.journal.InFlight.end(e.volume, e.image, false)
+	}
+	e.unlock()
 }

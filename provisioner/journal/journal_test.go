@@ -38,7 +38,8 @@ func newPool(t *testing.T) rbd.Pool {
 func TestObjects(t *testing.T) {
 	seen := map[string]string{}
 	for kind, object := range map[string]func(string, string, string) string{
-		"intents": journal.Object, "removals": journal.RemovalsObject,
+		"intents":  func(uid, name, identity string) string { return journal.New(uid, name, identity).Intents.Object },
+		"removals": func(uid, name, identity string) string { return journal.New(uid, name, identity).Removals.Object },
 	} {
 		for _, args := range [][3]string{
 			{"1", "ceph.com/rbd", "here"}, {"2", "ceph.com/rbd", "here"}, {"1", "ceph.com/rbd", "there"},
@@ -87,7 +88,7 @@ func stores() map[string]store {
 		{ID: "20", Image: "b", Volume: "pvc-2", At: at, Keep: time.Hour, SizeBytes: 1 << 40, Parent: "10"},
 		{ID: "10", Image: "a", Volume: "pvc-1", At: at.Add(time.Second), SizeBytes: 1},
 	}
-	j, r := journal.Journal{Object: "i"}, journal.Removals{Object: "r"}
+	j, r := journal.Intents{Object: "i"}, journal.Removals{Object: "r"}
 	return map[string]store{
 		"intents": {
 			object: j.Object, want: intents, keys: []string{"a", "b"},
@@ -171,9 +172,10 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
+// TestOf asks for one intent among many.
 func TestOf(t *testing.T) {
 	p := newPool(t)
-	j := journal.Journal{Object: "i"}
+	j := journal.Intents{Object: "i"}
 	in := journal.Intent{Image: "a", Namespace: "apps", Claim: "data", ClaimUID: "1", Volume: "pvc-1"}
 	for image, want := range map[string]journal.Intent{"a": in, "b": {}} {
 		if err := j.Write(t.Context(), p, in); err != nil {
@@ -188,7 +190,7 @@ func TestOf(t *testing.T) {
 // TestClearMany: more than an OSD is asked to clear at once.
 func TestClearMany(t *testing.T) {
 	p := newPool(t)
-	j := journal.Journal{Object: "i"}
+	j := journal.Intents{Object: "i"}
 	notes, keys := map[string][]byte{}, []string{}
 	for i := range 1234 {
 		key := fmt.Sprint(i)
@@ -202,5 +204,27 @@ func TestClearMany(t *testing.T) {
 	}
 	if left, err := p.Notes(t.Context(), j.Object); err != nil || len(left) > 0 {
 		t.Errorf("%d are left, error %v", len(left), err)
+	}
+}
+
+// TestNoIntents is about a cluster whose UID may not be read.
+func TestNoIntents(t *testing.T) {
+	p := newPool(t)
+	j := journal.New("", "ceph.com/rbd", "here")
+	in := journal.Intent{Image: "a", Namespace: "apps", Claim: "data", ClaimUID: "1", Volume: "pvc-1"}
+	if err := j.Intents.Write(t.Context(), p, in); err != nil {
+		t.Error(err)
+	}
+	if got, err := j.Intents.Of(t.Context(), p, "a"); err != nil || got != (journal.Intent{}) {
+		t.Errorf("got %+v, error %v", got, err)
+	}
+	if all, unreadable, err := j.Intents.Read(t.Context(), p); err != nil || len(all)+len(unreadable) > 0 {
+		t.Errorf("got %+v and %q, error %v", all, unreadable, err)
+	}
+	if err := j.Intents.Clear(t.Context(), p, "a"); err != nil {
+		t.Error(err)
+	}
+	if got, want := j.Removals.Object, journal.New("unknown", "ceph.com/rbd", "here").Removals.Object; got != want {
+		t.Errorf("removals are in %q, want %q", got, want)
 	}
 }

@@ -35,17 +35,10 @@ type Removal struct {
 // Due returns from when on the image may be removed.
 func (r Removal) Due() time.Time { return r.At.Add(r.Keep) }
 
-// Removals is where the removals of one provisioner of one Kubernetes cluster
-// are, in whatever pool.
+// Removals are those of a Journal.
 type Removals struct {
-	// Object is the object of the pool that holds them, as RemovalsObject
-	// returns it.
+	// Object is the object of a pool that holds them.
 	Object string
-}
-
-// RemovalsObject names the removals of a provisioner like Object its journal.
-func RemovalsObject(clusterUID, name, identity string) string {
-	return objectName("removals", clusterUID, name, identity)
 }
 
 // Write writes a removal down, in place of one for the same image. The errors are

@@ -199,7 +199,7 @@ func (l *Loop) settle(ctx context.Context, name string) error {
 // own makes the image of a volume this cluster's, if it may be, and reports whether it
 // is then.
 func (l *Loop) own(ctx context.Context, pv *corev1.PersistentVolume, record volume.Record) (bool, error) {
-	pool, location, err := l.config.Volumes.Open(ctx, pv, record)
+	pool, err := l.config.Volumes.Open(ctx, pv, record)
 	if err != nil {
 		return false, err
 	}
@@ -215,7 +215,7 @@ func (l *Loop) own(ctx context.Context, pv *corev1.PersistentVolume, record volu
 	}
 	delete(l.missing, pv.Name)
 	if err != nil {
-		return false, access.Explain(err, location)
+		return false, access.Explain(err, pool.Location)
 	}
 	if !l.config.Lease.Held() {
 		return false, lease.ErrNotLeading // only the leader may tell of it
@@ -228,7 +228,7 @@ func (l *Loop) own(ctx context.Context, pv *corev1.PersistentVolume, record volu
 	}
 	if err := keeper.Secure(ctx, pool, pv, record, image); err != nil {
 		if former != "" {
-			return false, access.Explain(err, location)
+			return false, access.Explain(err, pool.Location)
 		}
 		klog.FromContext(ctx).Info("The image of a volume belongs to somebody else", "reason", err)
 		l.config.Events.Event(pv, corev1.EventTypeWarning, reasonForeign, err.Error())
@@ -241,7 +241,7 @@ func (l *Loop) own(ctx context.Context, pv *corev1.PersistentVolume, record volu
 	case image.Metadata[volume.MetaCluster] == "":
 		err := pool.SetMetadata(ctx, record.Image, map[string]string{volume.MetaCluster: keeper.Cluster})
 		if err != nil {
-			return false, access.Explain(err, location)
+			return false, access.Explain(err, pool.Location)
 		}
 		klog.FromContext(ctx).Info("Image marked as this cluster's", "image", record.Image, "pool", record.Pool)
 	}

@@ -216,7 +216,7 @@ func TestOwn(t *testing.T) {
 }
 
 func withClaim(marks map[string]string) map[string]string {
-	marks[ownership.MetaClaim], marks[ownership.MetaClaimNamespace] = "data", "apps"
+	marks[volume.MetaClaim], marks[volume.MetaClaimNamespace] = "data", "apps"
 	return marks
 }
 

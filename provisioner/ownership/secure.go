@@ -19,13 +19,6 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// MetaClaim and MetaClaimNamespace are entries of an image's metadata for people, who
-// see them with "rbd image-meta list": the claim that it was made for.
-const (
-	MetaClaim          = "kubernetes.io/created-for/pvc/name"
-	MetaClaimNamespace = "kubernetes.io/created-for/pvc/namespace"
-)
-
 // Keeper is the provisioner whose images are told from those of others.
 type Keeper struct {
 	// Identity is that of the provisioner.
@@ -47,7 +40,7 @@ type Marker interface {
 func (k Keeper) Secure(ctx context.Context, pool Marker, pv *corev1.PersistentVolume, record volume.Record, image rbd.Image) error {
 	owner := volume.OwnerOf(pv, k.Identity, k.Cluster)
 	if owner.TakesOver(image.Metadata) {
-		if err := pool.SetMetadata(ctx, record.Image, marks(pv, owner)); err != nil {
+		if err := pool.SetMetadata(ctx, record.Image, owner.Marks()); err != nil {
 			return err
 		}
 		klog.FromContext(ctx).Info("Image taken over", "image", record.Image, "pool", record.Pool, "fromCluster", owner.Former)
@@ -97,13 +90,4 @@ func (k Keeper) foreign(owner volume.Owner, record volume.Record, image rbd.Imag
 		return fmt.Sprintf("%s is not this volume's: %s: it is left alone", what, reason), k.Cluster
 	}
 	return "", ""
-}
-
-// marks is the metadata of the image of a volume.
-func marks(pv *corev1.PersistentVolume, owner volume.Owner) map[string]string {
-	marks := owner.Marks()
-	if ref := pv.Spec.ClaimRef; ref != nil {
-		marks[MetaClaim], marks[MetaClaimNamespace] = ref.Name, ref.Namespace
-	}
-	return marks
 }

@@ -200,9 +200,9 @@ func (p aroundPool) FlattenImage(ctx context.Context, name string) error {
 }
 
 // Notes implements Notes.
-func (p aroundPool) Notes(ctx context.Context, object string) (map[string][]byte, error) {
+func (p aroundPool) Notes(ctx context.Context, object string, keys ...string) (map[string][]byte, error) {
 	return ask(ctx, p, Op{Name: OpNotes, Image: object}, func(ctx context.Context) (map[string][]byte, error) {
-		return p.pool.Notes(ctx, object)
+		return p.pool.Notes(ctx, object, keys...)
 	})
 }
 

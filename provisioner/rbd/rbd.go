@@ -65,7 +65,20 @@ type Cluster interface {
 // its deadline keeps the name until librbd returns, and others wait for it
 // within their own deadline. All calls about images may return ErrTimeout, also with
 // ErrImageBusy, ErrConnectionLost or ErrPermissionDenied.
+//
+// Whoever needs a part of it takes that part.
 type Pool interface {
+	Images
+	Trash
+	Clones
+	Notes
+	// Close gives the pool back once running calls have ended. It does not
+	// block; calling it twice is harmless.
+	Close()
+}
+
+// Images are what a claim and its volume need.
+type Images interface {
 	// CreateImage makes an empty image of format 2 with the feature layering
 	// and no other (and data-pool where DataPool is set). It does not set
 	// metadata.
@@ -118,12 +131,6 @@ type Pool interface {
 	//
 	// Errors: ErrImageNotFound.
 	Written(ctx context.Context, name string) (bool, error)
-	Trash
-	Clones
-	Notes
-	// Close gives the pool back once running calls have ended. It does not
-	// block; calling it twice is harmless.
-	Close()
 }
 
 // Notes are what a program keeps in a pool beside the images: objects, each of
@@ -135,10 +142,10 @@ type Pool interface {
 // ErrConnectionLost, ErrPermissionDenied or, in an erasure-coded pool,
 // ErrNotSupported.
 type Notes interface {
-	// Notes returns all notes of an object. An object that is not there has
-	// none, which is no error; nor is a pool that was removed since it was
-	// opened.
-	Notes(ctx context.Context, object string) (map[string][]byte, error)
+	// Notes returns the notes of an object that have one of the keys; all of
+	// them where no key is given. An object that is not there has none, which is
+	// no error; nor is a pool that was removed since it was opened.
+	Notes(ctx context.Context, object string, keys ...string) (map[string][]byte, error)
 	// SetNotes adds notes and replaces those of the same key; others stay. It
 	// makes the object when there is none. A key is not empty and has no zero
 	// byte; a value is any bytes, which the caller does not change later.

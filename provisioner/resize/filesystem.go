@@ -72,7 +72,7 @@ func (f *fileSystems) run(ctx context.Context) error {
 			return nil
 		}
 		if err := f.settle(ctx, name); err != nil {
-			klog.FromContext(ctx).V(2).Info("The file system of a clone is to be grown, trying on", "PV", name, "err", err)
+			klog.FromContext(ctx).V(2).Info("The file system of a clone could not be grown, will retry", "PV", name, "err", err)
 			f.queue.AddRateLimited(name)
 		} else {
 			f.queue.Forget(name)

@@ -87,14 +87,14 @@ func (r *resizer) resize(ctx context.Context, pv *corev1.PersistentVolume, reque
 	if err != nil {
 		return 0, err
 	}
-	pool, location, err := r.config.Volumes.Open(ctx, pv, record)
+	pool, err := r.config.Volumes.Open(ctx, pv, record)
 	if err != nil {
 		return 0, err
 	}
 	defer pool.Close()
 	size, err := r.growImage(ctx, pool, pv, record, wanted)
 	if err != nil {
-		return 0, access.Explain(err, location)
+		return 0, access.Explain(err, pool.Location)
 	}
 	return size, nil
 }

@@ -9,9 +9,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// The entries of an image's metadata that keep it from being taken for another
-// volume's.
+// The entries of an image's metadata that say whose it is. Those of the claim are for
+// people, who see them with "rbd image-meta list"; the others keep it from being taken
+// for another volume's.
 const (
+	// MetaClaim and MetaClaimNamespace are those of the claim that it was made for.
+	MetaClaim          = "kubernetes.io/created-for/pvc/name"
+	MetaClaimNamespace = "kubernetes.io/created-for/pvc/namespace"
 	// MetaVolume has the name of the PersistentVolume.
 	MetaVolume = "kubernetes.io/created-for/pv/name"
 	// MetaIdentity has the identity of the provisioner.
@@ -34,12 +38,19 @@ type Owner struct {
 	// Former is the cluster that hands the image over to this one, as the volume
 	// says; empty for none.
 	Former string
+	// Claim and Namespace are those of the volume's claim; both are empty where it
+	// has none.
+	Claim, Namespace string
 }
 
 // OwnerOf returns whom the image of a volume should belong to, where identity and
 // cluster are those of its provisioner.
 func OwnerOf(pv *corev1.PersistentVolume, identity, cluster string) Owner {
-	return Owner{Volume: pv.Name, Identity: identity, Cluster: cluster, Former: pv.Annotations[AnnFormerCluster]}
+	owner := Owner{Volume: pv.Name, Identity: identity, Cluster: cluster, Former: pv.Annotations[AnnFormerCluster]}
+	if ref := pv.Spec.ClaimRef; ref != nil {
+		owner.Claim, owner.Namespace = ref.Name, ref.Namespace
+	}
+	return owner
 }
 
 // Marks returns the metadata of the owner's image.
@@ -47,6 +58,9 @@ func (o Owner) Marks() map[string]string {
 	marks := map[string]string{MetaVolume: o.Volume, MetaIdentity: o.Identity}
 	if o.Cluster != "" {
 		marks[MetaCluster] = o.Cluster
+	}
+	if o.Claim != "" {
+		marks[MetaClaim], marks[MetaClaimNamespace] = o.Claim, o.Namespace
 	}
 	return marks
 }

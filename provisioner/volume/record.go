@@ -111,6 +111,9 @@ type Record struct {
 	TrashRetention time.Duration
 }
 
+// PoolID returns the key of the image's pool; its FSID is empty where r's is.
+func (r Record) PoolID() PoolID { return PoolID{r.FSID, r.Pool} }
+
 // Write puts r into pv: its source and its annotations. Read of the result
 // returns r again.
 func (r Record) Write(pv *corev1.PersistentVolume) {

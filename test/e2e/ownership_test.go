@@ -244,7 +244,7 @@ func withoutIdentity(r *restricted) {
 	r.kept(pv)
 	objects, err := rig.Ceph.Run(r.Context(), "rados", "--pool", r.name, "ls")
 	r.must(err)
-	if slices.Contains(strings.Fields(objects), journal.Object(uid, r.provisionerName, r.provisionerName)) {
+	if slices.Contains(strings.Fields(objects), journal.New(uid, r.provisionerName, r.provisionerName).Intents.Object) {
 		r.Error("it keeps a journal")
 	}
 

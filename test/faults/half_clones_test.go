@@ -105,7 +105,7 @@ func (f *fixture) note(claim *corev1.PersistentVolumeClaim, source *corev1.Persi
 	f.must(err)
 	path := filepath.Join(f.rig.Dir, "intent-"+string(claim.UID))
 	f.must(os.WriteFile(path, text, 0o600))
-	f.rados("setomapval", "--input-file", path, journal.Object(f.uid(), "ceph.com/rbd", "ceph.com/rbd"), image)
+	f.rados("setomapval", "--input-file", path, journal.New(f.uid(), "ceph.com/rbd", "ceph.com/rbd").Intents.Object, image)
 }
 
 // forgetMarks removes what says whose an image is.

@@ -28,14 +28,14 @@ func everyNotesCall(ctx context.Context, p rbd.Pool, object string) map[string]e
 	}
 }
 
-func checkNotes(t *testing.T, p rbd.Pool, object string, want map[string][]byte) {
+func checkNotes(t *testing.T, p rbd.Pool, object string, want map[string][]byte, keys ...string) {
 	t.Helper()
-	got, err := p.Notes(t.Context(), object)
+	got, err := p.Notes(t.Context(), object, keys...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("the notes of %s differ (-want +got):\n%s", object, diff)
+		t.Errorf("the notes %q of %s differ (-want +got):\n%s", keys, object, diff)
 	}
 }
 
@@ -71,6 +71,10 @@ func (s suite) testNotes(t *testing.T) {
 	}
 	removeNotes(t, p, object)
 	checkNotes(t, p, object, want)
+	checkNotes(t, p, object, map[string][]byte{"b": {}}, "b")
+	checkNotes(t, p, object, map[string][]byte{"a": []byte("one"), "b": {}}, "b", "not there", "a")
+	checkNotes(t, p, object, none, "not there")
+	checkNotes(t, p, "no such object", none, "a")
 
 	change := map[string][]byte{"a": []byte("two"), "c": []byte(strings.Repeat("long ", 1000))}
 	setNotes(t, p, object, change)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
@@ -25,12 +26,16 @@ func (c *Cluster) Notes(pool string) map[string]map[string][]byte {
 }
 
 // Notes implements rbd.Notes.
-func (p *pool) Notes(ctx context.Context, object string) (map[string][]byte, error) {
+func (p *pool) Notes(ctx context.Context, object string, keys ...string) (map[string][]byte, error) {
 	return callNotes(ctx, p, CallNotes, "read", object, func() (map[string][]byte, error) {
 		if p.state.deleted {
 			return map[string][]byte{}, nil
 		}
-		return cloneNotes(p.state.notes[object]), nil
+		notes := cloneNotes(p.state.notes[object])
+		if len(keys) > 0 {
+			maps.DeleteFunc(notes, func(key string, _ []byte) bool { return !slices.Contains(keys, key) })
+		}
+		return notes, nil
 	})
 }
 

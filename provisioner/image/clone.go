@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/klog/v2"
+
+	"ceph.com/rbd-provisioner/provisioner/journal"
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/volume"
+)
+
+// CloneDepthLimit is how many images may depend on one another for Linux to map the
+// last. Source: RBD_MAX_PARENT_CHAIN_LEN in drivers/block/rbd.c.
+const CloneDepthLimit = 16
+
+const (
+	// cloneSnapshotPrefix begins the names of the snapshots from which clones are
+	// made. One is there while its clone is made, or until somebody finds what an
+	// attempt left that was cut off.
+	cloneSnapshotPrefix = "rbd_provisioner.clone."
+	// snapshotsOfLinux is how many snapshots an image may have for Linux to map
+	// it, less some room for people's own. Source: RBD_MAX_SNAP_COUNT, 510, in
+	// drivers/block/rbd_types.h. From manySnapshots on, clones of an image are
+	// flattened, so that it keeps no snapshot for them.
+	snapshotsOfLinux = 480
+	manySnapshots    = 400
+	// sourceWait is how long the making of a clone waits for others of its source.
+	// It has a worker meanwhile.
+	sourceWait = 2 * time.Second
+)
+
+// metaFlattening is an entry of the metadata of a clone: that it is to be flattened
+// before it gets its volume, or that it was.
+const (
+	metaFlattening    = "rbd.ceph.com/flattening"
+	flatteningPending = "pending"
+	flatteningDone    = "done"
+)
+
+// CloneSnapshot names the snapshot for the clone that a claim gets.
+func CloneSnapshot(claimUID string) string { return cloneSnapshotPrefix + claimUID }
+
+// String begins errors about a source.
+func (s *Source) String() string { return fmt.Sprintf("its source, claim %q,", s.Claim) }
+
+// TooLarge is the error about a source with more bytes than the claim requests.
+func (s *Source) TooLarge(bytes int64) error {
+	return fmt.Errorf("%s has %s, more than the claim requests: request at least that", s, resource.NewQuantity(bytes, resource.BinarySI))
+}
+
+// cloning is the making of one clone. It is a value: what it learns about the source
+// goes into a copy of the wanted image.
+type cloning struct {
+	Maker
+	want Wanted
+}
+
+// from returns the cloning with a source whose image has an ID.
+func (c cloning) from(id string) cloning {
+	source := *c.want.Source
+	source.ID = id
+	c.want.Source = &source
+	return c
+}
+
+// run makes the clone, or goes on where an earlier attempt was cut off. The order of its
+// steps is what makes it safe to be killed between any two of them.
+func (c cloning) run(ctx context.Context) (Made, error) {
+	earlier, err := c.Journal.Intents.Of(ctx, c.Pool, c.want.Image.Name)
+	if err != nil {
+		return Made{}, err
+	}
+	image, err := c.Pool.Image(ctx, c.want.Image.Name)
+	found := err == nil
+	if err != nil && !errors.Is(err, rbd.ErrImageNotFound) {
+		return Made{}, err
+	}
+	if found && c.want.isMarked(image) && image.Metadata[volume.MetaIdentity] == c.want.Owner.Identity {
+		return c.again(ctx, image, earlier)
+	}
+	if c.want.Source.Err != nil {
+		return Made{}, c.want.Source.Err
+	}
+	// Neither a deletion of the source may come between, nor another clone of it:
+	// each snapshot has all clients answer that have the image open.
+	unlock, locked := c.Journal.Locks.LockWithin(c.want.Image.PoolID.Image(c.want.Source.Image), sourceWait)
+	if !locked {
+		return Made{}, fmt.Errorf("other clones of %s are being made, or it is being deleted: it is tried again by itself", c.want.Source)
+	}
+	defer unlock()
+	source, err := c.lookAtSource(ctx)
+	if err != nil {
+		return Made{}, err
+	}
+	c = c.from(source.ID)
+	if earlier.SourceID != "" && earlier.SourceID != source.ID {
+		if found, err = c.forgetEarlier(ctx, earlier, image, found); err != nil {
+			return Made{}, err
+		}
+	}
+	if err := c.Journal.Intents.Write(ctx, c.Pool, c.want.Intent()); err != nil {
+		return Made{}, err
+	}
+	if found {
+		if found, err = c.isWhole(ctx, source, image); err != nil {
+			return Made{}, err
+		}
+	}
+	if !found {
+		if image, err = c.clone(ctx, source); err != nil {
+			return Made{}, err
+		}
+	}
+	return c.finish(ctx, source, image)
+}
+
+// again is about a clone that was made already: its source may be gone by now, or
+// another one have the source's name. What it was made from, the intent says.
+func (c cloning) again(ctx context.Context, image rbd.Image, earlier journal.Intent) (Made, error) {
+	if err := c.want.check(image); err != nil {
+		return Made{}, err
+	}
+	if !marked(image, c.want.Owner) { // by an earlier version
+		if err := c.Pool.SetMetadata(ctx, c.want.Image.Name, c.want.Owner.Marks()); err != nil {
+			return Made{}, err
+		}
+	}
+	source := c.want.Source
+	if was := sourceOf(earlier); was != nil && was.Volume != "" {
+		source = was
+	} else if source.Err != nil {
+		source = nil
+	}
+	return c.made(ctx, image, source)
+}
+
+// forgetEarlier removes what an earlier attempt made from another source, which the
+// source's claim had then; and reports whether the image is still there.
+func (c cloning) forgetEarlier(ctx context.Context, earlier journal.Intent, image rbd.Image, found bool) (bool, error) {
+	before := c.want
+	before.Source = sourceOf(earlier)
+	if found && before.isFresh(image) {
+		if err := RemoveIfThere(ctx, c.Pool, c.want.Image.Name); err != nil {
+			return true, err
+		}
+		found = false
+	}
+	return found, c.Pool.RemoveSnapshot(ctx, earlier.SourceID, CloneSnapshot(c.want.ClaimUID))
+}
+
+// lookAtSource asks Ceph for the source.
+func (c cloning) lookAtSource(ctx context.Context) (rbd.Image, error) {
+	s, fsid := c.want.Source, c.want.Image.FSID
+	if s.FSID != "" && s.FSID != fsid {
+		return rbd.Image{}, fmt.Errorf("%s is in Ceph cluster %q: use a StorageClass with its monitors, since %q is another one", s, s.FSID, fsid)
+	}
+	image, err := c.Pool.Image(ctx, s.Image)
+	if err != nil {
+		return image, fmt.Errorf("%s can't be cloned: %w", s, err)
+	}
+	owner := volume.Owner{Volume: s.Volume, Identity: c.want.Owner.Identity, Cluster: c.want.Owner.Cluster}
+	switch whose := volume.Foreign(image.Metadata, owner); {
+	case whose != "":
+		err = fmt.Errorf("%s has the image %q, which is not its volume's: %s: see the events of volume %q", s, s.Image, whose, s.Volume)
+	case image.SizeBytes > c.want.SizeBytes:
+		err = s.TooLarge(int64(image.SizeBytes)) // #nosec G115 -- no image is that large
+	case len(image.Snapshots)+image.Kept >= snapshotsOfLinux:
+		err = fmt.Errorf("%s has nearly as many snapshots and clones as Linux can map an image with: "+
+			"it is cloned once some are removed or flattened", s)
+	}
+	return image, err
+}
+
+// isWhole looks at an image of the clone's name that is not marked. It reports
+// whether that is a clone that can be gone on with; what is left of one that was not
+// made to the end it removes. Any other image is an error, and stays as it is.
+func (c cloning) isWhole(ctx context.Context, source, image rbd.Image) (bool, error) {
+	whole := false
+	switch {
+	case c.want.isFresh(image) && image.SizeBytes <= c.want.SizeBytes:
+		if err := c.want.check(image); err != nil {
+			return false, err
+		}
+		has, err := c.Pool.HasClone(ctx, source.ID, CloneSnapshot(c.want.ClaimUID), image.ID)
+		// Without the snapshot, an earlier attempt has looked at it before it
+		// removed that.
+		whole = has || errors.Is(err, rbd.ErrImageNotFound)
+		if err != nil && !whole {
+			return false, err
+		}
+	case c.want.isFresh(image):
+		// The source was grown before its snapshot was made.
+	default:
+		if err := c.want.check(image); err != nil {
+			return false, err
+		}
+		written, err := c.Pool.Written(ctx, c.want.Image.Name)
+		if err == nil && written {
+			err = c.want.conflict("it has data" + remedy)
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+	if whole {
+		return true, nil
+	}
+	klog.FromContext(ctx).Info("Removing what is left of a half-made clone", "image", c.want.Image.Name)
+	return false, RemoveIfThere(ctx, c.Pool, c.want.Image.Name)
+}
+
+// clone makes the image from a snapshot of the source.
+func (c cloning) clone(ctx context.Context, source rbd.Image) (rbd.Image, error) {
+	name, snapshot := c.want.Image.Name, CloneSnapshot(c.want.ClaimUID)
+	if err := c.Pool.SnapshotImage(ctx, source.ID, snapshot); err != nil {
+		return rbd.Image{}, err
+	}
+	spec := rbd.CloneSpec{Source: c.want.Source.Image, Snapshot: snapshot, DataPool: c.want.DataPool}
+	err := c.Pool.CloneImage(ctx, name, spec)
+	if errors.Is(err, rbd.ErrImageExists) {
+		// Remains, if nothing can be opened. Any other image is looked at by the
+		// next attempt.
+		if _, lookErr := c.Pool.Image(ctx, name); errors.Is(lookErr, rbd.ErrImageNotFound) {
+			klog.FromContext(ctx).V(2).Info("Removing what is left of a half-made image", "image", name)
+			if err = RemoveIfThere(ctx, c.Pool, name); err == nil {
+				err = c.Pool.CloneImage(ctx, name, spec)
+			}
+		}
+	}
+	if err == nil {
+		// The snapshot may be of an earlier attempt, and the source have had
+		// another size then.
+		return c.Pool.Image(ctx, name)
+	}
+	if !errors.Is(err, rbd.ErrTimeout) && !errors.Is(err, rbd.ErrConnectionLost) {
+		// As good as can be: the intent says where it is otherwise.
+		if err := c.Pool.RemoveSnapshot(ctx, source.ID, snapshot); err != nil {
+			klog.FromContext(ctx).V(2).Info("The snapshot for a clone could not be removed, will retry",
+				"image", c.want.Source.Image, "snapshot", snapshot, "err", err)
+		}
+	}
+	return rbd.Image{}, err
+}
+
+// finish does what is left once the image is there. What says whose it is comes
+// last, but for the flattening.
+func (c cloning) finish(ctx context.Context, source, image rbd.Image) (Made, error) {
+	name := c.want.Image.Name
+	if err := c.Pool.RemoveSnapshot(ctx, source.ID, CloneSnapshot(c.want.ClaimUID)); err != nil {
+		return Made{}, err
+	}
+	if image.SizeBytes > c.want.SizeBytes {
+		// The source was grown since it was looked at.
+		if err := RemoveIfThere(ctx, c.Pool, name); err != nil {
+			return Made{}, err
+		}
+		return Made{}, c.want.Source.TooLarge(int64(image.SizeBytes)) // #nosec G115 -- no image is that large
+	}
+	if image.SizeBytes < c.want.SizeBytes {
+		if err := c.Pool.GrowImage(ctx, name, c.want.SizeBytes); err != nil {
+			return Made{}, err
+		}
+	}
+	entries := c.want.Owner.Marks()
+	flatten, err := c.mustFlatten(ctx, source)
+	if err != nil {
+		return Made{}, err
+	}
+	if flatten {
+		entries[metaFlattening] = flatteningPending
+	}
+	if err := c.Pool.SetMetadata(ctx, name, entries); err != nil {
+		return Made{}, err
+	}
+	klog.FromContext(ctx).Info("Image cloned", "image", name, "source", c.want.Source.Image)
+	image.Metadata = entries
+	return c.made(ctx, image, c.want.Source)
+}
+
+// mustFlatten reports whether the clone depends on too many images, or its source has
+// too many clones.
+func (c cloning) mustFlatten(ctx context.Context, source rbd.Image) (bool, error) {
+	if len(source.Snapshots)+source.Kept >= manySnapshots || c.MaxCloneDepth == 0 {
+		return true, nil
+	}
+	if source.Parent == "" {
+		return false, nil
+	}
+	depth, err := c.Pool.CloneDepth(ctx, c.want.Image.Name)
+	return depth > c.MaxCloneDepth, err
+}
+
+// made returns a clone that is there, and says in its metadata that it was flattened
+// where it was.
+func (c cloning) made(ctx context.Context, image rbd.Image, source *Source) (Made, error) {
+	made := Made{Source: source}
+	switch {
+	case image.Metadata[metaFlattening] != flatteningPending:
+		return made, nil
+	case image.Parent != "":
+		made.Flatten, made.Parent = true, image.Parent
+		return made, nil
+	}
+	return made, c.Pool.SetMetadata(ctx, c.want.Image.Name, map[string]string{metaFlattening: flatteningDone})
+}
+
+// SnapshotRemover removes snapshots; rbd.Pool is one.
+type SnapshotRemover interface {
+	RemoveSnapshot(ctx context.Context, id, snapshot string) error
+}
+
+// RemoveCloneSnapshots removes those of an image's snapshots that attempts to clone it
+// left, and returns the names of the others.
+func RemoveCloneSnapshots(ctx context.Context, pool SnapshotRemover, id string, snapshots []string) (others []string, err error) {
+	for _, name := range snapshots {
+		if !strings.HasPrefix(name, cloneSnapshotPrefix) {
+			others = append(others, name)
+			continue
+		}
+		if err := pool.RemoveSnapshot(ctx, id, name); err != nil {
+			return nil, err
+		}
+	}
+	return slices.Clip(others), nil
+}

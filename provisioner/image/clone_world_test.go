@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image_test
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+
+	"ceph.com/rbd-provisioner/provisioner/image"
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
+	"ceph.com/rbd-provisioner/provisioner/volume"
+)
+
+const (
+	cloneImage = "kubernetes-dynamic-pvc-5678"
+	// content is what the source has.
+	content = "what the source has"
+)
+
+// cloneWorld has a source, testImage, and wants a clone of it that is as large.
+type cloneWorld struct {
+	*world
+	// before is the source's image before anything was cloned.
+	before rbd.Image
+}
+
+func newCloneWorld(t *testing.T) *cloneWorld {
+	t.Helper()
+	w := &cloneWorld{world: newWorld(t)}
+	w.seed(t, testImage, rbd.ImageSpec{SizeBytes: gib}, w.marks(nil))
+	w.ceph.Fill(testPool, testImage, content)
+	w.before, _ = w.ceph.Image(testPool, testImage)
+	w.wantClone("data", "pvc-1234", testImage, "5678")
+	return w
+}
+
+// wantClone has the world want a clone of an image.
+func (w *cloneWorld) wantClone(claim, pv, of, uid string) {
+	w.want.Image.Name, w.want.ClaimUID = "kubernetes-dynamic-pvc-"+uid, uid
+	w.want.Owner.Claim, w.want.Owner.Volume = "copy", "pvc-"+uid
+	w.want.Source = &image.Source{Claim: claim, Volume: pv, Image: of, FSID: w.ceph.FSID(), FSType: "xfs", CapacityBytes: gib}
+}
+
+// made is what Make returns of a clone that is ready.
+func (w *cloneWorld) made() image.Made {
+	return image.Made{Source: &image.Source{ID: w.before.ID, Volume: "pvc-1234", FSType: "xfs", CapacityBytes: gib}}
+}
+
+// checkMakes makes the clone, and checks what is said of it but for the source's names,
+// which are known only where it is there still.
+func (w *cloneWorld) checkMakes(t *testing.T) {
+	t.Helper()
+	made := w.mustMake(t)
+	if made.Source != nil {
+		source := *made.Source
+		source.Claim, source.Image, source.FSID = "", "", ""
+		made.Source = &source
+	}
+	checkSame(t, "what was made", w.made(), made)
+}
+
+// cutOff lets a process die while it makes the clone, larger than its source.
+func (w *cloneWorld) cutOff(t *testing.T, fault rbdtest.FakeFault) {
+	t.Helper()
+	w.want.SizeBytes = 2 * gib
+	// Calls after it fail, too: a process that is dead cleans nothing up.
+	fault.Err = errKilled
+	w.ceph.Fake(fault)
+	if fault.Call == rbdtest.CallCloneImage || fault.Call == rbdtest.CallSnapshotImage {
+		w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallRemoveSnapshot, Err: errKilled})
+	}
+	if _, err := w.Make(t.Context(), w.want); !errors.Is(err, errKilled) {
+		t.Fatalf("got %v, want %v", err, errKilled)
+	}
+	w.ceph.ClearFaults()
+}
+
+// checkClone checks that the clone is there as it must be.
+func (w *cloneWorld) checkClone(t *testing.T) {
+	t.Helper()
+	checkSame(t, "the images", []string{testImage, cloneImage}, w.ceph.Images(testPool))
+	checkSame(t, "the remains", nil, w.ceph.Remains(testPool))
+	checkSame(t, "the trash", nil, w.ceph.Trash(testPool))
+	got, _ := w.ceph.Image(testPool, cloneImage)
+	got.ID = "" // any will do
+	checkSame(t, "the clone", rbd.Image{
+		SizeBytes: w.want.SizeBytes, Features: []string{rbd.FeatureLayering, rbd.FeatureOperations}, Parent: w.before.ID,
+		Metadata: w.want.Owner.Marks(),
+	}, got)
+	checkSame(t, "what the clone has", content, w.ceph.Data(testPool, cloneImage))
+	if w.ceph.Dangling(testPool, cloneImage) {
+		t.Error("the snapshot that it depends on is gone")
+	}
+	w.checkSource(t, 1)
+}
+
+// checkNoClone checks that nothing is left of an attempt to make one.
+func (w *cloneWorld) checkNoClone(t *testing.T) {
+	t.Helper()
+	checkSame(t, "the images", []string{testImage}, w.ceph.Images(testPool))
+	checkSame(t, "the remains", nil, w.ceph.Remains(testPool))
+	checkSame(t, "the trash", nil, w.ceph.Trash(testPool))
+	w.checkSource(t, 0)
+}
+
+// checkSource checks that nothing happened to the source but that it has clones.
+func (w *cloneWorld) checkSource(t *testing.T, clones int) {
+	t.Helper()
+	want := w.before
+	if want.Kept = clones; clones > 0 {
+		want.Features = []string{rbd.FeatureLayering, rbd.FeatureOperations}
+	}
+	got, _ := w.ceph.Image(testPool, testImage)
+	checkSame(t, "the source", want, got)
+	checkSame(t, "what the source has", content, w.ceph.Data(testPool, testImage))
+}
+
+// grow gives the source another size.
+func (w *cloneWorld) grow(t *testing.T, size uint64) {
+	t.Helper()
+	if err := w.Pool.GrowImage(t.Context(), testImage, size); err != nil {
+		t.Error(err)
+	}
+}
+
+// chain makes clones of clones, n of them, and has the world want one of the last.
+func (w *cloneWorld) chain(t *testing.T, n int) {
+	t.Helper()
+	pv, of := "pvc-1234", testImage
+	for i := range n {
+		w.wantClone(fmt.Sprint("chain-", i), pv, of, fmt.Sprint("9", i))
+		if made := w.mustMake(t); made.Flatten {
+			t.Fatalf("clone %d is to be flattened", i)
+		}
+		pv, of = w.want.Owner.Volume, w.want.Image.Name
+	}
+	w.wantClone("last", pv, of, "5678")
+}
+
+// retire makes the source one of the retired provisioner's.
+func (w *cloneWorld) retire() {
+	w.ceph.ClearMetadata(testPool, testImage)
+	w.before, _ = w.ceph.Image(testPool, testImage)
+}
+
+// cloneCrashes are the moments at which a process dies that makes a clone that is larger
+// than its source.
+func cloneCrashes() map[string]rbdtest.FakeFault {
+	return map[string]rbdtest.FakeFault{
+		"before the intent":            {Call: rbdtest.CallSetNotes},
+		"after the intent":             {Call: rbdtest.CallSetNotes, TakesEffect: true},
+		"before the snapshot":          {Call: rbdtest.CallSnapshotImage},
+		"after the snapshot":           {Call: rbdtest.CallSnapshotImage, TakesEffect: true},
+		"before the clone":             {Call: rbdtest.CallCloneImage},
+		"in the clone":                 {Call: rbdtest.CallCloneImage, HalfWay: true},
+		"after the clone":              {Call: rbdtest.CallCloneImage, TakesEffect: true},
+		"before the snapshot's end":    {Call: rbdtest.CallRemoveSnapshot},
+		"after the snapshot's end":     {Call: rbdtest.CallRemoveSnapshot, TakesEffect: true},
+		"before it grows":              {Call: rbdtest.CallGrowImage},
+		"after it has grown":           {Call: rbdtest.CallGrowImage, TakesEffect: true},
+		"before the mark":              {Call: rbdtest.CallSetMetadata},
+		"after the mark":               {Call: rbdtest.CallSetMetadata, TakesEffect: true},
+		"before the source is seen":    {Call: rbdtest.CallImage, Image: testImage},
+		"before it is known to be new": {Call: rbdtest.CallImage, Image: cloneImage},
+		"before the journal is read":   {Call: rbdtest.CallNotes},
+	}
+}
+
+// metadataOf are those of the source's marks that a clone of somebody else's has, too.
+func (w *cloneWorld) metadataOf(pv string) map[string]string {
+	return map[string]string{volume.MetaVolume: pv, volume.MetaIdentity: testIdentity, volume.MetaCluster: testCluster}
+}

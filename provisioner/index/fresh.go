@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package index
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	utilcache "k8s.io/apimachinery/pkg/util/cache"
+	"k8s.io/apimachinery/pkg/util/wait"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+
+	"ceph.com/rbd-provisioner/provisioner/volume"
+)
+
+const (
+	// freshFor is for how long after the cache has shown that a volume was released
+	// it is believed to know all volumes that name the same image. What was in the
+	// API before that, it knows for certain: it is told of all volumes in the order
+	// of their changes.
+	// It is longer than a call to Ceph may take, so that one request does for an attempt.
+	freshFor = 20 * time.Second
+	// cachePoll is how often it is looked whether the cache has caught up, which
+	// takes some milliseconds.
+	cachePoll = 10 * time.Millisecond
+	// catchUpTimeout bounds the request and the wait.
+	catchUpTimeout = 10 * time.Second
+)
+
+// Freshness knows whether the cache has all volumes that are in the API by now. It is
+// safe for concurrent use.
+type Freshness struct {
+	volumes Volumes
+	client  corev1client.PersistentVolumesGetter
+	// released are the versions of volumes that the cache has shown to be released
+	// lately.
+	released *utilcache.Expiring
+}
+
+// NewFreshness returns a Freshness of a cache, whose Seen is to be called. The client
+// writes volumes.
+func NewFreshness(volumes Volumes, client corev1client.PersistentVolumesGetter) *Freshness {
+	return &Freshness{volumes, client, utilcache.NewExpiring()}
+}
+
+// Seen says that the cache shows a volume, and what it showed before: nil for none.
+func (f *Freshness) Seen(before, pv *corev1.PersistentVolume) {
+	// One that is looked at once more is no news from the API server.
+	if Goes(pv) && (before == nil || before.ResourceVersion != pv.ResourceVersion) {
+		f.released.Set(versionOf(pv), true, freshFor)
+	}
+}
+
+// CatchUp returns once the cache has all volumes that are in the API by now, and reports
+// whether it had to wait for that. Where the cache was told a moment ago that pv was
+// released, it has them: no request is made. Otherwise the volume itself is changed, and
+// the cache will have seen all earlier changes when it shows this one. That costs one
+// request, however many volumes there are.
+func (f *Freshness) CatchUp(ctx context.Context, pv *corev1.PersistentVolume) (waited bool, err error) {
+	if _, fresh := f.released.Get(versionOf(pv)); fresh {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, catchUpTimeout)
+	defer cancel()
+	begun := time.Now().UTC().Format(time.RFC3339Nano)
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
+		"uid":         pv.UID,
+		"annotations": map[string]string{volume.AnnDeletionBegun: begun},
+	}})
+	if err != nil {
+		return true, err
+	}
+	if _, err := f.client.PersistentVolumes().Patch(ctx, pv.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+		return true, fmt.Errorf("note in the volume that its image is about to be removed: %w", err)
+	}
+	err = wait.PollUntilContextCancel(ctx, cachePoll, true, func(context.Context) (bool, error) {
+		obj, found, err := f.volumes.Cache.GetByKey(pv.Name)
+		cached, ok := obj.(*corev1.PersistentVolume)
+		return found && ok && cached.Annotations[volume.AnnDeletionBegun] == begun, err
+	})
+	if err != nil {
+		return true, fmt.Errorf("the volumes that are known here lag behind those in the API, and one that names the same image may be among them: "+
+			"it is tried again by itself: %w", err)
+	}
+	return true, nil
+}
+
+// versionOf identifies one version of one volume.
+func versionOf(pv *corev1.PersistentVolume) string { return string(pv.UID) + "/" + pv.ResourceVersion }

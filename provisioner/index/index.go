@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package index finds the volumes in the cache that name an image.
+package index
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"ceph.com/rbd-provisioner/provisioner/volume"
+)
+
+// byImage finds volumes by the keys of volume.ImageKeys.
+const byImage = "image"
+
+// Indexers are those that the cache of volumes needs.
+func Indexers() cache.Indexers {
+	return cache.Indexers{byImage: func(obj any) ([]string, error) {
+		pv, ok := obj.(*corev1.PersistentVolume)
+		if !ok {
+			return nil, nil
+		}
+		return volume.ImageKeys(pv), nil
+	}}
+}
+
+// Volumes is the cache of volumes, which has the Indexers.
+type Volumes struct{ Cache cache.Indexer }
+
+// Of returns the volumes that may name an image, whoever made them, by their names. An
+// image without FSID may be in any cluster.
+func (v Volumes) Of(image volume.ImageID) ([]*corev1.PersistentVolume, error) {
+	found, err := v.Cache.ByIndex(byImage, volume.ImageKey(image.Pool, image.Name))
+	if err != nil {
+		return nil, fmt.Errorf("look for volumes of the image: %w", err)
+	}
+	var volumes []*corev1.PersistentVolume
+	for _, obj := range found {
+		if pv, ok := obj.(*corev1.PersistentVolume); ok && volume.MayBeIn(pv, image.FSID) {
+			volumes = append(volumes, pv)
+		}
+	}
+	// The index has no order, and what is said of them is to be the same at each attempt.
+	slices.SortFunc(volumes, func(a, b *corev1.PersistentVolume) int { return strings.Compare(a.Name, b.Name) })
+	return volumes, nil
+}
+
+// Goes reports whether a volume is to go together with its image. Of two such volumes
+// of one image none may wait for the other.
+func Goes(pv *corev1.PersistentVolume) bool {
+	return pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete &&
+		(pv.Status.Phase == corev1.VolumeReleased || pv.Status.Phase == corev1.VolumeFailed)
+}
+
+// Stays returns a volume that names an image and is not to go with it, or nil. Of a
+// deleted volume's image, it may be another volume, or one that was restored from a
+// backup.
+func (v Volumes) Stays(image volume.ImageID) (*corev1.PersistentVolume, error) {
+	volumes, err := v.Of(image)
+	if err != nil {
+		return nil, err
+	}
+	for _, pv := range volumes {
+		if !Goes(pv) {
+			return pv, nil
+		}
+	}
+	return nil, nil
+}

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package orphan
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+
+	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/journal"
+	"ceph.com/rbd-provisioner/provisioner/volume"
+)
+
+// claimWaits reports whether the claim of an intent is there and wants a volume, or has
+// one of the intent's name: then the image may be used.
+func (o *Orphans) claimWaits(ctx context.Context, in journal.Intent) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
+	defer cancel()
+	claim, err := o.config.Claims.PersistentVolumeClaims(in.Namespace).Get(ctx, in.Claim, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("read the claim: %w", err)
+	case string(claim.UID) != in.ClaimUID:
+		return false, nil
+	case claim.Spec.VolumeName == in.Volume:
+		return true, nil
+	}
+	return claim.Spec.VolumeName == "" && claim.DeletionTimestamp == nil, nil
+}
+
+// hasVolume reports whether a volume names the image of an intent. The one that the
+// attempt would have made is asked for at the server, since the cache may be behind;
+// for others, made by hand, the cache will do.
+func (o *Orphans) hasVolume(ctx context.Context, pool volume.PoolID, in journal.Intent) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
+	defer cancel()
+	// A list of one, which needs no further permission.
+	live, err := o.config.Volumes.PersistentVolumes().List(ctx, metav1.ListOptions{
+		FieldSelector: fields.OneTermEqualSelector("metadata.name", in.Volume).String(),
+	})
+	if err != nil {
+		return false, fmt.Errorf("read the volume: %w", err)
+	}
+	for i := range live.Items {
+		pv := &live.Items[i]
+		if volume.MayBeIn(pv, pool.FSID) && slices.Contains(volume.ImageKeys(pv), volume.ImageKey(pool.Pool, in.Image)) {
+			return true, nil
+		}
+	}
+	cached, err := o.config.Index.Of(pool.Image(in.Image))
+	if err != nil {
+		return false, err
+	}
+	// The one that was asked for may be a memory of the cache.
+	return slices.ContainsFunc(cached, func(pv *corev1.PersistentVolume) bool { return pv.Name != in.Volume }), nil
+}

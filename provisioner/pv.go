@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package provisioner
+
+import (
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
+
+	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/image"
+	"ceph.com/rbd-provisioner/provisioner/volume"
+)
+
+// Linux refuses to mount an XFS whose UUID another one has that is mounted, as the
+// clone of a file system has its source's, unless it is told not to look.
+const (
+	xfs    = "xfs"
+	nouuid = "nouuid"
+)
+
+// newVolume returns the volume of an image that was made; from is what it is a clone of,
+// where that is known.
+func (p *Provisioner) newVolume(options controller.ProvisionOptions, r request, pool *access.Pool, from *image.Source) *corev1.PersistentVolume {
+	// Claim and class come from caches that others read.
+	claim, class := options.PVC.DeepCopy(), options.StorageClass.DeepCopy()
+	pv := &corev1.PersistentVolume{
+		ObjectMeta: metav1.ObjectMeta{Name: r.pvName},
+		Spec: corev1.PersistentVolumeSpec{
+			AccessModes:  claim.Spec.AccessModes,
+			MountOptions: class.MountOptions,
+			VolumeMode:   claim.Spec.VolumeMode,
+			Capacity: corev1.ResourceList{
+				corev1.ResourceStorage: *resource.NewQuantity(r.sizeBytes, resource.BinarySI),
+			},
+		},
+	}
+	if class.ReclaimPolicy != nil {
+		pv.Spec.PersistentVolumeReclaimPolicy = *class.ReclaimPolicy
+	}
+	fsType := r.fsType
+	if from != nil && from.Volume != "" && ptr.Deref(claim.Spec.VolumeMode, "") != corev1.PersistentVolumeBlock {
+		setFileSystem(pv, from, r.sizeBytes)
+		fsType = from.FSType
+	}
+	volume.Record{
+		Identity: p.config.Identity,
+		Cluster:  p.config.ClusterUID,
+		FSID:     pool.ID.FSID,
+		Monitors: pool.Monitors.Kernel,
+		Pool:     r.params.Pool,
+		Image:    r.image,
+		User:     r.params.User,
+		// As the class has it: without a namespace, kubelet takes the Pod's.
+		UserSecret:  r.params.UserSecret,
+		FSType:      fsType,
+		Admin:       r.params.Admin,
+		AdminSecret: r.params.AdminSecret,
+
+		TrashRetention: r.params.TrashRetention,
+	}.Write(pv)
+	return pv
+}
+
+// setFileSystem has a clone's volume say that it comes with its source's file system.
+func setFileSystem(pv *corev1.PersistentVolume, from *image.Source, sizeBytes int64) {
+	if from.CapacityBytes < sizeBytes {
+		metav1.SetMetaDataAnnotation(&pv.ObjectMeta, volume.AnnFileSystemSize,
+			resource.NewQuantity(from.CapacityBytes, resource.BinarySI).String())
+	}
+	if from.FSType == xfs && !slices.Contains(pv.Spec.MountOptions, nouuid) {
+		pv.Spec.MountOptions = append(pv.Spec.MountOptions, nouuid)
+	}
+}

@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package trash_test
+
+import (
+	"errors"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
+	"ceph.com/rbd-provisioner/provisioner/work"
+)
+
+const (
+	notByManager = "by this process, not by Ceph's manager"
+
+	// managerTime is how long a manager has for an image.
+	managerTime = 10 * time.Minute
+	// looked is when an image has been looked for at the latest that a manager took
+	// on, and for the first time.
+	looked = soon + 4*time.Second
+)
+
+// countAsked returns how many times the manager was asked for something.
+func (w *world) countAsked() func() int {
+	var asked atomic.Int32
+	w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallHandOverTrashed, Before: func() { asked.Add(1) }, Times: 1000})
+	return func() int { return int(asked.Load()) }
+}
+
+// silenceManager has the manager not answer one request for an hour.
+func (w *world) silenceManager() {
+	w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallHandOverTrashed, Before: func() { time.Sleep(time.Hour) }})
+}
+
+// TestPurgeByManager: Ceph's manager removes images where it may be asked, which is once
+// for each, and they are looked for until it has.
+func TestPurgeByManager(t *testing.T) {
+	inManagedWorld(t, func(t *testing.T, w *world) {
+		asked := w.countAsked()
+		w.trashNew(t, 0)
+		w.pass(managerTime / 2)
+		w.checkTrash(t, testImage)
+		checkSame(t, "what the manager has to do", 1, w.ceph.HandedOver(testPool))
+		w.ceph.RunManager()
+		w.pass(managerTime / 2)
+		w.checkPurgedBy(t, 1, 0)
+		checkSame(t, "the requests", 1, asked())
+		checkSame(t, "what the log says of it", 0, w.countLog(notByManager))
+	})
+}
+
+// TestPurgeManagerPrompt: an image that is removed soon is soon told of.
+func TestPurgeManagerPrompt(t *testing.T) {
+	inManagedWorld(t, func(t *testing.T, w *world) {
+		w.trashNew(t, 0)
+		w.pass(2 * time.Second)
+		w.ceph.RunManager()
+		w.pass(5 * time.Second)
+		w.checkPurgedBy(t, 1, 0)
+	})
+}
+
+// TestPurgeManagerLooks: an image is looked for when 4, 8, 16 s ... have passed since the
+// manager was asked, and that alone.
+func TestPurgeManagerLooks(t *testing.T) {
+	inManagedWorld(t, func(t *testing.T, w *world) {
+		var looks []time.Duration
+		start := time.Now().Add(time.Second)
+		w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallTrashed, Times: 1000, Before: func() {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			looks = append(looks, time.Since(start).Round(time.Second))
+		}})
+		w.trashNew(t, 0)
+		w.pass(managerTime - time.Second)
+		s := time.Second
+		w.mu.Lock()
+		got := slices.Clone(looks)
+		w.mu.Unlock()
+		checkSame(t, "the looks", []time.Duration{0, 4 * s, 8 * s, 16 * s, 32 * s, 64 * s, 128 * s, 256 * s, 512 * s}, got)
+		w.pass(soon)
+		w.checkPurgedBy(t, 0, 1)
+	})
+}
+
+// TestPurgeWithoutManager: where it may not be asked or does not answer, images are
+// removed here, at once, and it is not asked for each of them.
+func TestPurgeWithoutManager(t *testing.T) {
+	for name, begin := range map[string]func(*testing.T, *world){
+		"without the cap": func(*testing.T, *world) {},
+		"that does not answer": func(t *testing.T, w *world) {
+			w.allowManager(t)
+			w.silenceManager()
+		},
+		"that is too old": func(t *testing.T, w *world) {
+			w.allowManager(t)
+			w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallHandOverTrashed, Err: rbd.ErrNotSupported})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				begin(t, w)
+				for range 2 {
+					w.trashNew(t, 0)
+					w.pass(soon + 10*time.Second)
+				}
+				w.checkPurgedBy(t, 0, 2)
+				checkSame(t, "what the log says of it", 1, w.countLog(notByManager))
+
+				// It is asked again after a while.
+				w.allowManager(t)
+				w.pass(managerTime)
+				w.trashNew(t, 0)
+				w.pass(2 * time.Second)
+				w.ceph.RunManager()
+				w.pass(looked)
+				w.checkPurgedBy(t, 1, 2)
+				w.pass(time.Hour) // the request that was given up ends
+			})
+		})
+	}
+}
+
+// TestPurgeManagerLost: images that a manager took on, and does not get to, are removed
+// here in the end: at once where another one shows that it does not answer.
+func TestPurgeManagerLost(t *testing.T) {
+	t.Run("that never works", func(t *testing.T) {
+		inManagedWorld(t, func(t *testing.T, w *world) {
+			asked := w.countAsked()
+			w.trashNew(t, 0)
+			w.pass(managerTime)
+			w.checkTrash(t, testImage)
+			w.pass(soon)
+			w.checkPurgedBy(t, 0, 1)
+			checkSame(t, "the requests", 1, asked())
+		})
+	})
+	t.Run("that is gone", func(t *testing.T) {
+		inManagedWorld(t, func(t *testing.T, w *world) {
+			w.trashNew(t, 0)
+			w.pass(40 * time.Second)
+			w.silenceManager()
+			for _, name := range []string{"a", "b", "c"} {
+				w.make(t, name)
+				w.trash(t, name, 0)
+			}
+			w.pass(soon + 10*time.Second)
+			w.checkTrash(t, testImage)
+			w.pass(40 * time.Second)
+			w.checkPurgedBy(t, 0, 4)
+			w.pass(time.Hour) // the request that was given up ends
+		})
+	})
+}
+
+// TestPurgeManagerFails: what keeps the manager from removing an image is told after a
+// while, and the manager is not to try for ever.
+func TestPurgeManagerFails(t *testing.T) {
+	inManagedWorld(t, func(t *testing.T, w *world) {
+		stop := w.watchInTrash()
+		w.trashNew(t, 0)
+		w.pass(2 * time.Second)
+		w.ceph.RunManager()
+		w.pass(20 * time.Minute)
+		checkSame(t, "what the manager has to do", 0, w.ceph.HandedOver(testPool))
+		checkSame(t, "what the log says of it", 1, w.countLog("stays in the trash for now"))
+		stop()
+		w.pass(2 * work.RetryCap)
+		w.checkPurgedBy(t, 0, 1)
+	})
+}
+
+// TestPurgeManagerSlow: an image that the manager needs long for is left to it, though
+// its use by the manager keeps it from being removed here.
+func TestPurgeManagerSlow(t *testing.T) {
+	inManagedWorld(t, func(t *testing.T, w *world) {
+		stop := w.watchInTrash()
+		w.trashNew(t, 0)
+		w.pass(2 * managerTime)
+		w.checkTrash(t, testImage)
+		checkSame(t, "what the log says of it", 0, w.countLog("stays in the trash for now"))
+		stop()
+		w.ceph.RunManager()
+		w.pass(work.RetryCap)
+		w.checkPurgedBy(t, 1, 0)
+	})
+}
+
+// TestPurgeManagerRestored: an image that somebody restores while the manager can't
+// remove it is not told of as removed.
+func TestPurgeManagerRestored(t *testing.T) {
+	for name, after := range map[string]time.Duration{
+		"soon": time.Minute, "when it was tried here": 2 * managerTime,
+	} {
+		t.Run(name, func(t *testing.T) {
+			inManagedWorld(t, func(t *testing.T, w *world) {
+				w.watchInTrash()
+				id := w.trashNew(t, 0)
+				w.pass(2 * time.Second)
+				w.ceph.RunManager()
+				w.pass(after)
+				w.ceph.Restore(testPool, id)
+				w.pass(managerTime)
+				checkSame(t, "the images", []string{testImage}, w.ceph.Images(testPool))
+				checkSame(t, "the notes", nil, w.noted())
+				w.checkTold(t, 0, 0)
+			})
+		})
+	}
+}
+
+// TestPurgeManagerThrownAway: an image that somebody restores and throws away by hand,
+// after the manager was asked for it, is not told of as removed.
+func TestPurgeManagerThrownAway(t *testing.T) {
+	for name, test := range map[string]struct{ restored, thrown time.Duration }{
+		"which is seen": {9 * time.Minute, 2 * time.Minute}, "between two looks": {managerTime + 100*time.Millisecond, 100 * time.Millisecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inManagedWorld(t, func(t *testing.T, w *world) {
+				id := w.trashNew(t, 0)
+				w.pass(test.restored)
+				w.ceph.Restore(testPool, id)
+				w.pass(test.thrown)
+				w.trashByHand(t, testImage)
+				w.pass(managerTime)
+				w.checkTrash(t, testImage)
+				checkSame(t, "the notes", nil, w.noted())
+				w.checkTold(t, 0, 0)
+			})
+		})
+	}
+}
+
+// TestPurgeManagerMoving: an image whose move to the trash was cut off is not left to the
+// manager, which can't remove it.
+func TestPurgeManagerMoving(t *testing.T) {
+	inManagedWorld(t, func(t *testing.T, w *world) {
+		w.make(t, testImage)
+		w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallTrashImage, Err: errors.New("killed"), HalfWay: true})
+		if err := w.inPool(t, testPool, func(pool *access.Pool) error { return w.remove(t, pool, testImage, 0) }); err == nil {
+			t.Error("it was moved")
+		}
+		w.visit(t)
+		w.pass(soon)
+		w.checkPurgedBy(t, 0, 1)
+	})
+}
+
+// TestPurgeManagerDeniesAgain: a manager that fails a second time is told of again.
+func TestPurgeManagerDeniesAgain(t *testing.T) {
+	inManagedWorld(t, func(t *testing.T, w *world) {
+		for i := range 2 {
+			w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallHandOverTrashed, Err: rbd.ErrPermissionDenied})
+			w.trashNew(t, 0)
+			w.pass(soon)
+			w.checkPurgedBy(t, i, i+1)
+			checkSame(t, "what the log says of it", i+1, w.countLog(notByManager))
+			w.pass(managerTime)
+			w.trashNew(t, 0)
+			w.pass(2 * time.Second)
+			w.ceph.RunManager()
+			w.pass(looked)
+		}
+		w.checkPurgedBy(t, 2, 2)
+		checkSame(t, "the remedy", 2, w.countLog("the cap mgr 'profile rbd' allows it"))
+	})
+}
+
+// TestPurgeManagerKept: the manager is not told of images before their time.
+func TestPurgeManagerKept(t *testing.T) {
+	inManagedWorld(t, func(t *testing.T, w *world) {
+		w.trashNew(t, 24*time.Hour)
+		w.pass(24*time.Hour - time.Second)
+		checkSame(t, "what the manager has to do", 0, w.ceph.HandedOver(testPool))
+		w.pass(soon)
+		w.ceph.RunManager()
+		w.pass(looked)
+		w.checkPurgedBy(t, 1, 0)
+	})
+}
+
+// TestPurgeManagerAfterCrash: the next leader goes on with what an earlier one had asked
+// the manager for, whether it was done or not.
+func TestPurgeManagerAfterCrash(t *testing.T) {
+	for name, worked := range map[string]bool{"before it worked": false, "after it worked": true} {
+		t.Run(name, func(t *testing.T) {
+			inManagedWorld(t, func(t *testing.T, w *world) {
+				w.trashNew(t, 0)
+				w.pass(2 * time.Second)
+				if worked {
+					w.ceph.RunManager()
+				}
+				w.restart(t)
+				w.visit(t)
+				w.pass(2 * time.Second)
+				w.ceph.RunManager()
+				w.pass(2 * time.Minute)
+				w.checkPurged(t)
+			})
+		})
+	}
+}
+
+// TestPurgeManagerMany: what the manager is asked for, it is asked for once, however long
+// the others take. What it has not got to after a while is removed here.
+func TestPurgeManagerMany(t *testing.T) {
+	for name, works := range map[string]bool{"that works": true, "that does not": false} {
+		t.Run(name, func(t *testing.T) {
+			inManagedWorld(t, func(t *testing.T, w *world) {
+				asked := w.countAsked()
+				const count = 100
+				w.trashMany(t, count)
+				w.pass(managerTime / 2)
+				checkSame(t, "what the manager has to do", count, w.ceph.HandedOver(testPool))
+				if works {
+					w.ceph.RunManager()
+				}
+				w.pass(managerTime/2 + soon)
+				if works {
+					w.checkPurgedBy(t, count, 0)
+				} else {
+					w.checkPurgedBy(t, 0, count)
+				}
+				checkSame(t, "the requests", count, asked())
+			})
+		})
+	}
+}
+
+// TestPurgeUnderLoad: claims that never leave it quiet delay an image by the patience for
+// them.
+func TestPurgeUnderLoad(t *testing.T) {
+	inManagedWorld(t, func(t *testing.T, w *world) {
+		const count = 100
+		end := w.begin()
+		w.trashMany(t, count)
+		load := func(length time.Duration) {
+			for until := time.Now().Add(length); time.Now().Before(until); {
+				next := w.begin()
+				end()
+				end = next
+				w.pass(time.Second)
+				w.ceph.RunManager()
+			}
+		}
+		load(8 * time.Second)
+		checkSame(t, "the images in the trash", count, len(w.ceph.Trash(testPool)))
+		// They are handed over after ten seconds, and looked for four later, which they
+		// give way for, too.
+		load(18*time.Second + soon)
+		w.checkPurgedBy(t, count, 0)
+		end()
+	})
+}
+
+// TestPurgeManagerLeaseIsLost: who may not lead any more asks no manager.
+func TestPurgeManagerLeaseIsLost(t *testing.T) {
+	inManagedWorld(t, func(t *testing.T, w *world) {
+		w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallTrashed, Before: func() { w.leaseLost.Store(true) }})
+		w.trashNew(t, 0)
+		w.pass(time.Minute)
+		checkSame(t, "what the manager has to do", 0, w.ceph.HandedOver(testPool))
+		w.checkTrash(t, testImage)
+		checkSame(t, "what the log says of it", 0, w.countLog(notByManager))
+	})
+}
