@@ -26,6 +26,8 @@ TESTFLAGS = -count=1 -timeout 30m -parallel 8 -tags '$(TAGS)'
 # In these our code runs in processes of its own, which are built without the race
 # detector. In the tests themselves it would only take time from the servers.
 PROCESSTESTS = /test/(e2e|faults|node)$$
+# Those that wait longest begin first, and the others run beside them.
+LONGESTTESTS = ./test/bench ./provisioner/goceph
 # RESULTS is a folder that gets a JSON file of each target's tests.
 GOTESTSUM = go tool -modfile=hack/lint/go.mod gotestsum $(if $(RESULTS),--jsonfile '$(RESULTS)/$@-$(K8S_VERSION).json') \
 	--format $(or $(FORMAT),pkgname-and-test-fails) --format-hide-empty-pkg
@@ -87,7 +89,7 @@ test-servers: test-code test-processes ## Run all tests but those with a node
 
 .PHONY: test-code
 test-code: build kubernetes test-tools ## Run the tests that call our code, with the race detector
-	$(GOTESTSUM) -- -race $(TESTFLAGS) $$(go list -tags '$(TAGS)' ./... | grep -v -E '$(PROCESSTESTS)')
+	$(GOTESTSUM) -- -race $(TESTFLAGS) $(LONGESTTESTS) $$(go list -tags '$(TAGS)' ./... | grep -v -E '$(PROCESSTESTS)')
 
 .PHONY: test-processes
 test-processes: build kubernetes test-tools ## Run test-e2e and test-faults side by side
