@@ -63,7 +63,8 @@ type controller struct {
 	expansion *expansion
 	ownership *ownership.Loop
 	events    record.EventBroadcaster
-	// metrics are those of the library's loop, which newLoop makes.
+	// loop is the library's, metrics what it counts.
+	loop    *loop
 	metrics libmetrics.Metrics
 }
 
@@ -99,7 +100,7 @@ func newController(ctx context.Context, c controllerConfig) (_ *controller, err 
 	if err != nil {
 		return nil, err
 	}
-	return &controller{
+	made := &controller{
 		config:      c,
 		provisioner: p,
 		jobs:        work,
@@ -107,7 +108,9 @@ func newController(ctx context.Context, c controllerConfig) (_ *controller, err 
 		ownership:   own,
 		events:      events,
 		metrics:     newLibraryMetrics(c.registry),
-	}, nil
+	}
+	made.loop = made.newLoop(ctx)
+	return made, nil
 }
 
 // newProvisioner returns our provisioner, which the cache of volumes tells of each.
@@ -175,7 +178,9 @@ func (c *controller) run(ctx context.Context) error {
 	if c.expansion != nil {
 		keeping.Go(func() { c.expansion.run(ctx) })
 	}
-	c.newLoop(ctx).Run(ctx)
+	if err := c.loop.Run(ctx); err != nil {
+		return err
+	}
 
 	// An operation makes several calls, but each begun one ends by then.
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.config.options.commandTimeout+drainGrace)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -22,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/kubernetes/scheme"
 	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
@@ -210,6 +212,22 @@ func until(ctx context.Context, t *testing.T, what string, holds wait.ConditionW
 	}
 }
 
+// readScheme reads client-go's Scheme until ctx ends, as each answer of the API server has
+// it read. A write to it meanwhile, the race detector reports, and a process may end of it.
+func readScheme(ctx context.Context, t *testing.T) (wait func()) {
+	var reading sync.WaitGroup
+	reading.Go(func() {
+		for ctx.Err() == nil {
+			if _, _, err := scheme.Scheme.ObjectKinds(&corev1.Secret{}); err != nil {
+				t.Error(err)
+				return
+			}
+			runtime.Gosched()
+		}
+	})
+	return reading.Wait
+}
+
 // TestStandbyQueuesNothing has a thousand claims and volumes come and go while a
 // replica waits for the lease. It must not remember them; what is there when it leads,
 // and what comes then, it works on.
@@ -230,6 +248,7 @@ func TestStandbyQueuesNothing(t *testing.T) {
 	}
 
 	working, stop := context.WithCancel(ctx)
+	defer readScheme(working, t)()
 	ran := make(chan error, 1)
 	go func() { ran <- s.run(working) }()
 	s.served(ctx, t, "waiting")

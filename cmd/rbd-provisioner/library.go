@@ -27,16 +27,16 @@ import (
 // images whose PersistentVolume could not be saved, and forget claims whose node is
 // gone; each setting here is against one of them.
 //
-// It is made only when this replica leads: from then on its handlers put each claim and
-// volume of the cluster into work queues, and while nobody works, what is deleted
-// meanwhile stays there.
-func (c *controller) newLoop(ctx context.Context) *libcontroller.ProvisionController {
+// It is made before anything of this process uses client-go's Scheme, since it writes to
+// that, and a map that is read meanwhile ends the process. v13.0 does so, too.
+func (c *controller) newLoop(ctx context.Context) *loop {
 	core := c.config.informers.Core().V1()
-	return libcontroller.NewProvisionController(klog.FromContext(ctx), quietClient{c.config.client}, c.config.options.provisionerName, c.provisioner,
+	l := new(loop)
+	l.ProvisionController = libcontroller.NewProvisionController(klog.FromContext(ctx), quietClient{c.config.client}, c.config.options.provisionerName, c.provisioner,
 		// We hold the lease, to give it back on a stop.
 		libcontroller.LeaderElection(false),
-		libcontroller.ClaimsInformer(core.PersistentVolumeClaims().Informer()),
-		libcontroller.VolumesInformer(ownVolumes{core.PersistentVolumes().Informer(), c.provisioner.Owns}),
+		libcontroller.ClaimsInformer(lateInformer{core.PersistentVolumeClaims().Informer(), l}),
+		libcontroller.VolumesInformer(ownVolumes{lateInformer{core.PersistentVolumes().Informer(), l}, c.provisioner.Owns}),
 		libcontroller.ClassesInformer(c.config.informers.Storage().V1().StorageClasses().Informer()),
 		libcontroller.NodesLister(anyNode{}),
 		libcontroller.Threadiness(c.config.options.workers),
@@ -49,6 +49,43 @@ func (c *controller) newLoop(ctx context.Context) *libcontroller.ProvisionContro
 		libcontroller.AddFinalizer(true),
 		libcontroller.MetricsInstance(c.metrics),
 	)
+	return l
+}
+
+// loop is the library's, whose handlers hear of claims and volumes from when it runs. They
+// put each into work queues, and while nobody works, as on a standby, what is deleted
+// meanwhile stays there.
+type loop struct {
+	*libcontroller.ProvisionController
+	// handlers adds each handler to its informer.
+	handlers []func() error
+}
+
+// Run works until ctx ends. An error says that an informer has ended.
+func (l *loop) Run(ctx context.Context) error {
+	for _, add := range l.handlers {
+		if err := add(); err != nil {
+			return err
+		}
+	}
+	l.ProvisionController.Run(ctx)
+	return nil
+}
+
+// lateInformer keeps a handler for when its loop runs.
+type lateInformer struct {
+	cache.SharedIndexInformer
+	loop *loop
+}
+
+// AddEventHandlerWithResyncPeriod is how the library subscribes. It does not look at the
+// registration.
+func (i lateInformer) AddEventHandlerWithResyncPeriod(handler cache.ResourceEventHandler, period time.Duration) (cache.ResourceEventHandlerRegistration, error) {
+	i.loop.handlers = append(i.loop.handlers, func() error {
+		_, err := i.SharedIndexInformer.AddEventHandlerWithResyncPeriod(handler, period)
+		return err
+	})
+	return nil, nil
 }
 
 // newBackoff returns a limiter for work queues of the library. v12 takes a typed one
