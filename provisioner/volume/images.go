@@ -11,10 +11,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// migratedHandle begins the handles that Kubernetes gives to volumes of in-tree rbd
-// which a CSI driver serves: mig_mons-CLUSTER_image-NAME_POOL, where NAME lacks
-// migratedPrefix and POOL is in hexadecimal. Source: csi-translation-lib,
-// plugins/rbd.go.
+// migratedHandle starts the handles that Kubernetes gives to in-tree rbd volumes when a
+// CSI driver serves them: mig_mons-CLUSTER_image-NAME_POOL. NAME lacks migratedPrefix;
+// POOL is in hexadecimal. Source: csi-translation-lib, plugins/rbd.go.
 const (
 	migratedHandle = "mig_mons-"
 	migratedImage  = "_image-"
@@ -24,12 +23,12 @@ const (
 // ImageKey identifies an image among those of one Ceph cluster.
 func ImageKey(pool, image string) string { return pool + "/" + image }
 
-// ImageKeys returns the keys of all images that a volume may stand for, whoever made
-// it: that of an in-tree rbd source, and each combination of pool and image that a CSI
-// source names in its handle and attributes, where drivers differ in their words. Keys
-// of images that do not exist do no harm.
+// ImageKeys returns the keys of all images that a volume may stand for, whatever driver
+// made it: the image of an in-tree rbd source, or every combination of pool and image in
+// the handle and attributes of a CSI source, because each driver names them differently.
+// Keys of images that do not exist do no harm.
 //
-// A cache has to keep of a volume what this reads: see Trim.
+// Trim must keep whatever ImageKeys reads.
 func ImageKeys(pv *corev1.PersistentVolume) []string {
 	if source := pv.Spec.RBD; source != nil {
 		return []string{ImageKey(source.RBDPool, source.RBDImage)}
@@ -44,7 +43,7 @@ func ImageKeys(pv *corev1.PersistentVolume) []string {
 		switch {
 		case value == "":
 		case isNamespaceAttribute(key):
-			return nil // ours are in none
+			return nil // our images are in no namespace
 		case isPoolAttribute(key):
 			pools = append(pools, value)
 		case isImageAttribute(key):
@@ -59,14 +58,14 @@ func ImageKeys(pv *corev1.PersistentVolume) []string {
 		}
 	}
 	if pool, name, ok := parseMigrated(source.VolumeHandle); ok {
-		// The prefix is taken off where there is one.
+		// Kubernetes strips the prefix if the name has it.
 		keys = append(keys, ImageKey(pool, name), ImageKey(pool, migratedPrefix+name))
 	}
 	return slices.Compact(slices.Sorted(slices.Values(keys)))
 }
 
-// MayBeIn reports whether the image of a volume may be in a Ceph cluster. One that does
-// not say its cluster may be in any.
+// MayBeIn reports whether a volume's image may be in the Ceph cluster fsid. A volume that
+// does not name its cluster may be in any.
 func MayBeIn(pv *corev1.PersistentVolume, fsid string) bool {
 	says := pv.Annotations[AnnClusterFSID]
 	return says == "" || fsid == "" || says == fsid

@@ -15,19 +15,18 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
-// Protocol is the version of Ceph's message protocol that a monitor's address
-// speaks.
+// Protocol is the version of Ceph's message protocol at a monitor's address.
 type Protocol string
 
-// The protocols. The kernel's rbd driver, as kubelet maps with it, speaks
-// version 1 alone.
+// The protocols. The kernel's rbd driver, the way kubelet maps images, speaks only
+// version 1.
 const (
-	ProtocolAny Protocol = ""   // not said: the port decides, or both are tried
+	ProtocolAny Protocol = ""   // not given: the port decides, or Ceph tries both
 	ProtocolV1  Protocol = "v1" // port 6789 by default
 	ProtocolV2  Protocol = "v2" // port 3300 by default
 )
 
-// The ports that the monitors of a Ceph cluster listen on by default.
+// The default ports of Ceph monitors.
 const (
 	PortV1 uint16 = 6789
 	PortV2 uint16 = 3300
@@ -38,18 +37,18 @@ type Monitor struct {
 	Protocol Protocol
 	// Host is an IPv4 or IPv6 address without brackets, or a DNS name.
 	Host string
-	// Port is 0 when none was given.
+	// Port is 0 if not given.
 	Port uint16
 }
 
-// Addr returns the monitor's IP address, and false when Host is a DNS name.
+// Addr returns the monitor's IP address, or false if Host is a DNS name.
 func (m Monitor) Addr() (netip.Addr, bool) {
 	addr, err := netip.ParseAddr(m.Host)
 	return addr, err == nil
 }
 
-// String returns the address in the form that ParseMonitors reads and that
-// librados takes as one element of mon_host.
+// String returns the address in a form that ParseMonitors reads and that librados
+// accepts as one element of mon_host.
 func (m Monitor) String() string {
 	port := m.Port
 	switch {
@@ -74,10 +73,9 @@ func (m Monitor) String() string {
 	return b.String()
 }
 
-// KernelAddress returns the address that the kernel's rbd driver is given,
-// "IP:port", and false for one that does not speak protocol version 1. Of an
-// address without a protocol, port 3300 is read as version 2, as librados does,
-// and any other, or none, as version 1.
+// KernelAddress returns the address for the kernel's rbd driver, "IP:port", or false if
+// the monitor does not speak protocol version 1 there. Without a protocol, port 3300
+// means version 2, as in librados; any other port, or none, means version 1.
 func (m Monitor) KernelAddress() (string, bool) {
 	port := m.Port
 	switch {
@@ -89,11 +87,11 @@ func (m Monitor) KernelAddress() (string, bool) {
 	return net.JoinHostPort(m.Host, strconv.Itoa(int(port))), true
 }
 
-// ParseMonitors reads a list of monitors separated by commas, semicolons or
-// white space. Each is a host with an optional port and an optional prefix "v1:"
-// or "v2:"; an IPv6 address stands in brackets. The form that "ceph mon dump"
-// prints, "[v2:10.0.0.1:3300/0,v1:10.0.0.1:6789/0]", is read too. Duplicates
-// are dropped. The error names each element that is none of these.
+// ParseMonitors reads a list of monitors separated by commas, semicolons or white space.
+// Each is a host with an optional port and an optional prefix "v1:" or "v2:". IPv6
+// addresses need brackets. ParseMonitors also reads what "ceph mon dump" prints,
+// "[v2:10.0.0.1:3300/0,v1:10.0.0.1:6789/0]", and drops duplicates. The error names each
+// invalid element.
 func ParseMonitors(list string) ([]Monitor, error) {
 	var monitors []Monitor
 	var problems []error
@@ -117,8 +115,8 @@ func ParseMonitors(list string) ([]Monitor, error) {
 
 func parseMonitor(text string) (Monitor, error) {
 	rest := text
-	// The brackets around an address vector fall apart at its commas: what
-	// is left is one that opens before a protocol, or one that nothing opens.
+	// Splitting at commas separates the brackets of an address vector: one element
+	// keeps a "[" before its protocol, another a "]" that nothing opens.
 	if strings.HasPrefix(rest, "[v1:") || strings.HasPrefix(rest, "[v2:") {
 		rest = rest[1:]
 	}
@@ -148,8 +146,7 @@ func parseMonitor(text string) (Monitor, error) {
 	return m, checkHost(m.Host)
 }
 
-// splitHostPort is net.SplitHostPort with an optional port, and without names
-// for ports.
+// splitHostPort is like net.SplitHostPort, but the port is optional and must be a number.
 func splitHostPort(text string) (host string, port uint16, err error) {
 	var portText string
 	if inner, found := strings.CutPrefix(text, "["); found {
@@ -195,8 +192,7 @@ func checkHost(host string) error {
 		}
 		return nil
 	}
-	// Some letters that are not ASCII become such in lower case, as the sign for
-	// kelvin does.
+	// Some non-ASCII letters become ASCII in lower case, such as the kelvin sign.
 	if strings.ContainsFunc(host, func(r rune) bool { return r > unicode.MaxASCII }) {
 		return errors.New("neither an IP address nor a DNS name")
 	}

@@ -9,42 +9,41 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// The entries of an image's metadata that say whose it is. Those of the claim are for
-// people, who see them with "rbd image-meta list"; the others keep it from being taken
-// for another volume's.
+// The keys of an image's owner metadata. The claim's entries are for people, who see them
+// with "rbd image-meta list"; the others keep the image from being taken for another
+// volume's.
 const (
-	// MetaClaim and MetaClaimNamespace are those of the claim that it was made for.
+	// MetaClaim and MetaClaimNamespace name the claim that the image was made for.
 	MetaClaim          = "kubernetes.io/created-for/pvc/name"
 	MetaClaimNamespace = "kubernetes.io/created-for/pvc/namespace"
-	// MetaVolume has the name of the PersistentVolume.
+	// MetaVolume is the name of the PersistentVolume.
 	MetaVolume = "kubernetes.io/created-for/pv/name"
-	// MetaIdentity has the identity of the provisioner.
+	// MetaIdentity is the provisioner's identity.
 	MetaIdentity = AnnIdentity
-	// MetaCluster has the UID of the namespace kube-system of the Kubernetes
-	// cluster that the image belongs to. Names and identities are the same in the
-	// cluster that a copy of a volume was restored into; this is not.
+	// MetaCluster is the UID of the namespace kube-system in the Kubernetes cluster that
+	// owns the image. When a copy of a volume is restored into another cluster, names and
+	// identities stay the same; this UID does not.
 	MetaCluster = AnnKubernetesCluster
 )
 
-// Owner is whom an image may belong to.
+// Owner is a possible owner of an image.
 type Owner struct {
 	// Volume is the name of the PersistentVolume.
 	Volume string
-	// Identity is that of the provisioner.
+	// Identity is the provisioner's identity.
 	Identity string
-	// Cluster is the UID of the namespace kube-system, and empty where that may not
-	// be read.
+	// Cluster is the UID of the namespace kube-system; empty if the provisioner may not
+	// read it.
 	Cluster string
-	// Former is the cluster that hands the image over to this one, as the volume
-	// says; empty for none.
+	// Former is the cluster that hands the image over to this one, according to the
+	// volume; empty for none.
 	Former string
-	// Claim and Namespace are those of the volume's claim; both are empty where it
-	// has none.
+	// Claim and Namespace name the volume's claim; both are empty if it has none.
 	Claim, Namespace string
 }
 
-// OwnerOf returns whom the image of a volume should belong to, where identity and
-// cluster are those of its provisioner.
+// OwnerOf returns the owner that the image of a volume should have. identity and cluster
+// are those of its provisioner.
 func OwnerOf(pv *corev1.PersistentVolume, identity, cluster string) Owner {
 	owner := Owner{Volume: pv.Name, Identity: identity, Cluster: cluster, Former: pv.Annotations[AnnFormerCluster]}
 	if ref := pv.Spec.ClaimRef; ref != nil {
@@ -53,7 +52,7 @@ func OwnerOf(pv *corev1.PersistentVolume, identity, cluster string) Owner {
 	return owner
 }
 
-// Marks returns the metadata of the owner's image.
+// Marks returns the owner metadata for an image of o.
 func (o Owner) Marks() map[string]string {
 	marks := map[string]string{MetaVolume: o.Volume, MetaIdentity: o.Identity}
 	if o.Cluster != "" {
@@ -65,23 +64,22 @@ func (o Owner) Marks() map[string]string {
 	return marks
 }
 
-// TakesOver reports whether an image with that metadata belongs to the cluster that
-// hands it over to o, and does not belong to o yet. One that does not say its cluster
-// counts as this cluster's. Only an owner who knows its own cluster takes anything over.
+// TakesOver reports whether an image with that metadata belongs to the cluster that hands
+// it over to o, and not yet to o. An image that does not name its cluster counts as this
+// cluster's. An owner that does not know its own cluster takes nothing over.
 func (o Owner) TakesOver(metadata map[string]string) bool {
 	return o.Former != "" && o.Cluster != "" && cmp.Or(metadata[MetaCluster], o.Cluster) == o.Former && Foreign(metadata, o) != ""
 }
 
-// IsOf reports whether a volume that names our provisioner was made by the one
-// of that identity. Without the annotation of it, it was.
+// IsOf reports whether, of all provisioners with our name, the one with that identity
+// made the volume. A volume without the annotation counts as made by any of them.
 func IsOf(pv *corev1.PersistentVolume, identity string) bool {
 	of, given := pv.Annotations[AnnIdentity]
 	return !given || of == identity
 }
 
-// Foreign says whose an image is by its metadata, if it is somebody else's than the
-// owner's. Entries that are missing prove nothing: images of the retired provisioner
-// have none.
+// Foreign explains which metadata shows that an image does not belong to o; empty if
+// none does. Missing entries prove nothing: images of the retired provisioner have none.
 func Foreign(metadata map[string]string, o Owner) string {
 	if other := ForeignCluster(metadata, o.Cluster); other != "" {
 		of := "which is another Kubernetes cluster"
@@ -98,9 +96,10 @@ func Foreign(metadata map[string]string, o Owner) string {
 	return ""
 }
 
-// ForeignCluster returns the Kubernetes cluster that an image belongs to by its
-// metadata, if that is not the given one; or an empty text. To a cluster that does not
-// know its own UID, which is then empty, each image is foreign that belongs to one.
+// ForeignCluster returns the Kubernetes cluster that owns an image according to its
+// metadata; empty if that is the given one or if the metadata names none. A provisioner
+// that may not read its own cluster's UID passes "": every image that names a cluster is
+// then foreign.
 func ForeignCluster(metadata map[string]string, cluster string) string {
 	if of := metadata[MetaCluster]; of != cluster {
 		return of

@@ -7,10 +7,10 @@ import (
 	"strings"
 )
 
-// PoolID says which pool it is, whoever opens it and by which monitors. It is the key
-// of whatever is kept by pool.
+// PoolID identifies a pool, whatever user and monitors open it. It is the key of
+// everything kept per pool.
 type PoolID struct {
-	// FSID is the identity of the Ceph cluster, a UUID.
+	// FSID is the Ceph cluster's identity, a UUID.
 	FSID string
 	Pool string
 }
@@ -18,14 +18,14 @@ type PoolID struct {
 // Image returns the key of an image of the pool.
 func (p PoolID) Image(name string) ImageID { return ImageID{p, name} }
 
-// ImageID says which image it is.
+// ImageID identifies an image.
 type ImageID struct {
 	PoolID
 	Name string
 }
 
-// Route is a Location as a key: two that are equal lead to the same pool, in the same
-// way. Two that differ may do so, too; which pool it is, only Ceph tells.
+// Route is a Location as a key. Equal routes lead to the same pool in the same way.
+// Different ones may lead to the same pool too: only Ceph tells which pool it is.
 type Route struct {
 	monitors, pool, dataPool, user string
 	secret                         SecretRef
@@ -41,6 +41,6 @@ func (l Location) Route() Route {
 	return Route{strings.Join(monitors, ","), l.Pool, l.DataPool, l.User, l.Secret}
 }
 
-// Monitors returns the monitors, sorted, as one text: the key of whatever is kept by
-// cluster before Ceph has told which one it is.
+// Monitors returns the sorted monitors as one string: the key of everything kept per
+// cluster before Ceph has told the cluster's FSID.
 func (r Route) Monitors() string { return r.monitors }

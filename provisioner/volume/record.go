@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package volume knows what a PersistentVolume remembers about its image: the
-// in-tree rbd source that kubelet reads, and the annotations that deleting
-// needs, so that it needs no StorageClass. It is pure: no cluster, no network.
+// Package volume knows what a PersistentVolume remembers about its image: the in-tree
+// rbd source that kubelet reads, and annotations that let a deletion do without the
+// StorageClass. It is pure: no cluster, no network.
 package volume
 
 import (
@@ -20,44 +20,44 @@ import (
 
 // The annotations of a PersistentVolume that this package reads and writes.
 const (
-	// AnnProvisionedBy names the provisioner of a volume that was made on demand,
-	// as a StorageClass does. Kubernetes' libraries set it.
+	// AnnProvisionedBy names the provisioner of a dynamically provisioned volume, as
+	// its StorageClass does. Kubernetes' libraries set it.
 	AnnProvisionedBy = "pv.kubernetes.io/provisioned-by"
-	// AnnIdentity says which provisioner made the volume; the retired
+	// AnnIdentity is the identity of the provisioner that made the volume; the retired
 	// rbd-provisioner set it too.
 	AnnIdentity = "rbdProvisionerIdentity"
-	// AnnDeletionSecretName and AnnDeletionSecretNamespace say which secret
-	// holds the key of the user that deletes the image. The names are those
-	// that external-provisioner uses.
+	// AnnDeletionSecretName and AnnDeletionSecretNamespace name the secret with the key
+	// of the user that deletes the image. external-provisioner uses the same
+	// annotations.
 	AnnDeletionSecretName      = "volume.kubernetes.io/provisioner-deletion-secret-name"
 	AnnDeletionSecretNamespace = "volume.kubernetes.io/provisioner-deletion-secret-namespace"
-	// AnnDeletionUser is the Ceph user that deletes the image, without
-	// "client.".
+	// AnnDeletionUser is the Ceph user that deletes the image, without "client.".
 	AnnDeletionUser = "rbd.ceph.com/provisioner-deletion-user"
-	// AnnClusterFSID is the identity of the Ceph cluster. Monitors that moved
-	// can be told from another cluster's by it.
+	// AnnClusterFSID is the Ceph cluster's identity. It tells monitors that moved from
+	// those of another cluster.
 	AnnClusterFSID = "rbd.ceph.com/cluster-fsid"
-	// AnnTrashRetention is for how long the image of a deleted volume is kept in
-	// the pool's trash, as in "24h". Without it the image is not kept.
+	// AnnTrashRetention is how long the pool's trash keeps the image of the deleted
+	// volume, as in "24h". Without it, the trash does not keep the image.
 	AnnTrashRetention = "rbd.ceph.com/trash-retention"
-	// AnnKubernetesCluster is the UID of the namespace kube-system of the Kubernetes
-	// cluster that is written in the image as its owner, so that nobody has to look
-	// there. It proves nothing: copies of the volume have it, too.
+	// AnnKubernetesCluster is the UID of the namespace kube-system that the image's
+	// owner metadata has, so that the image need not be read. It proves nothing: copies
+	// of the volume have it too.
 	AnnKubernetesCluster = "rbd.ceph.com/kubernetes-cluster"
-	// AnnFormerCluster is what a person sets who moves a volume for good: the UID of
-	// the namespace kube-system of the cluster that the image belonged to, as it is
-	// written in the image. The image then becomes this volume's, and the annotation
-	// is taken away.
+	// AnnFormerCluster is set by an administrator who moves a volume for good: the UID
+	// of the namespace kube-system in the image's owner metadata, that is, of the
+	// cluster that had the image. This volume then takes the image over, and the
+	// provisioner removes the annotation.
 	AnnFormerCluster = "rbd.ceph.com/former-cluster"
-	// AnnDeletionBegun is when the deletion of an image was begun that came late: see
-	// package provisioner.
+	// AnnDeletionBegun is when a late deletion of the image began: see Freshness in
+	// package index.
 	AnnDeletionBegun = "rbd.ceph.com/deletion-begun"
-	// AnnFileSystemSize is what the file system of a clone has that is larger than
-	// its source, as a quantity. It is taken away once the claim knows.
+	// AnnFileSystemSize is the size of a clone's file system, as a quantity, if the
+	// clone is larger than its source. The provisioner removes it once the claim has
+	// that size.
 	AnnFileSystemSize = "rbd.ceph.com/file-system-size"
 )
 
-// ErrNoRBDSource says that a PersistentVolume has no in-tree rbd source.
+// ErrNoRBDSource means that a PersistentVolume has no in-tree rbd source.
 var ErrNoRBDSource = errors.New("the volume has no rbd source, so its image is not known: remove that by hand, then the volume and its finalizers")
 
 // SecretRef names a Secret.
@@ -66,10 +66,10 @@ type SecretRef struct {
 	Name      string
 }
 
-// String returns "namespace/name", the way logs and events write it.
+// String returns "namespace/name", as logs and events show it.
 func (r SecretRef) String() string { return r.Namespace + "/" + r.Name }
 
-// Location says where a pool is and who opens it.
+// Location says where a pool is and which user opens it.
 type Location struct {
 	Monitors []Monitor
 	Pool     string
@@ -77,45 +77,44 @@ type Location struct {
 	User string
 	// Secret holds the user's key.
 	Secret SecretRef
-	// DataPool is the pool for images' data, where it is known and another
-	// one: the user needs caps for it too.
+	// DataPool is the pool for the images' data; empty if that is Pool or unknown. The
+	// user needs caps for it too.
 	DataPool string
 }
 
 // Record is what a PersistentVolume remembers about its image.
 type Record struct {
-	// Identity is that of the provisioner that made the image.
+	// Identity is the identity of the provisioner that made the image.
 	Identity string
-	// Cluster is the Kubernetes cluster that is written in the image; empty for
-	// volumes of the retired provisioner, and where it may not be read.
+	// Cluster is the Kubernetes cluster in the image's owner metadata; empty for volumes
+	// of the retired provisioner, and if this one may not read its UID.
 	Cluster string
-	// FSID is the Ceph cluster's identity, a UUID; empty for volumes of the
-	// retired provisioner.
+	// FSID is the Ceph cluster's identity, a UUID; empty for volumes of the retired
+	// provisioner.
 	FSID string
-	// Monitors are "IP:port" of endpoints that speak message protocol 1.
+	// Monitors are endpoints of message protocol 1, as "IP:port".
 	Monitors []string
 	Pool     string
 	Image    string
-	// User maps the image on nodes, with the key in UserSecret. An empty
-	// namespace there means that of the Pod.
+	// User maps the image on nodes, with the key in UserSecret. An empty namespace there
+	// means the Pod's.
 	User       string
 	UserSecret SecretRef
 	// FSType is empty for kubelet's default, and for block volumes.
 	FSType string
-	// Admin deletes the image, with the key in AdminSecret. Both are empty
-	// for volumes of the retired provisioner.
+	// Admin deletes the image, with the key in AdminSecret. Both are empty for volumes
+	// of the retired provisioner.
 	Admin       string
 	AdminSecret SecretRef
-	// TrashRetention is for how long the image is kept in the pool's trash once
-	// the volume is deleted; not negative.
+	// TrashRetention is how long the pool's trash keeps the image once the volume is
+	// deleted; never negative.
 	TrashRetention time.Duration
 }
 
-// PoolID returns the key of the image's pool; its FSID is empty where r's is.
+// PoolID returns the key of the image's pool; its FSID is empty if r's is.
 func (r Record) PoolID() PoolID { return PoolID{r.FSID, r.Pool} }
 
-// Write puts r into pv: its source and its annotations. Read of the result
-// returns r again.
+// Write puts r into pv: its source and its annotations. Read returns r again from it.
 func (r Record) Write(pv *corev1.PersistentVolume) {
 	pv.Spec.PersistentVolumeSource = corev1.PersistentVolumeSource{
 		RBD: &corev1.RBDPersistentVolumeSource{
@@ -151,14 +150,13 @@ func (r Record) Write(pv *corev1.PersistentVolume) {
 	}
 }
 
-// IsName reports whether text can be the name of something in Ceph: it has no
-// character that can't be seen. librados would end a name at a NUL, and so reach
-// another pool or image than the one that was named.
+// IsName reports whether text can be a name in Ceph: all its characters are printable.
+// librados would cut a name at a NUL and so reach another pool or image.
 func IsName(text string) bool {
 	return utf8.ValidString(text) && !strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
-// ParseRetention reads for how long an image is kept in the trash, as in "24h".
+// ParseRetention reads how long the trash keeps an image, as in "24h".
 func ParseRetention(text string) (time.Duration, error) {
 	retention, err := time.ParseDuration(text)
 	if err != nil || retention < 0 || retention%time.Second != 0 {
@@ -167,9 +165,9 @@ func ParseRetention(text string) (time.Duration, error) {
 	return retention, nil
 }
 
-// Read returns what pv remembers. What the volume does not say stays empty:
-// volumes of the retired provisioner have neither FSID nor Admin. The error is
-// ErrNoRBDSource, or says which part of the source is missing or can't be.
+// Read returns what pv remembers. What the volume does not say stays empty: volumes of
+// the retired provisioner have neither FSID nor Admin. The error is ErrNoRBDSource, or
+// says what is missing or invalid in the source or the annotations.
 func Read(pv *corev1.PersistentVolume) (Record, error) {
 	source := pv.Spec.RBD
 	if source == nil {
@@ -209,13 +207,13 @@ func Read(pv *corev1.PersistentVolume) (Record, error) {
 	return r, nil
 }
 
-// Complete reports whether r says who deletes the image.
+// Complete reports whether r names the user that deletes the image, and its secret.
 func (r Record) Complete() bool {
 	return r.Admin != "" && r.AdminSecret.Name != "" && r.AdminSecret.Namespace != ""
 }
 
-// Location returns where the image is and who deletes it, from r alone. The
-// error names monitors that can't be read.
+// Location returns where the image is and which user deletes it, from r alone. The error
+// names invalid monitors.
 func (r Record) Location() (Location, error) {
 	monitors, err := ParseMonitors(strings.Join(r.Monitors, ","))
 	if err != nil {

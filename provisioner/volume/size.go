@@ -11,12 +11,11 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 )
 
-// mib is what sizes are rounded up to: the unit of the rbd command.
+// mib is the unit to which sizes are rounded up; it is also that of the rbd command.
 const mib = 1 << 20
 
-// ImageSize returns the size of the image for what a claim asks for, in bytes: its
-// request, rounded up to a MiB. A volume has the capacity that its image has, so
-// this is the size at which both are made and grown.
+// ImageSize returns the image's size in bytes for a claim's request, rounded up to a MiB.
+// A volume has the capacity of its image, so both are made and grown to this size.
 func ImageSize(resources corev1.VolumeResourceRequirements) (int64, error) {
 	wanted := resources.Requests[corev1.ResourceStorage]
 	if wanted.Sign() <= 0 {

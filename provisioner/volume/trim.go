@@ -9,20 +9,20 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// Trim takes out of a volume what no reader of a cache needs, for a cache holds every
-// volume of the Kubernetes cluster. It keeps
+// Trim removes from a volume what no reader of the cache needs, because the cache holds
+// every volume of the Kubernetes cluster. It keeps
 //
-//   - what Read and Record.Write know of: a source that a volume of ours may have, whole,
-//     and all annotations but that of kubectl apply;
-//   - what ImageKeys reads of other drivers' sources;
-//   - what says which volume it is and what is to become of it: names, labels, claim,
-//     class, size, policy, phase and finalizers.
+//   - what Read and Record.Write use: the whole rbd source, and all annotations except
+//     that of kubectl apply;
+//   - what ImageKeys reads from other drivers' sources;
+//   - what identifies a volume and decides its future: names, labels, claim, class,
+//     size, policy, phase and finalizers.
 //
 // It changes pv in place. Trimming a volume again changes nothing.
 func Trim(pv *corev1.PersistentVolume) {
 	pv.ManagedFields = nil
-	// What kubectl apply was given: a second copy of all the rest. Not plain delete,
-	// which writes to a map without it, too: a cache may share that already.
+	// kubectl apply keeps a second copy of everything here. A plain delete would write
+	// to the map even if it has no such key, and a cache may already share the map.
 	maps.DeleteFunc(pv.Annotations, func(key, _ string) bool { return key == corev1.LastAppliedConfigAnnotation })
 	if pv.Spec.RBD != nil {
 		return
@@ -31,8 +31,7 @@ func Trim(pv *corev1.PersistentVolume) {
 	pv.Spec.NodeAffinity = nil
 }
 
-// trimCSI returns what ImageKeys reads of a CSI source, and nil for one that names no
-// image.
+// trimCSI returns what ImageKeys reads from a CSI source, or nil if that names no image.
 func trimCSI(source *corev1.CSIPersistentVolumeSource) *corev1.CSIPersistentVolumeSource {
 	if source == nil {
 		return nil
@@ -43,7 +42,7 @@ func trimCSI(source *corev1.CSIPersistentVolumeSource) *corev1.CSIPersistentVolu
 			attributes[key] = value
 		}
 	}
-	// Without a pool no image is named.
+	// Without a pool, the source names no image.
 	if len(attributes) == 0 && !strings.Contains(source.VolumeHandle, "/") && !strings.HasPrefix(source.VolumeHandle, migratedHandle) {
 		return nil
 	}
