@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package storageclass turns a StorageClass's parameters into validated values.
-// It is pure: names are not resolved, secrets not read.
+// Package storageclass turns a StorageClass's parameters into validated values. It is
+// pure: it resolves no names and reads no secrets.
 package storageclass
 
 import (
@@ -17,8 +17,8 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// The parameters, as the documentation spells them. People may write them in
-// any case.
+// The parameters, as the documentation spells them. A StorageClass may write them in any
+// case.
 const (
 	KeyMonitors             = "monitors"
 	KeyPool                 = "pool"
@@ -35,7 +35,7 @@ const (
 	KeyTrashRetention       = "trashRetention"
 )
 
-// What stands in for a parameter that is not given.
+// The defaults of missing parameters.
 const (
 	DefaultPool                 = "rbd"
 	DefaultAdminID              = "admin"
@@ -56,23 +56,21 @@ func Keys() []string {
 type Params struct {
 	Monitors []volume.Monitor
 	Pool     string
-	// DataPool is empty where data goes to Pool.
+	// DataPool is empty if data goes to Pool.
 	DataPool string
 	// Admin makes and deletes images.
 	Admin       string
 	AdminSecret volume.SecretRef
-	// User maps them on nodes. An empty namespace of its secret means that of
-	// the claim.
+	// User maps images on nodes. An empty namespace in UserSecret means the claim's.
 	User       string
 	UserSecret volume.SecretRef
 	// FSType is empty for kubelet's default.
 	FSType string
-	// TrashRetention is for how long images of deleted volumes are kept in the
-	// trash.
+	// TrashRetention is how long the trash keeps the images of deleted volumes.
 	TrashRetention time.Duration
 }
 
-// Location returns where the class's images are and who makes them.
+// Location returns where the class's images are and which user makes them.
 func (p Params) Location() volume.Location {
 	return volume.Location{
 		Monitors: p.Monitors,
@@ -83,8 +81,8 @@ func (p Params) Location() volume.Location {
 	}
 }
 
-// Parse validates parameters. The error tells all faults in one line, each with
-// its remedy, in an order that does not change.
+// Parse validates parameters. The error is Faults: all faults in one line, each with its
+// remedy, in an order that does not change.
 func Parse(parameters map[string]string) (Params, error) {
 	r := newReader(parameters)
 	p := Params{
@@ -112,9 +110,8 @@ func Parse(parameters map[string]string) (Params, error) {
 	return p, nil
 }
 
-// ParseLocation reads only what deleting an image needs, so that a fault in
-// another parameter keeps no volume from being deleted. Its errors are like
-// those of Parse.
+// ParseLocation reads only what the deletion of an image needs, so that a fault in
+// another parameter does not block it. Its errors are like those of Parse.
 func ParseLocation(parameters map[string]string) (volume.Location, error) {
 	r := newReader(parameters)
 	l := volume.Location{
@@ -130,10 +127,10 @@ func ParseLocation(parameters map[string]string) (volume.Location, error) {
 	return l, nil
 }
 
-// Faults are all that is wrong with a StorageClass's parameters.
+// Faults are all faults in a StorageClass's parameters.
 type Faults []error
 
-// Error tells all faults in one line, since it ends in an event.
+// Error returns all faults in one line, because it becomes an event.
 func (f Faults) Error() string {
 	texts := make([]string, len(f))
 	for i, err := range f {
@@ -145,12 +142,12 @@ func (f Faults) Error() string {
 // Unwrap returns the single faults.
 func (f Faults) Unwrap() []error { return f }
 
-// reader takes parameters one by one and collects what is wrong with them.
+// reader reads parameters one by one and collects their faults.
 type reader struct {
-	// values are trimmed, under their key in lower case; those without a
-	// value are left out, as if they had not been given.
+	// values are trimmed, by key in lower case. A parameter with an empty value is not
+	// in it, as if it were missing.
 	values map[string]string
-	// spelled is how the person wrote a key.
+	// spelled has each key as the StorageClass spells it, by key in lower case.
 	spelled map[string]string
 	faults  Faults
 }
@@ -258,8 +255,7 @@ func (r *reader) namespace(key, byDefault string) string {
 	return name
 }
 
-// fsType allows what can be the end of a program's name: kubelet runs
-// mkfs.FSTYPE on the node.
+// fsType allows only what can end a program's name: kubelet runs mkfs.FSTYPE on the node.
 func (r *reader) fsType() string {
 	fsType := r.get(KeyFSType, "")
 	const allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"
