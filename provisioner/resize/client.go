@@ -15,10 +15,10 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/lease"
 )
 
-// fencedClient is the client of external-resizer, which patches claims and volumes
-// without a deadline and whoever leads. Here each has a deadline, counts as an
-// operation under way, and is refused to a replica that may not lead any more: it
-// would take a newer size back. Events are let through.
+// fencedClient is the client for external-resizer, which patches claims and volumes
+// without a deadline, even on a replica that no longer leads. fencedClient gives each
+// patch a deadline, counts it as an operation in flight, and refuses it once this replica
+// may have lost the lease: it could undo a newer size. Events pass.
 type fencedClient struct {
 	kubernetes.Interface
 	lease *lease.Guard

@@ -22,10 +22,11 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// fileSystems has the file system grown of a clone that is larger than its source.
-// Such a volume says what its file system has, and its claim got the volume's
-// capacity when it was bound. Given that of the file system instead, the claim is one
-// whose volume was grown, which kubelet goes by.
+// fileSystems makes kubelet grow the file systems of clones that are larger than their
+// sources. Such a volume's annotation has the size of its file system, while its claim got
+// the volume's capacity when it was bound. fileSystems gives the claim the size of the
+// file system instead: it then looks like a claim whose volume was grown, and kubelet
+// acts on that.
 type fileSystems struct {
 	*Loop
 	client  kubernetes.Interface
@@ -47,7 +48,7 @@ func newFileSystems(l *Loop) *fileSystems {
 	}
 }
 
-// run works until ctx ends. What it has not come to then, the next leader finds.
+// run works until ctx ends. The next leader finds what is left to do.
 func (f *fileSystems) run(ctx context.Context) error {
 	informer := f.config.Factory.Core().V1().PersistentVolumes().Informer()
 	handler, err := informer.AddEventHandler(cache.FilteringResourceEventHandler{
@@ -63,7 +64,7 @@ func (f *fileSystems) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = informer.RemoveEventHandler(handler) }() // it is its own
+	defer func() { _ = informer.RemoveEventHandler(handler) }() // no error: the handler is the informer's own
 	stop := context.AfterFunc(ctx, f.queue.ShutDown)
 	defer stop()
 	for {
@@ -87,9 +88,9 @@ func (f *fileSystems) add(obj any) {
 	}
 }
 
-// settle tells the claim of a volume what its file system has, and then takes the
-// note of that from the volume. That it is done twice after a crash is harmless:
-// kubelet finds that the file system has its size.
+// settle gives the claim of a volume the size of its file system, and then removes the
+// annotation from the volume. Doing it twice after a crash is harmless: kubelet finds that
+// the file system already has its size.
 func (f *fileSystems) settle(ctx context.Context, name string) error {
 	pv, err := f.volumes.Get(name)
 	if apierrors.IsNotFound(err) {
@@ -106,7 +107,7 @@ func (f *fileSystems) settle(ctx context.Context, name string) error {
 	claim, err := f.claims.PersistentVolumeClaims(ref.Namespace).Get(ref.Name)
 	switch {
 	case apierrors.IsNotFound(err), err == nil && claim.UID != ref.UID:
-		return nil // the volume is to be released
+		return nil // Kubernetes will release the volume
 	case err != nil:
 		return err
 	case claim.Status.Phase != corev1.ClaimBound:
@@ -120,15 +121,15 @@ func (f *fileSystems) settle(ctx context.Context, name string) error {
 		klog.FromContext(ctx).Info("The file system of a clone is to be grown", "PVC", klog.KObj(claim), "PV", name,
 			"from", text, "to", pv.Spec.Capacity.Storage().String())
 	}
-	// Also one that can't be read is of no use to anybody.
+	// This also removes an annotation that can't be read: it is of no use.
 	return f.patch(map[string]any{"metadata": map[string]any{"annotations": map[string]any{volume.AnnFileSystemSize: nil}}}, func(data []byte) error {
 		_, err := f.client.CoreV1().PersistentVolumes().Patch(ctx, name, types.MergePatchType, data, metav1.PatchOptions{})
 		return err
 	})
 }
 
-// patchStatus gives a claim that capacity, and the condition that goes with it:
-// external-resizer passes over a capacity that becomes less.
+// patchStatus gives a claim that capacity and sets the condition that goes with it, because
+// external-resizer ignores a capacity that shrinks.
 func (f *fileSystems) patchStatus(ctx context.Context, claim *corev1.PersistentVolumeClaim, has resource.Quantity) error {
 	conditions := append(slices.Clone(claim.Status.Conditions), corev1.PersistentVolumeClaimCondition{
 		Type:               corev1.PersistentVolumeClaimFileSystemResizePending,

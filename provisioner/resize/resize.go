@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package resize grows the image and the PersistentVolume of a claim that asks
-// for more than it has. external-resizer decides when, and tells the claim; how
-// Ceph is reached is package access's. The file system is grown by kubelet.
+// Package resize grows the image and the PersistentVolume of a claim that requests more
+// than it has. external-resizer decides when, and updates the claim; package access
+// reaches Ceph; kubelet grows the file system.
 package resize
 
 import (
@@ -22,35 +22,35 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/ownership"
 )
 
-// Config has what New needs. All are required, where they do not say otherwise.
+// Config has what New needs. Every field is required unless it says otherwise.
 type Config struct {
-	// Keeper says whose images may be grown; volumes of another identity are left
-	// alone. Its Cluster may be empty.
+	// Keeper decides which images may be grown; the loop leaves volumes of another
+	// identity alone. Its Cluster may be empty.
 	Keeper ownership.Keeper
-	// Volumes opens pools, and names the provisioner whose volumes are grown.
+	// Volumes opens pools, and names the provisioner whose volumes the loop grows.
 	Volumes access.Volumes
 
 	Client kubernetes.Interface
-	// Factory has the caches of claims and volumes. They are started before Run.
+	// Factory has the caches of claims and volumes. Start them before Run.
 	Factory informers.SharedInformerFactory
-	// ResyncPeriod is when all claims are looked at again, whatever was missed.
+	// ResyncPeriod is how often the loop looks at all claims again, in case it missed a
+	// change.
 	ResyncPeriod time.Duration
-	// Workers are how many claims are worked on at a time.
+	// Workers is how many claims the loop works on at a time.
 	Workers int
-	// BackoffStart and BackoffCap bound the time after which a claim that
-	// failed comes again.
+	// BackoffStart and BackoffCap bound the time before a failed claim is retried.
 	BackoffStart, BackoffCap time.Duration
 
-	// Lease guards what this replica does, and counts its operations: calls to Ceph
-	// and changes in Kubernetes. Drain it before the lease is given back. What that cuts
-	// off between the image and the claim, the next leader finds and ends. Nil means
-	// that there is no lease.
+	// Lease guards what this replica does, and counts its operations: calls to Ceph and
+	// changes in Kubernetes. Drain it before giving the lease back. If that cuts a resize
+	// off between the image and the claim, the next leader completes it. Nil means no
+	// lease.
 	Lease *lease.Guard
-	// Resized is told how each attempt ended; nil for nobody.
+	// Resized is called with the result of each attempt; may be nil.
 	Resized func(error)
 }
 
-// Loop grows volumes. It is safe for concurrent use, but to be run once.
+// Loop grows volumes. It is safe for concurrent use, but run it only once.
 type Loop struct {
 	config Config
 }
@@ -70,11 +70,11 @@ func New(c Config) (*Loop, error) {
 	return &Loop{config: c}, nil
 }
 
-// Run works on claims until ctx ends. What is under way then, draining the lease's
-// guard waits for.
+// Run works on claims until ctx ends. Draining Config.Lease waits for operations in
+// flight.
 //
-// The controller is made only here: it queues each claim that it is told of, and
-// a replica that does not lead would never take one off again.
+// Run, not New, makes the controller: it queues every claim that it hears of, and a
+// replica that does not lead would never take one off the queue.
 func (l *Loop) Run(ctx context.Context) {
 	c := l.config
 	var clones sync.WaitGroup
@@ -84,8 +84,8 @@ func (l *Loop) Run(ctx context.Context) {
 			klog.FromContext(ctx).Error(err, "The file systems of clones that are larger than their sources are not grown")
 		}
 	})
-	// The features of volumes in use that can't be grown need Pods; images can
-	// be grown at any time.
+	// Handling drivers that can't grow volumes in use takes a cache of Pods; images can
+	// grow at any time.
 	const handleVolumeInUseError = false
 	controller.NewResizeController(
 		c.Volumes.Provisioner,

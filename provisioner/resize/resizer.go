@@ -23,30 +23,30 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// resizer is what external-resizer calls.
+// resizer implements what external-resizer calls.
 type resizer struct {
 	*Loop
 	claims corelisters.PersistentVolumeClaimLister
-	// context is that of the loop: external-resizer hands in none.
+	// context returns the loop's context: external-resizer passes none.
 	context func() context.Context
 }
 
 var _ externalresizer.Resizer = (*resizer)(nil)
 
-// Name implements Resizer. Events have it.
+// Name implements Resizer. Events show it.
 func (r *resizer) Name() string { return r.config.Volumes.Provisioner }
 
-// DriverSupportsControlPlaneExpansion implements Resizer: images are grown here,
-// and not on nodes.
+// DriverSupportsControlPlaneExpansion implements Resizer: this process grows images, not
+// the nodes.
 func (r *resizer) DriverSupportsControlPlaneExpansion() bool { return true }
 
-// CanSupport reports whether a volume is one of ours. Others pass in silence:
-// somebody else grows them. So do those that were handed over to ceph-csi, which
-// have another source.
+// CanSupport reports whether a volume is ours. It skips others silently, because another
+// resizer grows them. Volumes handed over to ceph-csi are among them: they have another
+// source.
 //
-// It does not look at the claim's annotation volume.kubernetes.io/storage-resizer:
-// up to Kubernetes 1.30 kube-controller-manager writes its own plugin's name there,
-// whoever made the volume.
+// It ignores the claim's annotation volume.kubernetes.io/storage-resizer: up to Kubernetes
+// 1.30, kube-controller-manager writes its own plugin's name there, whatever made the
+// volume.
 func (r *resizer) CanSupport(pv *corev1.PersistentVolume, _ *corev1.PersistentVolumeClaim) bool {
 	return r.owns(pv)
 }
@@ -56,9 +56,8 @@ func (l *Loop) owns(pv *corev1.PersistentVolume) bool {
 		volume.IsOf(pv, l.config.Keeper.Identity)
 }
 
-// Resize gives the image of a volume at least the requested size, and returns the
-// size that it has then and whether a file system is to be grown into it. It is
-// safe to repeat.
+// Resize grows the image of a volume to at least the requested size. It returns the
+// image's new size and whether a file system must grow with it. It is safe to repeat.
 func (r *resizer) Resize(pv *corev1.PersistentVolume, requested resource.Quantity) (resource.Quantity, bool, error) {
 	size, err := r.resize(r.context(), pv, requested)
 	if r.config.Resized != nil {
@@ -99,7 +98,7 @@ func (r *resizer) resize(ctx context.Context, pv *corev1.PersistentVolume, reque
 	return size, nil
 }
 
-// wantedSize is how large the image is to be, by the rule that it was made by.
+// wantedSize returns the size that the image should have, by the rule for new images.
 func (r *resizer) wantedSize(pv *corev1.PersistentVolume, requested resource.Quantity) (int64, error) {
 	resources := corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: requested}}
 	// external-resizer has checked that the volume is bound to a claim.
@@ -107,7 +106,7 @@ func (r *resizer) wantedSize(pv *corev1.PersistentVolume, requested resource.Qua
 		claim, err := r.claims.PersistentVolumeClaims(ref.Namespace).Get(ref.Name)
 		switch {
 		case apierrors.IsNotFound(err):
-			// It was deleted just now, and nothing comes of it.
+			// The claim was deleted just now, so its limit no longer matters.
 		case err != nil:
 			return 0, fmt.Errorf("read the claim: %w", err)
 		default:
@@ -121,8 +120,8 @@ func (r *resizer) wantedSize(pv *corev1.PersistentVolume, requested resource.Qua
 	return size, nil
 }
 
-// growImage returns the size of the volume's image, which is wanted or more.
-// Neither clients that use it nor snapshots are in the way.
+// growImage grows the volume's image if it is smaller than wanted, and returns its size.
+// Clients that use the image and snapshots of it do not matter.
 func (r *resizer) growImage(ctx context.Context, pool rbd.Pool, pv *corev1.PersistentVolume, record volume.Record, wanted int64) (int64, error) {
 	image, err := pool.Image(ctx, record.Image)
 	if errors.Is(err, rbd.ErrImageNotFound) {
@@ -134,8 +133,8 @@ func (r *resizer) growImage(ctx context.Context, pool rbd.Pool, pv *corev1.Persi
 	if err := r.config.Keeper.Secure(ctx, pool, pv, record, image); err != nil {
 		return 0, err
 	}
-	// An earlier attempt was cut off before it could tell, or somebody grew the
-	// image by hand: the volume gets what the image has.
+	// An earlier attempt was cut off before it could report the size, or a person grew
+	// the image by hand: the volume gets the size of the image.
 	if has := int64(image.SizeBytes); has >= wanted { // #nosec G115 -- Ceph has no image of 8 EiB
 		klog.FromContext(ctx).Info("Image is large enough", "image", record.Image, "pool", record.Pool, "sizeBytes", has)
 		return has, nil
@@ -148,22 +147,21 @@ func (r *resizer) growImage(ctx context.Context, pool rbd.Pool, pv *corev1.Persi
 	return wanted, nil
 }
 
-// infeasible marks an error that will be there until somebody changes the claim.
-// It has no text of its own.
+// infeasible marks an error that lasts until the claim changes. It adds no text.
 type infeasible struct{ error }
 
 func (e infeasible) Unwrap() error { return e.error }
 
-// verdict tells external-resizer what an error means, in the codes of CSI that it
-// knows:
+// verdict tells external-resizer what an error means, in the CSI codes that it knows:
 //
-//   - Without a code the call may go on, and Kubernetes from 1.32 on, which lets
-//     people take a request back, waits for it.
-//   - Otherwise it is over, and nothing was changed: the claim has the condition
-//     ControllerResizeError, and a smaller request is taken at once.
-//   - Where another attempt would not help, it makes one once per BackoffCap.
+//   - Without a code, the call may still be running. Kubernetes 1.32 and later, which
+//     let people take a request back, wait for it.
+//   - codes.Internal: the call is over and changed nothing. The claim gets the condition
+//     ControllerResizeError, and a smaller request is accepted at once.
+//   - codes.OutOfRange: another attempt would not help, so external-resizer makes only
+//     one per BackoffCap.
 //
-// Each is tried again.
+// It retries all of them.
 func verdict(err error) error {
 	for _, unclear := range []error{rbd.ErrTimeout, rbd.ErrConnectionLost, lease.ErrNotLeading, lease.ErrStopping} {
 		if errors.Is(err, unclear) {
@@ -176,8 +174,7 @@ func verdict(err error) error {
 	return coded{err, codes.Internal}
 }
 
-// coded is an error with a code, whose text is that of the error alone: people
-// read it.
+// coded is an error with a code. Its text is the error's alone, because people read it.
 type coded struct {
 	error
 	code codes.Code
@@ -185,5 +182,5 @@ type coded struct {
 
 func (e coded) Unwrap() error { return e.error }
 
-// GRPCStatus is how package status asks for the code.
+// GRPCStatus gives package status the code.
 func (e coded) GRPCStatus() *status.Status { return status.New(e.code, e.Error()) }
