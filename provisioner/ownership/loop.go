@@ -29,15 +29,15 @@ import (
 )
 
 const (
-	// perSecond is how many images are looked at in a second, so that the many of an
-	// upgrade disturb no claim.
+	// perSecond is how many images the loop looks at per second, so that the many
+	// images after an upgrade do not disturb claims.
 	perSecond = 5
-	// retryStart and retryCap bound the time after which an image that could not be
-	// looked at or marked comes again. Nobody waits for it.
+	// retryStart and retryCap bound the time before the loop retries an image that it
+	// could not look at or mark. No claim waits for it.
 	retryStart = 5 * time.Second
 	retryCap   = 10 * time.Minute
-	// silentFor is how long a pool that did not answer is left alone, so that it keeps
-	// nobody from those that do.
+	// silentFor is how long the loop leaves a pool alone that did not answer, so that it
+	// does not hold up volumes in pools that do.
 	silentFor = time.Minute
 )
 
@@ -48,37 +48,38 @@ const (
 	reasonMissing   = "ImageNotFound"
 )
 
-// errSilent says that a volume's pool did not answer lately.
+// errSilent means that a volume's pool did not answer lately.
 var errSilent = errors.New("its pool did not answer lately")
 
-// Config has what NewLoop needs. All are required, where they do not say otherwise.
+// Config has what NewLoop needs. Every field is required unless it says otherwise.
 type Config struct {
 	// Keeper knows its own cluster.
 	Keeper Keeper
-	// Volumes opens pools, and names the provisioner whose volumes are looked at.
+	// Volumes opens pools, and names the provisioner whose volumes the loop looks at.
 	Volumes access.Volumes
-	// Client writes volumes, Informer and Lister are the cache of them.
+	// Client writes volumes; Informer and Lister are their cache.
 	Client   corev1client.PersistentVolumesGetter
 	Informer cache.SharedInformer
 	Lister   corelisters.PersistentVolumeLister
-	// Events tells people of volumes whose image is another cluster's.
+	// Events tells people about volumes with another cluster's image, with a missing
+	// one, or with one that was taken over.
 	Events record.EventRecorder
 	// Lease guards what this replica does, and counts its operations: Drain it before
-	// the lease is given back. Nil means that there is no lease.
+	// giving the lease back. Nil means no lease.
 	Lease *lease.Guard
 }
 
-// Loop marks the images of volumes that are bound here as this cluster's, where they do
-// not say yet whose they are, and takes over those of volumes that have moved here for
-// good. Which volume needs that, its annotations say, so that one that was settled once
-// costs nothing any more. It is to be run once.
+// Loop marks the images of volumes bound here as this cluster's if their owner metadata
+// names no cluster yet, and takes over the images of volumes that have moved here for
+// good. A volume's annotations say whether it needs that, so a settled one costs nothing.
+// Run a Loop only once.
 type Loop struct {
 	config Config
 	queue  workqueue.TypedRateLimitingInterface[string]
 	pace   flowcontrol.RateLimiter
 
-	// What follows is Run's. silent has until when a pool is left alone, missing the
-	// volumes that were told that their image is not there.
+	// Only Run uses the fields below. silent is until when to leave a pool alone;
+	// missing has the volumes that already got an event about a missing image.
 	silent  map[string]time.Time
 	missing map[string]bool
 }
@@ -102,8 +103,8 @@ func NewLoop(c Config) (*Loop, error) {
 	}, nil
 }
 
-// Run works until ctx ends, and then until the volume that it is at is settled. What it
-// has not come to then, the next leader finds.
+// Run works until ctx ends, and then settles the volume that it has begun. The next leader
+// finds the others.
 func (l *Loop) Run(ctx context.Context) error {
 	see := func(obj any) {
 		if pv, ok := obj.(*corev1.PersistentVolume); ok && l.needsLook(pv) {
@@ -113,7 +114,7 @@ func (l *Loop) Run(ctx context.Context) error {
 	handler, err := l.config.Informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: see,
 		UpdateFunc: func(before, obj any) {
-			// Not at each resync: what is another cluster's stays that.
+			// A resync is no reason to look again: another cluster's image stays its own.
 			if was, ok := before.(*corev1.PersistentVolume); !ok || !l.needsLook(was) || changed(was, obj) {
 				see(obj)
 			}
@@ -122,7 +123,7 @@ func (l *Loop) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = l.config.Informer.RemoveEventHandler(handler) }() // it is its own
+	defer func() { _ = l.config.Informer.RemoveEventHandler(handler) }() // no error for its own handler
 	stop := context.AfterFunc(ctx, l.queue.ShutDown)
 	defer stop()
 	for {
@@ -142,23 +143,23 @@ func (l *Loop) Run(ctx context.Context) error {
 	}
 }
 
-// changed reports whether a person may have settled what keeps a volume's image from
-// being this cluster's.
+// changed reports whether AnnFormerCluster changed: a person may have handed the image of
+// a volume over to this cluster.
 func changed(was *corev1.PersistentVolume, obj any) bool {
 	pv, ok := obj.(*corev1.PersistentVolume)
 	return ok && pv.Annotations[volume.AnnFormerCluster] != was.Annotations[volume.AnnFormerCluster]
 }
 
-// needsLook reports whether a volume is ours and bound, and does not say that its image
-// is marked as this cluster's, or says that it moved here.
+// needsLook reports whether a volume is ours and bound, and either does not say that its
+// image is marked as this cluster's, or says that it moved here.
 func (l *Loop) needsLook(pv *corev1.PersistentVolume) bool {
 	return pv.Status.Phase == corev1.VolumeBound && pv.DeletionTimestamp == nil &&
 		pv.Annotations[volume.AnnProvisionedBy] == l.config.Volumes.Provisioner && volume.IsOf(pv, l.config.Keeper.Identity) &&
 		(pv.Annotations[volume.AnnKubernetesCluster] != l.config.Keeper.Cluster || pv.Annotations[volume.AnnFormerCluster] != "")
 }
 
-// settle looks at the image of a volume, marks it or takes it over, and has the volume
-// say so.
+// settle looks at the image of a volume, marks it or takes it over, and notes that in the
+// volume.
 func (l *Loop) settle(ctx context.Context, name string) error {
 	pv, err := l.config.Lister.Get(name)
 	if apierrors.IsNotFound(err) || err == nil && !l.needsLook(pv) {
@@ -169,7 +170,7 @@ func (l *Loop) settle(ctx context.Context, name string) error {
 	}
 	record, err := volume.Read(pv)
 	if err != nil {
-		return nil // nobody knows its image; its deletion says so
+		return nil // its image is unknown; its deletion reports that
 	}
 	pool := strings.Join(append(record.Monitors, record.Pool), ",")
 	if time.Now().Before(l.silent[pool]) {
@@ -196,8 +197,7 @@ func (l *Loop) settle(ctx context.Context, name string) error {
 	return l.note(ctx, pv)
 }
 
-// own makes the image of a volume this cluster's, if it may be, and reports whether it
-// is then.
+// own makes the image of a volume this cluster's if it may, and reports whether it is.
 func (l *Loop) own(ctx context.Context, pv *corev1.PersistentVolume, record volume.Record) (bool, error) {
 	pool, err := l.config.Volumes.Open(ctx, pv, record)
 	if err != nil {
@@ -218,7 +218,7 @@ func (l *Loop) own(ctx context.Context, pv *corev1.PersistentVolume, record volu
 		return false, access.Explain(err, pool.Location)
 	}
 	if !l.config.Lease.Held() {
-		return false, lease.ErrNotLeading // only the leader may tell of it
+		return false, lease.ErrNotLeading // only the leader may send events
 	}
 	keeper := l.config.Keeper
 	owner := volume.OwnerOf(pv, keeper.Identity, keeper.Cluster)
@@ -248,8 +248,9 @@ func (l *Loop) own(ctx context.Context, pv *corev1.PersistentVolume, record volu
 	return true, nil
 }
 
-// note has a volume say that its image is marked. What it is told of a former cluster
-// has been done, or was wrong, and would take the image back once it was handed on.
+// note writes into a volume that its image is marked. It removes AnnFormerCluster, which
+// was followed or was wrong: left there, it would take the image back after the image is
+// handed on.
 func (l *Loop) note(ctx context.Context, pv *corev1.PersistentVolume) error {
 	if !l.config.Lease.Held() {
 		return lease.ErrNotLeading

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ownership says whether a volume's image belongs to this Kubernetes cluster,
-// and makes it say so: images of earlier versions get the mark of their cluster, and
-// those of volumes that have moved here for good are taken over. Whoever is about to
-// change the image of a volume asks Keeper.Secure before, whoever is about to remove it
-// Keeper.Check. What becomes of images is decided elsewhere.
+// Package ownership decides whether a volume's image belongs to this Kubernetes cluster,
+// and writes that into the image: it marks images of earlier versions with their cluster,
+// and takes over the images of volumes that have moved here for good. Call Keeper.Secure
+// before you change the image of a volume, and Keeper.Check before you remove it. Other
+// packages decide what becomes of images.
 package ownership
 
 import (
@@ -19,12 +19,12 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// Keeper is the provisioner whose images are told from those of others.
+// Keeper tells the images of one provisioner from those of others.
 type Keeper struct {
-	// Identity is that of the provisioner.
+	// Identity is the provisioner's identity.
 	Identity string
-	// Cluster is the UID of the namespace kube-system. Empty means that it may not be
-	// read: images that belong to some cluster are then left alone.
+	// Cluster is the UID of the namespace kube-system. Empty means that the provisioner
+	// may not read it: it then leaves images alone that belong to any cluster.
 	Cluster string
 }
 
@@ -33,10 +33,9 @@ type Marker interface {
 	SetMetadata(ctx context.Context, name string, entries map[string]string) error
 }
 
-// Secure returns nil when the image of a volume that is bound may be changed for it: it
-// belongs to the volume, or to nobody, or was handed over to the volume and is marked as
-// its own now. Other errors than those of SetMetadata say whose the image is and what to
-// do.
+// Secure returns nil if the image of a bound volume may be changed: it belongs to the
+// volume or has no owner, or it was handed over to the volume and Secure has marked it as
+// the volume's. Errors are those of SetMetadata, or say whose the image is and what to do.
 func (k Keeper) Secure(ctx context.Context, pool Marker, pv *corev1.PersistentVolume, record volume.Record, image rbd.Image) error {
 	owner := volume.OwnerOf(pv, k.Identity, k.Cluster)
 	if owner.TakesOver(image.Metadata) {
@@ -57,10 +56,10 @@ func (k Keeper) Secure(ctx context.Context, pool Marker, pv *corev1.PersistentVo
 		whose, pv.Name, volume.AnnFormerCluster, former)
 }
 
-// Check returns nil when the image of a volume that is released may be removed with it:
-// it belongs to the volume, or to nobody. Nothing is taken over, whatever the volume
-// says: somebody who hands an image over wants to keep it, and this one would be gone a
-// moment later.
+// Check returns nil if the image of a released volume may be removed with it: it belongs
+// to the volume or has no owner. Check takes nothing over, whatever the volume says: a
+// person who hands an image over wants to keep it, and this one would be gone a moment
+// later.
 func (k Keeper) Check(pv *corev1.PersistentVolume, record volume.Record, image rbd.Image) error {
 	whose, former := k.foreign(volume.OwnerOf(pv, k.Identity, k.Cluster), record, image)
 	switch {
@@ -73,8 +72,9 @@ func (k Keeper) Check(pv *corev1.PersistentVolume, record volume.Record, image r
 		"and delete the volume; to have the image, bind the volume to a claim first (docs/moving.md)", whose)
 }
 
-// foreign says whose the image of a volume is, if it is somebody else's, and what the
-// annotation AnnFormerCluster has to say to hand it over; empty where it can't be.
+// foreign says whose the image of a volume is; empty if it is not foreign. former is the
+// value of the annotation AnnFormerCluster that hands the image over; empty if nothing
+// can.
 func (k Keeper) foreign(owner volume.Owner, record volume.Record, image rbd.Image) (whose, former string) {
 	what := fmt.Sprintf("image %q in pool %q", record.Image, record.Pool)
 	other := volume.ForeignCluster(image.Metadata, k.Cluster)
