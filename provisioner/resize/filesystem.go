@@ -64,7 +64,7 @@ func (f *fileSystems) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = informer.RemoveEventHandler(handler) }() // no error: the handler is the informer's own
+	defer func() { _ = informer.RemoveEventHandler(handler) }() // no error for its own handler
 	stop := context.AfterFunc(ctx, f.queue.ShutDown)
 	defer stop()
 	for {
