@@ -18,53 +18,53 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// CloneDepthLimit is how many images may depend on one another for Linux to map the
-// last. Source: RBD_MAX_PARENT_CHAIN_LEN in drivers/block/rbd.c.
+// CloneDepthLimit is the longest chain of images, each a clone of the next, that Linux
+// can map. Source: RBD_MAX_PARENT_CHAIN_LEN in drivers/block/rbd.c.
 const CloneDepthLimit = 16
 
 const (
-	// cloneSnapshotPrefix begins the names of the snapshots from which clones are
-	// made. One is there while its clone is made, or until somebody finds what an
-	// attempt left that was cut off.
+	// cloneSnapshotPrefix starts the names of snapshots that clones are made from. Such
+	// a snapshot exists only while its clone is being made, unless an attempt was cut
+	// off: then it stays until the attempt's leftovers are found.
 	cloneSnapshotPrefix = "rbd_provisioner.clone."
-	// snapshotsOfLinux is how many snapshots an image may have for Linux to map
-	// it, less some room for people's own. Source: RBD_MAX_SNAP_COUNT, 510, in
-	// drivers/block/rbd_types.h. From manySnapshots on, clones of an image are
-	// flattened, so that it keeps no snapshot for them.
+	// snapshotsOfLinux is how many snapshots an image may have so that Linux can map it,
+	// less some room for people's own. Source: RBD_MAX_SNAP_COUNT, 510, in
+	// drivers/block/rbd_types.h. From manySnapshots on, clones of an image are flattened,
+	// so that it keeps no snapshot for them.
 	snapshotsOfLinux = 480
 	manySnapshots    = 400
-	// sourceWait is how long the making of a clone waits for others of its source.
-	// It has a worker meanwhile.
+	// sourceWait is how long a clone waits for other clones of its source. It occupies a
+	// worker meanwhile.
 	sourceWait = 2 * time.Second
 )
 
-// metaFlattening is an entry of the metadata of a clone: that it is to be flattened
-// before it gets its volume, or that it was.
+// metaFlattening is a key of a clone's metadata. Its value says that the clone must be
+// flattened before its claim gets the volume, or that it was.
 const (
 	metaFlattening    = "rbd.ceph.com/flattening"
 	flatteningPending = "pending"
 	flatteningDone    = "done"
 )
 
-// CloneSnapshot names the snapshot for the clone that a claim gets.
+// CloneSnapshot returns the name of the snapshot for a claim's clone.
 func CloneSnapshot(claimUID string) string { return cloneSnapshotPrefix + claimUID }
 
-// String begins errors about a source.
+// String returns the first words of errors about the source.
 func (s *Source) String() string { return fmt.Sprintf("its source, claim %q,", s.Claim) }
 
-// TooLarge is the error about a source with more bytes than the claim requests.
+// TooLarge returns the error about a source with more bytes than the claim requests.
 func (s *Source) TooLarge(bytes int64) error {
 	return fmt.Errorf("%s has %s, more than the claim requests: request at least that", s, resource.NewQuantity(bytes, resource.BinarySI))
 }
 
-// cloning is the making of one clone. It is a value: what it learns about the source
-// goes into a copy of the wanted image.
+// cloning makes one clone. It is a value: what it learns about the source goes into a copy
+// of Wanted.
 type cloning struct {
 	Maker
 	want Wanted
 }
 
-// from returns the cloning with a source whose image has an ID.
+// from returns a copy whose source has an image with that ID.
 func (c cloning) from(id string) cloning {
 	source := *c.want.Source
 	source.ID = id
@@ -72,8 +72,8 @@ func (c cloning) from(id string) cloning {
 	return c
 }
 
-// run makes the clone, or goes on where an earlier attempt was cut off. The order of its
-// steps is what makes it safe to be killed between any two of them.
+// run makes the clone, or continues where an earlier attempt was cut off. The order of its
+// steps makes it safe to kill the process between any two of them.
 func (c cloning) run(ctx context.Context) (Made, error) {
 	earlier, err := c.Journal.Intents.Of(ctx, c.Pool, c.want.Image.Name)
 	if err != nil {
@@ -90,8 +90,8 @@ func (c cloning) run(ctx context.Context) (Made, error) {
 	if c.want.Source.Err != nil {
 		return Made{}, c.want.Source.Err
 	}
-	// Neither a deletion of the source may come between, nor another clone of it:
-	// each snapshot has all clients answer that have the image open.
+	// The lock keeps away a deletion of the source, and other clones of it: for each
+	// snapshot, all clients that have the image open must answer.
 	unlock, locked := c.Journal.Locks.LockWithin(c.want.Image.PoolID.Image(c.want.Source.Image), sourceWait)
 	if !locked {
 		return Made{}, fmt.Errorf("other clones of %s are being made, or it is being deleted: it is tried again by itself", c.want.Source)
@@ -123,8 +123,8 @@ func (c cloning) run(ctx context.Context) (Made, error) {
 	return c.finish(ctx, source, image)
 }
 
-// again is about a clone that was made already: its source may be gone by now, or
-// another one have the source's name. What it was made from, the intent says.
+// again returns a clone that was made earlier. Its source may be gone by now, or another
+// image may have the source's name, so again takes the source from the intent.
 func (c cloning) again(ctx context.Context, image rbd.Image, earlier journal.Intent) (Made, error) {
 	if err := c.want.check(image); err != nil {
 		return Made{}, err
@@ -143,8 +143,8 @@ func (c cloning) again(ctx context.Context, image rbd.Image, earlier journal.Int
 	return c.made(ctx, image, source)
 }
 
-// forgetEarlier removes what an earlier attempt made from another source, which the
-// source's claim had then; and reports whether the image is still there.
+// forgetEarlier removes what an earlier attempt made when the source's claim had another
+// image. It reports whether the wanted image is still there.
 func (c cloning) forgetEarlier(ctx context.Context, earlier journal.Intent, image rbd.Image, found bool) (bool, error) {
 	before := c.want
 	before.Source = sourceOf(earlier)
@@ -157,7 +157,7 @@ func (c cloning) forgetEarlier(ctx context.Context, earlier journal.Intent, imag
 	return found, c.Pool.RemoveSnapshot(ctx, earlier.SourceID, CloneSnapshot(c.want.ClaimUID))
 }
 
-// lookAtSource asks Ceph for the source.
+// lookAtSource returns the source's image if it can be cloned.
 func (c cloning) lookAtSource(ctx context.Context) (rbd.Image, error) {
 	s, fsid := c.want.Source, c.want.Image.FSID
 	if s.FSID != "" && s.FSID != fsid {
@@ -180,9 +180,9 @@ func (c cloning) lookAtSource(ctx context.Context) (rbd.Image, error) {
 	return image, err
 }
 
-// isWhole looks at an image of the clone's name that is not marked. It reports
-// whether that is a clone that can be gone on with; what is left of one that was not
-// made to the end it removes. Any other image is an error, and stays as it is.
+// isWhole looks at an unmarked image that has the clone's name. It reports whether that is
+// a complete clone, ready for the next steps, and removes the leftovers of a half-made
+// one. Any other image is an error and stays as it is.
 func (c cloning) isWhole(ctx context.Context, source, image rbd.Image) (bool, error) {
 	whole := false
 	switch {
@@ -191,14 +191,14 @@ func (c cloning) isWhole(ctx context.Context, source, image rbd.Image) (bool, er
 			return false, err
 		}
 		has, err := c.Pool.HasClone(ctx, source.ID, CloneSnapshot(c.want.ClaimUID), image.ID)
-		// Without the snapshot, an earlier attempt has looked at it before it
-		// removed that.
+		// If the snapshot is gone, the earlier attempt that removed it had checked the
+		// clone before.
 		whole = has || errors.Is(err, rbd.ErrImageNotFound)
 		if err != nil && !whole {
 			return false, err
 		}
 	case c.want.isFresh(image):
-		// The source was grown before its snapshot was made.
+		// Too large: the source grew before its snapshot was made.
 	default:
 		if err := c.want.check(image); err != nil {
 			return false, err
@@ -227,8 +227,8 @@ func (c cloning) clone(ctx context.Context, source rbd.Image) (rbd.Image, error)
 	spec := rbd.CloneSpec{Source: c.want.Source.Image, Snapshot: snapshot, DataPool: c.want.DataPool}
 	err := c.Pool.CloneImage(ctx, name, spec)
 	if errors.Is(err, rbd.ErrImageExists) {
-		// Remains, if nothing can be opened. Any other image is looked at by the
-		// next attempt.
+		// If the image can't be opened, the name belongs to leftovers. The next attempt
+		// looks at any other image.
 		if _, lookErr := c.Pool.Image(ctx, name); errors.Is(lookErr, rbd.ErrImageNotFound) {
 			klog.FromContext(ctx).V(2).Info("Removing what is left of a half-made image", "image", name)
 			if err = RemoveIfThere(ctx, c.Pool, name); err == nil {
@@ -237,12 +237,12 @@ func (c cloning) clone(ctx context.Context, source rbd.Image) (rbd.Image, error)
 		}
 	}
 	if err == nil {
-		// The snapshot may be of an earlier attempt, and the source have had
-		// another size then.
+		// The snapshot may be from an earlier attempt, when the source had another size:
+		// read the clone's.
 		return c.Pool.Image(ctx, name)
 	}
 	if !errors.Is(err, rbd.ErrTimeout) && !errors.Is(err, rbd.ErrConnectionLost) {
-		// As good as can be: the intent says where it is otherwise.
+		// Best effort: the intent still says where the snapshot is.
 		if err := c.Pool.RemoveSnapshot(ctx, source.ID, snapshot); err != nil {
 			klog.FromContext(ctx).V(2).Info("The snapshot for a clone could not be removed, will retry",
 				"image", c.want.Source.Image, "snapshot", snapshot, "err", err)
@@ -251,15 +251,15 @@ func (c cloning) clone(ctx context.Context, source rbd.Image) (rbd.Image, error)
 	return rbd.Image{}, err
 }
 
-// finish does what is left once the image is there. What says whose it is comes
-// last, but for the flattening.
+// finish does the remaining steps once the image is there. Only flattening comes after the
+// owner metadata.
 func (c cloning) finish(ctx context.Context, source, image rbd.Image) (Made, error) {
 	name := c.want.Image.Name
 	if err := c.Pool.RemoveSnapshot(ctx, source.ID, CloneSnapshot(c.want.ClaimUID)); err != nil {
 		return Made{}, err
 	}
 	if image.SizeBytes > c.want.SizeBytes {
-		// The source was grown since it was looked at.
+		// The source grew after lookAtSource.
 		if err := RemoveIfThere(ctx, c.Pool, name); err != nil {
 			return Made{}, err
 		}
@@ -286,8 +286,8 @@ func (c cloning) finish(ctx context.Context, source, image rbd.Image) (Made, err
 	return c.made(ctx, image, c.want.Source)
 }
 
-// mustFlatten reports whether the clone depends on too many images, or its source has
-// too many clones.
+// mustFlatten reports whether the clone depends on too many images, or its source has too
+// many snapshots and clones.
 func (c cloning) mustFlatten(ctx context.Context, source rbd.Image) (bool, error) {
 	if len(source.Snapshots)+source.Kept >= manySnapshots || c.MaxCloneDepth == 0 {
 		return true, nil
@@ -299,8 +299,8 @@ func (c cloning) mustFlatten(ctx context.Context, source rbd.Image) (bool, error
 	return depth > c.MaxCloneDepth, err
 }
 
-// made returns a clone that is there, and says in its metadata that it was flattened
-// where it was.
+// made returns a clone that is there. If the clone was flattened, made notes that in its
+// metadata.
 func (c cloning) made(ctx context.Context, image rbd.Image, source *Source) (Made, error) {
 	made := Made{Source: source}
 	switch {
@@ -318,8 +318,8 @@ type SnapshotRemover interface {
 	RemoveSnapshot(ctx context.Context, id, snapshot string) error
 }
 
-// RemoveCloneSnapshots removes those of an image's snapshots that attempts to clone it
-// left, and returns the names of the others.
+// RemoveCloneSnapshots removes the snapshots that attempts to clone an image left, and
+// returns the names of its other snapshots.
 func RemoveCloneSnapshots(ctx context.Context, pool SnapshotRemover, id string, snapshots []string) (others []string, err error) {
 	for _, name := range snapshots {
 		if !strings.HasPrefix(name, cloneSnapshotPrefix) {

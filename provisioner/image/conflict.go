@@ -10,10 +10,10 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// What follows a reason where the image is of no use to the provisioner.
+// remedy follows a reason why the provisioner can't use an image.
 const remedy = ": rename or remove it"
 
-// check returns an error that wraps ErrConflict when an image is not the wanted one.
+// check returns an error that wraps ErrConflict if an image is not the wanted one.
 func (w Wanted) check(image rbd.Image) error {
 	if reason := w.differs(image); reason != "" {
 		return w.conflict(reason)
@@ -25,8 +25,7 @@ func (w Wanted) conflict(reason string) error {
 	return fmt.Errorf("image %q in pool %q exists and %w: %s", w.Image.Name, w.Image.Pool, ErrConflict, reason)
 }
 
-// differs says why an image is not the wanted one, and what to do about it; or it
-// returns an empty text.
+// differs says why an image is not the wanted one and what to do about it; empty if it is.
 func (w Wanted) differs(image rbd.Image) string {
 	if w.Source != nil {
 		return w.differsAsClone(image)
@@ -46,8 +45,8 @@ func (w Wanted) differs(image rbd.Image) string {
 	return w.inUse(image)
 }
 
-// differsAsClone is differs for a clone. One that is not marked yet has the size that
-// its source had, and the source's metadata or none.
+// differsAsClone is differs for a clone. An unmarked clone has the size that its source
+// had, and the source's metadata or none.
 func (w Wanted) differsAsClone(image rbd.Image) string {
 	fresh, bare := w.isFresh(image), w.mayBeBare(image)
 	if !fresh {
@@ -67,8 +66,8 @@ func (w Wanted) differsAsClone(image rbd.Image) string {
 	return w.inUse(image)
 }
 
-// isFresh reports whether an image is a clone of its source that is not marked yet:
-// Ceph has copied the source's metadata, or not yet.
+// isFresh reports whether an image is an unmarked clone of the source, whether or not Ceph
+// has copied the source's metadata yet.
 func (w Wanted) isFresh(image rbd.Image) bool {
 	s := w.Source
 	return s != nil && s.ID != "" && image.Parent == s.ID && volume.Foreign(image.Metadata, volume.Owner{
@@ -76,20 +75,20 @@ func (w Wanted) isFresh(image rbd.Image) bool {
 	}) == ""
 }
 
-// mayBeBare reports whether an image may be what is there before Ceph has written into
-// a clone what it is a clone of: nobody's, and empty.
+// mayBeBare reports whether an image may be a clone before Ceph writes its parent: without
+// owner metadata, and empty.
 func (w Wanted) mayBeBare(image rbd.Image) bool {
 	return w.Source != nil && w.Source.ID != "" && image.Parent == "" &&
 		image.Metadata[volume.MetaVolume] == "" && image.Metadata[volume.MetaIdentity] == ""
 }
 
-// isMarked reports whether an image names the owner's volume.
+// isMarked reports whether an image's metadata names the owner's volume.
 func (w Wanted) isMarked(image rbd.Image) bool {
 	return image.Metadata[volume.MetaVolume] == w.Owner.Volume
 }
 
-// foreign says whose an image is, if it is somebody else's. One of another Kubernetes
-// cluster may be in use there: no advice is given to remove it.
+// foreign says whose an image is; empty if it is not foreign. Another Kubernetes cluster
+// may be using its image, so foreign does not advise to remove that.
 func (w Wanted) foreign(image rbd.Image) string {
 	whose := volume.Foreign(image.Metadata, w.Owner)
 	if whose == "" || volume.ForeignCluster(image.Metadata, w.Owner.Cluster) != "" {
@@ -98,13 +97,13 @@ func (w Wanted) foreign(image rbd.Image) string {
 	return whose + remedy
 }
 
-// differsInKind compares what no call changes once an image is made.
+// differsInKind compares what no call can change in an existing image.
 func (w Wanted) differsInKind(image rbd.Image) string {
 	features := []string{rbd.FeatureLayering}
 	if w.DataPool != "" {
 		features = []string{rbd.FeatureDataPool, rbd.FeatureLayering}
 	}
-	// That it depends on another, or that others depend on it, comes and goes.
+	// Ceph sets and clears this feature as the image gains and loses parents and clones.
 	has := slices.DeleteFunc(slices.Clone(image.Features), func(f string) bool { return f == rbd.FeatureOperations })
 	switch {
 	case !slices.Equal(has, features):
@@ -115,13 +114,13 @@ func (w Wanted) differsInKind(image rbd.Image) string {
 	return ""
 }
 
-// inUse says that somebody uses an image that does not say whose it is.
+// inUse says that an image without the owner's mark has watchers or snapshots.
 func (w Wanted) inUse(image rbd.Image) string {
 	switch {
 	case w.isMarked(image):
 		return ""
 	case len(image.Watchers) > 0:
-		// A provisioner that died while it wrote that is a watcher for half a minute.
+		// A provisioner that died before the mark stays a watcher for half a minute.
 		return "it does not say whose it is, and somebody uses it: if that does not end, rename or remove it"
 	case len(image.Snapshots) > 0:
 		return "it does not say whose it is, and it has snapshots" + remedy

@@ -10,29 +10,31 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// Fate is what became of an image that an attempt may have left.
+// Fate is what Discard did with an image that an attempt may have left.
 type Fate string
 
 // The fates of images.
 const (
-	// Removed: it was the attempt's, and was removed.
+	// Removed: Discard removed the attempt's image.
 	Removed Fate = "removed"
-	// Absent: there is none; remains of one were removed.
+	// Absent: there is no image; Discard removed any leftovers of one.
 	Absent Fate = "absent"
-	// Foreign: it is somebody else's, or has data. It was left.
+	// Foreign: the image has another owner, differs from the wanted one, or has data.
+	// Discard left it.
 	Foreign Fate = "foreign"
-	// Kept: it is in use, or could not be looked at or removed. An error says why.
+	// Kept: the image is in use, has snapshots, or could not be looked at or removed. The
+	// error says why.
 	Kept Fate = "kept"
 )
 
-// Discard removes the image that an attempt left whose claim is gone and that has no
-// volume, if it is surely that attempt's and unused. Of a Foreign one, reason says why
-// it was left.
+// Discard removes the image of an attempt whose claim is gone and which has no volume, if
+// the image is surely that attempt's and unused. For a Foreign image, reason says why
+// Discard left it.
 func (m Maker) Discard(ctx context.Context, want Wanted) (fate Fate, reason string, err error) {
 	name := want.Image.Name
 	image, err := m.Pool.Image(ctx, name)
 	if errors.Is(err, rbd.ErrImageNotFound) {
-		// Remains of one may still be there.
+		// Leftovers may still be there.
 		if err := RemoveIfThere(ctx, m.Pool, name); err != nil {
 			return Kept, "", err
 		}
@@ -53,13 +55,13 @@ func (m Maker) Discard(ctx context.Context, want Wanted) (fate Fate, reason stri
 	return Removed, "", nil
 }
 
-// notLeft says why an image is not what an attempt left, or returns an empty text. An
-// error says that it can't be told yet.
+// notLeft says why an image is not the one that an attempt left; empty if it is. An error
+// means that this can't be decided yet.
 func (m Maker) notLeft(ctx context.Context, want Wanted, image rbd.Image) (string, error) {
 	if whose := volume.Foreign(image.Metadata, want.Owner); whose != "" && !want.isFresh(image) {
 		return whose, nil
 	}
-	// A provisioner that died is a watcher for half a minute.
+	// A provisioner that died stays a watcher for half a minute.
 	if len(image.Watchers) > 0 {
 		return "", rbd.ErrImageInUse
 	}
@@ -70,10 +72,10 @@ func (m Maker) notLeft(ctx context.Context, want Wanted, image rbd.Image) (strin
 		return reason, nil
 	}
 	if image.Metadata[metaFlattening] == flatteningPending {
-		return "", nil // it has data, and no volume yet
+		return "", nil // its data is the source's, and it has no volume yet
 	}
-	// The volume may have been saved, used, and deleted by somebody who wants to keep
-	// the image, while no provisioner ran.
+	// While no provisioner ran, a person may have used the volume, and then deleted it to
+	// keep only the image.
 	written, err := m.Pool.Written(ctx, want.Image.Name)
 	if err != nil || !written {
 		return "", err

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package image makes the image of a volume, finds the one that an earlier attempt
-// made, and removes what an attempt left. It knows what an image has to be like to be
-// the wanted one, and never touches any other. It knows nothing of Kubernetes but the
-// names that it writes into images.
+// Package image makes the image of a volume, finds the one that an earlier attempt made,
+// and removes an attempt's leftovers. It knows how to recognise the wanted image, and
+// never touches any other. Of Kubernetes it knows only the names that it writes into
+// images.
 package image
 
 import (
@@ -18,11 +18,11 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// ErrConflict says that an image of the wanted name is not the wanted one. It was left
+// ErrConflict means that an image has the wanted name, but is not the wanted one. It stays
 // as it is.
 var ErrConflict = errors.New("is not the one for this claim")
 
-// Wanted is the image that a claim is to get.
+// Wanted is the image that a claim should get.
 type Wanted struct {
 	// Image is its name and its pool.
 	Image volume.ImageID
@@ -30,42 +30,42 @@ type Wanted struct {
 	SizeBytes uint64
 	// DataPool is the pool for its data; empty for the pool of the image itself.
 	DataPool string
-	// Owner is whom it is to belong to.
+	// Owner is its future owner.
 	Owner volume.Owner
-	// ClaimUID is that of the claim. It names the snapshot that a clone is made from.
+	// ClaimUID is the claim's UID. It names the snapshot that a clone is made from.
 	ClaimUID string
-	// Source is what it is to be a clone of; nil for an empty image.
+	// Source is what to clone; nil for an empty image.
 	Source *Source
 }
 
-// Source is what a clone is made from: the volume of another claim.
+// Source is the volume of another claim that a clone is made from.
 type Source struct {
 	// Claim is the claim's name, for people.
 	Claim string
-	// Volume is the name of the volume, Image that of its image, FSID its cluster,
-	// where the volume says that.
+	// Volume is the name of the volume, Image that of its image. FSID is its Ceph cluster;
+	// empty if the volume does not say.
 	Volume, Image, FSID string
 	// FSType is the volume's file system and CapacityBytes its capacity.
 	FSType        string
 	CapacityBytes int64
-	// ID is that of the image. Only Ceph knows it: it is empty until it was asked.
+	// ID is the image's ID, which only Ceph knows; empty before Ceph was asked.
 	ID string
-	// Err is what keeps it from being cloned; all but Claim is unknown then.
+	// Err says why it can't be cloned. Only Claim is known then.
 	Err error
 }
 
-// Made is an image that is there.
+// Made is an existing image.
 type Made struct {
-	// Source is the volume that it is a clone of, as it was when it was cloned; nil for
-	// an image that is no clone, or where nobody knows any more.
+	// Source is the volume that the image is a clone of, as it was then; nil if the image
+	// is no clone, or its source is no longer known.
 	Source *Source
-	// Flatten says that it must be flattened before its claim may have it, and Parent
-	// the ID of the image that it depends on until then.
+	// Flatten says that the image must be flattened before its claim may have it. Parent
+	// is the ID of the image that it depends on until then.
 	Flatten bool
 	Parent  string
 }
 
-// Intent returns what is noted about a wanted image.
+// Intent returns the journal's intent for a wanted image.
 func (w Wanted) Intent() journal.Intent {
 	in := journal.Intent{
 		Image:     w.Image.Name,
@@ -83,8 +83,8 @@ func (w Wanted) Intent() journal.Intent {
 	return in
 }
 
-// FromIntent returns the image that an intent in a pool is about, where identity and
-// cluster are those of the provisioner.
+// FromIntent returns the wanted image of an intent in a pool. identity and cluster are
+// those of the provisioner.
 func FromIntent(in journal.Intent, pool volume.PoolID, identity, cluster string) Wanted {
 	w := Wanted{
 		Image:     pool.Image(in.Image),
@@ -97,12 +97,12 @@ func FromIntent(in journal.Intent, pool volume.PoolID, identity, cluster string)
 		Source:   sourceOf(in),
 	}
 	if w.DataPool == pool.Pool {
-		w.DataPool = "" // counts as none
+		w.DataPool = "" // empty means the image's own pool
 	}
 	return w
 }
 
-// sourceOf returns what the image of an intent is a clone of; nil for no clone.
+// sourceOf returns the source of an intent's image; nil if that is no clone.
 func sourceOf(in journal.Intent) *Source {
 	if in.SourceID == "" {
 		return nil
@@ -110,26 +110,26 @@ func sourceOf(in journal.Intent) *Source {
 	return &Source{ID: in.SourceID, Volume: in.SourceVolume, FSType: in.SourceFSType, CapacityBytes: in.SourceBytes}
 }
 
-// Pool is what a Maker needs of one.
+// Pool is what a Maker needs of a pool.
 type Pool interface {
 	rbd.Images
 	rbd.Clones
 	rbd.Notes
 }
 
-// Maker makes images in one pool. Who calls it holds the lock of the wanted image: see
+// Maker makes images in one pool. Callers must hold the lock of the wanted image: see
 // journal.Locks.
 type Maker struct {
 	Pool    Pool
 	Journal *journal.Journal
-	// MaxCloneDepth is on how many images a clone may depend, one through the other;
-	// one that depends on more is to be flattened. 0 has every clone flattened.
+	// MaxCloneDepth is how long the chain of images that a clone depends on may be; a
+	// clone with a longer one must be flattened. 0 flattens every clone.
 	MaxCloneDepth int
 }
 
-// Make makes the image, or finds the one that an earlier attempt made, or goes on where
-// that was cut off. Its size is then the wanted one, and its metadata says whose it is.
-// The intent is noted before. Errors: ErrConflict, and those of the calls to the pool.
+// Make makes the image, finds the one that an earlier attempt made, or continues where that
+// was cut off. It writes the intent first. The image then has the wanted size and its owner
+// metadata. Errors: ErrConflict, and those of the calls to the pool.
 func (m Maker) Make(ctx context.Context, want Wanted) (Made, error) {
 	if want.Source != nil {
 		return cloning{m, want}.run(ctx)
@@ -144,7 +144,7 @@ func (m Maker) Make(ctx context.Context, want Wanted) (Made, error) {
 		if err != nil || found {
 			return Made{}, err
 		}
-		// What held the name were remains of an attempt that was cut off, gone now.
+		// The leftovers that held the name are gone now.
 		err = m.Pool.CreateImage(ctx, want.Image.Name, spec)
 		if err != nil {
 			return Made{}, err
@@ -157,13 +157,13 @@ func (m Maker) Make(ctx context.Context, want Wanted) (Made, error) {
 	return Made{}, m.mark(ctx, want)
 }
 
-// Find is for a claim that does not want its volume any more: it reports whether an
-// earlier attempt made the image, and makes none. The intent is noted again then: who
-// made it has noted it, unless that was a version without a journal.
+// Find reports whether an earlier attempt made the image, and makes none: it is for a claim
+// that no longer wants its volume. If Find finds the image, it writes the intent again,
+// because a version without a journal may have made the image.
 func (m Maker) Find(ctx context.Context, want Wanted) (made Made, found bool, err error) {
 	found, err = m.adopt(ctx, want)
 	if errors.Is(err, ErrConflict) {
-		return Made{}, false, nil // nothing of ours is there
+		return Made{}, false, nil // the image is not ours
 	}
 	if err != nil || !found {
 		return Made{}, false, err
@@ -179,8 +179,8 @@ func (m Maker) Find(ctx context.Context, want Wanted) (made Made, found bool, er
 	return made, true, m.Journal.Intents.Write(ctx, m.Pool, want.Intent())
 }
 
-// mark writes into the image whose it is. A crash before it leaves an image without a
-// mark, which the next attempt recognises by its name.
+// mark writes the image's owner metadata. A crash before that leaves an image without it,
+// which the next attempt recognises by its name.
 func (m Maker) mark(ctx context.Context, want Wanted) error {
 	if err := m.Pool.SetMetadata(ctx, want.Image.Name, want.Owner.Marks()); err != nil {
 		return err
@@ -189,9 +189,9 @@ func (m Maker) mark(ctx context.Context, want Wanted) error {
 	return nil
 }
 
-// adopt looks at what holds the image's name. It reports whether that is the wanted
-// image, completing its metadata where an attempt was cut off; remains of an image it
-// removes.
+// adopt looks at what holds the image's name. It reports whether that is the wanted image,
+// and completes its metadata if an attempt was cut off. It removes the leftovers of an
+// image.
 func (m Maker) adopt(ctx context.Context, want Wanted) (bool, error) {
 	name := want.Image.Name
 	image, err := m.Pool.Image(ctx, name)
@@ -206,7 +206,7 @@ func (m Maker) adopt(ctx context.Context, want Wanted) (bool, error) {
 		return false, err
 	}
 	if image.Metadata[metaFlattening] == flatteningPending {
-		return false, want.conflict("it was to be flattened") // nobody has it yet
+		return false, want.conflict("it was to be flattened") // no claim has it yet
 	}
 	if marked(image, want.Owner) {
 		return true, nil
@@ -214,7 +214,7 @@ func (m Maker) adopt(ctx context.Context, want Wanted) (bool, error) {
 	return true, m.mark(ctx, want)
 }
 
-// marked reports whether an image's metadata says all of whose it is.
+// marked reports whether an image has all of the owner's metadata.
 func marked(image rbd.Image, owner volume.Owner) bool {
 	both := maps.Clone(image.Metadata)
 	if both == nil {
@@ -229,12 +229,12 @@ type Remover interface {
 	RemoveImage(ctx context.Context, name string) error
 }
 
-// RemoveIfThere removes an image, or what is left of one that can't be opened. That
-// nothing is there is no error.
+// RemoveIfThere removes an image, or the leftovers of one that can't be opened. A missing
+// image is not an error.
 //
-// A removal that was cut off leaves an image in the pool's trash, and so the name free
-// for another one. Removing by name takes that other one first, and what is in the
-// trash only when nothing has the name any more: hence twice.
+// A removal that was cut off leaves its image in the pool's trash, and the name free for
+// another one. Removal by name takes that other image first, and the one in the trash only
+// once the name is free: hence twice.
 func RemoveIfThere(ctx context.Context, pool Remover, name string) error {
 	for range 2 {
 		err := pool.RemoveImage(ctx, name)
