@@ -9,17 +9,17 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// InFlight knows the images that this process makes, and those whose volume is on its way
-// into the API. All other intents were left by something that was cut off or went wrong.
+// InFlight knows the images that this process is making, and those whose volume is on its
+// way into the API. All other intents come from attempts that were cut off or went wrong.
 // It is safe for concurrent use.
 type InFlight struct {
-	// kept says that there are intents; nothing is remembered otherwise.
+	// kept says that the journal keeps intents; InFlight remembers nothing otherwise.
 	kept bool
 
 	mu sync.Mutex // guards images and saved
-	// images are by volume: a claim that is tried in another pool has left the first one.
+	// images are by volume: a claim that moves on to another pool has left the first one.
 	images map[string]volume.ImageID
-	// saved are the images whose volume was saved and whose intent was not cleared yet.
+	// saved has the images with a saved volume and an intent that is not cleared yet.
 	saved map[volume.ImageID]bool
 	ended func(volume.PoolID)
 }
@@ -28,8 +28,9 @@ func newInFlight(kept bool) *InFlight {
 	return &InFlight{kept: kept, images: map[string]volume.ImageID{}, saved: map[volume.ImageID]bool{}, ended: func(volume.PoolID) {}}
 }
 
-// OnEnd has f told of each intent that is not in flight any more, by its pool: its volume
-// was saved, or the attempt has failed. Call it before anything begins.
+// OnEnd sets f, which is called with an intent's pool when the intent is no longer in
+// flight: its volume was saved, the attempt failed, or the claim moved on to another pool.
+// Call OnEnd before anything begins.
 func (i *InFlight) OnEnd(f func(volume.PoolID)) { i.ended = f }
 
 func (i *InFlight) begin(volumeName string, image volume.ImageID) {
@@ -68,19 +69,19 @@ func (i *InFlight) Has(pool volume.PoolID, in Intent) bool {
 	return i.images[in.Volume] == pool.Image(in.Image)
 }
 
-// Saved says that a volume with an image is saved. It is cheap, to be called for every
-// volume that is seen.
+// Saved records that the volume of an image is saved. It is cheap: call it for every volume
+// that the cache shows.
 func (i *InFlight) Saved(volumeName string, image volume.ImageID) { i.end(volumeName, image, true) }
 
-// IsSaved reports whether an image was in flight and its volume was saved, so that its
-// intent may be cleared without a further look.
+// IsSaved reports whether an image was in flight until its volume was saved. Its intent may
+// then be cleared without another look.
 func (i *InFlight) IsSaved(image volume.ImageID) bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.saved[image]
 }
 
-// SavedIn returns the images of a pool that IsSaved is true of, by name.
+// SavedIn returns the names of a pool's images for which IsSaved is true, sorted.
 func (i *InFlight) SavedIn(pool volume.PoolID) []string {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -94,7 +95,7 @@ func (i *InFlight) SavedIn(pool volume.PoolID) []string {
 	return names
 }
 
-// cleared says that the intents for images are cleared.
+// cleared forgets saved images whose intents were cleared.
 func (i *InFlight) cleared(pool volume.PoolID, images ...string) {
 	i.mu.Lock()
 	defer i.mu.Unlock()

@@ -12,22 +12,22 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// Intent says for which claim an image is made. It is written before the image
-// is made, and cleared once its volume is saved.
+// Intent says which claim an image is made for. The provisioner writes it before it makes
+// the image, and clears it once the volume is saved.
 type Intent struct {
-	// Image is the name of the image, and the intent's.
+	// Image is the name of the image, and the intent's key.
 	Image string `json:"-"`
-	// Namespace, Claim and ClaimUID are those of the claim.
+	// Namespace, Claim and ClaimUID identify the claim.
 	Namespace string `json:"namespace"`
 	Claim     string `json:"claim"`
 	ClaimUID  string `json:"claimUID"`
-	// Volume is the name that the PersistentVolume gets.
+	// Volume is the future name of the PersistentVolume.
 	Volume string `json:"volume"`
 	// SizeBytes and DataPool are those of the image.
 	SizeBytes int64  `json:"sizeBytes"`
 	DataPool  string `json:"dataPool,omitempty"`
-	// SourceID and SourceVolume are, for a clone, the ID of the image that it is
-	// made from, which may have a snapshot for that, and the volume of that image.
+	// SourceID and SourceVolume are, for a clone, the ID of its source image, which may
+	// have a snapshot for it, and the volume of that image.
 	SourceID     string `json:"sourceID,omitempty"`
 	SourceVolume string `json:"sourceVolume,omitempty"`
 	// SourceFSType and SourceBytes are that volume's file system and capacity.
@@ -35,17 +35,18 @@ type Intent struct {
 	SourceBytes  int64  `json:"sourceBytes,omitempty"`
 }
 
-// Intents are those of a Journal.
+// Intents are the intents of a Journal.
 type Intents struct {
-	// Object is the object of a pool that holds them. Without one, none are kept.
+	// Object is the object in each pool that holds them. Without one, the journal keeps
+	// none.
 	Object string
 }
 
 // Kept reports whether intents are kept.
 func (i Intents) Kept() bool { return i.Object != "" }
 
-// Write writes an intent down, in place of one for the same image. The errors
-// are those of SetNotes.
+// Write writes an intent and replaces any for the same image. Its errors are those of
+// SetNotes.
 func (i Intents) Write(ctx context.Context, pool rbd.Notes, in Intent) error {
 	if !i.Kept() {
 		return nil
@@ -57,9 +58,8 @@ func (i Intents) Write(ctx context.Context, pool rbd.Notes, in Intent) error {
 	return pool.SetNotes(ctx, i.Object, map[string][]byte{in.Image: text})
 }
 
-// Read returns the intents of a pool, in the order of their images; and the
-// images of those that can't be read, for example as another version wrote them.
-// The errors are those of Notes.
+// Read returns the intents of a pool, sorted by image, and the images of unreadable ones:
+// another version may have written those, for example. Its errors are those of Notes.
 func (i Intents) Read(ctx context.Context, pool rbd.Notes) (intents []Intent, unreadable []string, err error) {
 	if !i.Kept() {
 		return nil, nil, nil
@@ -79,8 +79,8 @@ func (i Intents) Read(ctx context.Context, pool rbd.Notes) (intents []Intent, un
 	return intents, unreadable, nil
 }
 
-// Of returns the intent for an image, or one without an image when there is none
-// that can be read. The errors are those of Notes.
+// Of returns the intent for an image, or the zero Intent if there is none or it is
+// unreadable. Its errors are those of Notes.
 func (i Intents) Of(ctx context.Context, pool rbd.Notes, image string) (Intent, error) {
 	if !i.Kept() {
 		return Intent{}, nil
@@ -96,15 +96,15 @@ func (i Intents) Of(ctx context.Context, pool rbd.Notes, image string) (Intent, 
 	return in, nil
 }
 
-// parseIntent reads the intent for an image, and reports whether it is one.
+// parseIntent reads the intent for an image, and reports whether it is complete.
 func parseIntent(image string, text []byte) (in Intent, ok bool) {
 	in.Image = image
 	err := json.Unmarshal(text, &in)
 	return in, err == nil && in.Namespace != "" && in.Claim != "" && in.ClaimUID != "" && in.Volume != ""
 }
 
-// Clear removes the intents for images; that there is none is no error. The
-// errors are those of RemoveNotes.
+// Clear removes the intents for images. A missing one is not an error. Its errors are those
+// of RemoveNotes.
 func (i Intents) Clear(ctx context.Context, pool rbd.Notes, images ...string) error {
 	if !i.Kept() {
 		return nil

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package journal remembers which images are about to be made and which are about
-// to be removed, in Ceph, beside them: what a process that is killed leaves behind
-// is known to the next one, also when claim and volume are gone by then. It owns
-// how intents and removals are written down, which of them are in flight, and which
-// images this process works on; what becomes of them is decided elsewhere.
+// Package journal records, in Ceph beside the images, which images a provisioner is about
+// to make and which it is about to remove. If a process is killed, the journal tells the
+// next one about the leftovers, even if claim and volume are gone by then. The package
+// owns the form of intents and pending deletions, which intents are in flight, and which
+// images this process works on. Other packages decide what becomes of them.
 package journal
 
 import (
@@ -17,24 +17,24 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// Journal is that of one provisioner of one Kubernetes cluster, in whatever pool.
-// Others that share a pool have journals of their own.
+// Journal is the journal of one provisioner in one Kubernetes cluster, for all pools.
+// Others that share a pool have their own journals.
 type Journal struct {
 	Intents  Intents
 	Removals Removals
-	// Locks are those of images that this process works on.
+	// Locks are the locks of images that this process works on.
 	Locks    Locks
 	InFlight *InFlight
 }
 
-// unknownCluster stands for a Kubernetes cluster whose identity may not be read.
-// That several share their removals then is harmless: each says which image it is
-// about, and when that may go.
+// unknownCluster stands for a Kubernetes cluster whose UID the provisioner may not read.
+// Several such clusters then share their pending deletions, which is harmless: each says
+// which image it is about, and when that image may go.
 const unknownCluster = "unknown"
 
-// New returns the journal of a provisioner with a name and an identity, in the
-// Kubernetes cluster with a UID. Without a UID, no intents are kept: an image whose
-// making is cut off, and whose claim is then deleted, is known to nobody.
+// New returns the journal of the provisioner with that name and identity, in the Kubernetes
+// cluster with that UID. Without a UID, the journal keeps no intents: if the making of an
+// image is cut off, and its claim is then deleted, nothing knows of the image.
 func New(clusterUID, name, identity string) *Journal {
 	j := &Journal{InFlight: newInFlight(clusterUID != "")}
 	if clusterUID != "" {
@@ -46,17 +46,17 @@ func New(clusterUID, name, identity string) *Journal {
 	return j
 }
 
-// objectName names the object of a pool that holds notes. Name and identity may have
-// any characters, so they are hashed.
+// objectName names the object in a pool that holds notes. It hashes name and identity,
+// because these may have any characters.
 func objectName(what, clusterUID, name, identity string) string {
 	sum := sha256.Sum256([]byte(name + "\x00" + identity))
 	return fmt.Sprintf("rbd_provisioner.%s.%s.%x", what, clusterUID, sum[:8])
 }
 
-// Settle clears the intents for images of which nothing is left to do. Before one was
-// made, the removal of a half-made one of its name may have been cut off: that is ended
-// first, since somebody looks only as long as there is an intent. The errors are those
-// of FinishRemovals and RemoveNotes.
+// Settle clears the intents for images that need no more work. Before such an image was
+// made, the removal of a half-made one with its name may have been cut off. Settle finishes
+// that removal first, because without an intent nothing looks for leftovers. Its errors are
+// those of FinishRemovals and RemoveNotes.
 func (j *Journal) Settle(ctx context.Context, pool Settler, id volume.PoolID, images ...string) error {
 	if err := pool.FinishRemovals(ctx, images...); err != nil {
 		return err
@@ -74,7 +74,7 @@ type Settler interface {
 	FinishRemovals(ctx context.Context, names ...string) error
 }
 
-// clearAtOnce is how many notes one call clears: an OSD does one call in one go.
+// clearAtOnce is how many notes one call clears: an OSD handles each call in one go.
 const clearAtOnce = 500
 
 func clearNotes(ctx context.Context, pool rbd.Notes, object string, keys []string) error {
@@ -86,7 +86,7 @@ func clearNotes(ctx context.Context, pool rbd.Notes, object string, keys []strin
 	return nil
 }
 
-// Entry is the making of one image that is under way.
+// Entry is one image that is being made.
 type Entry struct {
 	journal *Journal
 	volume  string
@@ -94,8 +94,8 @@ type Entry struct {
 	unlock  func()
 }
 
-// Begin locks the image of an intent and says that it is in flight. It waits for others
-// who work on the image. The caller must End it.
+// Begin locks the image of an intent and records it as in flight. It waits for other
+// operations on the image. The caller must call End.
 func (j *Journal) Begin(pool volume.PoolID, in Intent) *Entry {
 	image := pool.Image(in.Image)
 	e := &Entry{journal: j, volume: in.Volume, image: image, unlock: j.Locks.Lock(image)}
@@ -103,9 +103,9 @@ func (j *Journal) Begin(pool volume.PoolID, in Intent) *Entry {
 	return e
 }
 
-// End unlocks the image. Without an error it is in flight until its volume is saved.
-// Whatever goes wrong before, the library may ask again or forget the claim: package
-// orphan waits for the one, and cleans up after the other.
+// End unlocks the image. If err is nil, the image stays in flight until its volume is
+// saved. After an error, the library may ask again or forget the claim: package orphan
+// waits for the former, and cleans up after the latter.
 func (e *Entry) End(err error) {
 	if err != nil {
 		e.journal.InFlight.end(e.volume, e.image, false)

@@ -9,29 +9,29 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// Locks lets operations on the same image run one after the other: making it for a
-// claim, and removing what an earlier attempt left of it. The zero Locks is ready, and
+// Locks makes operations on the same image run one after the other: making it for a claim,
+// and removing the leftovers of an earlier attempt. The zero Locks is ready to use, and
 // safe for concurrent use.
 type Locks struct {
-	mu sync.Mutex // guards locks, and each one's users
-	// locks holds the images that somebody has locked or waits for.
+	mu sync.Mutex // guards locks, and the users of each
+	// locks holds the images that are locked or waited for.
 	locks map[volume.ImageID]*lock
 }
 
 type lock struct {
-	held  chan struct{} // of capacity 1, full while the image is locked
+	held  chan struct{} // capacity 1, full while the image is locked
 	users int
 }
 
-// Lock waits for an image, and returns the function that unlocks it, to be called
-// once. Each operation is bounded by the deadlines of its calls, so the wait is too.
+// Lock waits for an image, and returns the function that unlocks it, to be called once. The
+// deadlines of its calls bound each operation, and so the wait.
 func (l *Locks) Lock(image volume.ImageID) (unlock func()) {
 	one := l.use(image)
 	one.held <- struct{}{}
 	return func() { l.unlock(image, one) }
 }
 
-// LockWithin is Lock for those who have something better to do than to wait longer.
+// LockWithin is Lock with a time limit. It reports whether it locked the image.
 func (l *Locks) LockWithin(image volume.ImageID, wait time.Duration) (unlock func(), locked bool) {
 	one := l.use(image)
 	timer := time.NewTimer(wait)
@@ -50,7 +50,7 @@ func (l *Locks) unlock(image volume.ImageID, one *lock) {
 	l.leave(image, one)
 }
 
-// use counts a user of an image in, leave out.
+// use counts one more user of an image's lock; leave counts one less.
 func (l *Locks) use(image volume.ImageID) *lock {
 	l.mu.Lock()
 	defer l.mu.Unlock()
