@@ -19,47 +19,46 @@ import (
 )
 
 const (
-	// freshFor is for how long after the cache has shown that a volume was released
-	// it is believed to know all volumes that name the same image. What was in the
-	// API before that, it knows for certain: it is told of all volumes in the order
-	// of their changes.
-	// It is longer than a call to Ceph may take, so that one request does for an attempt.
+	// freshFor is how long after showing a volume's release the cache counts as knowing
+	// all volumes that name the same image. It surely knows what was in the API before
+	// the release, because it receives all volumes in the order of their changes.
+	// freshFor is longer than a call to Ceph may take, so that one request is enough for
+	// an attempt.
 	freshFor = 20 * time.Second
-	// cachePoll is how often it is looked whether the cache has caught up, which
-	// takes some milliseconds.
+	// cachePoll is how often CatchUp checks the cache, which takes some milliseconds to
+	// catch up.
 	cachePoll = 10 * time.Millisecond
-	// catchUpTimeout bounds the request and the wait.
+	// catchUpTimeout bounds CatchUp's request and wait together.
 	catchUpTimeout = 10 * time.Second
 )
 
-// Freshness knows whether the cache has all volumes that are in the API by now. It is
-// safe for concurrent use.
+// Freshness knows whether the cache has all volumes that are in the API. It is safe for
+// concurrent use.
 type Freshness struct {
 	volumes Volumes
 	client  corev1client.PersistentVolumesGetter
-	// released are the versions of volumes that the cache has shown to be released
-	// lately.
+	// released has the versions of volumes that the cache lately showed as released.
 	released *utilcache.Expiring
 }
 
-// NewFreshness returns a Freshness of a cache, whose Seen is to be called. The client
-// writes volumes.
+// NewFreshness returns the Freshness of a cache. Call Seen for every volume that the cache
+// shows. The client writes volumes.
 func NewFreshness(volumes Volumes, client corev1client.PersistentVolumesGetter) *Freshness {
 	return &Freshness{volumes, client, utilcache.NewExpiring()}
 }
 
-// Seen says that the cache shows a volume, and what it showed before: nil for none.
+// Seen records that the cache shows pv. before is what it showed until now; nil for none.
 func (f *Freshness) Seen(before, pv *corev1.PersistentVolume) {
-	// One that is looked at once more is no news from the API server.
+	// The same version again, as in a resync, is no news from the API server.
 	if Goes(pv) && (before == nil || before.ResourceVersion != pv.ResourceVersion) {
 		f.released.Set(versionOf(pv), true, freshFor)
 	}
 }
 
-// CatchUp returns once the cache has all volumes that are in the API by now, and reports
-// whether it had to wait for that. Where the cache was told a moment ago that pv was
-// released, it has them: no request is made. Otherwise the volume itself is changed, and
-// the cache will have seen all earlier changes when it shows this one. That costs one
+// CatchUp returns once the cache has all volumes that were in the API when it was called,
+// and reports whether it had to wait for that. If the cache showed the release of pv a
+// moment ago, it has them, and CatchUp makes no request. Otherwise CatchUp changes pv
+// itself: once the cache shows this change, it has seen all earlier ones. That costs one
 // request, however many volumes there are.
 func (f *Freshness) CatchUp(ctx context.Context, pv *corev1.PersistentVolume) (waited bool, err error) {
 	if _, fresh := f.released.Get(versionOf(pv)); fresh {

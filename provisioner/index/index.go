@@ -17,7 +17,7 @@ import (
 // byImage finds volumes by the keys of volume.ImageKeys.
 const byImage = "image"
 
-// Indexers are those that the cache of volumes needs.
+// Indexers returns the indexers that the cache of volumes needs.
 func Indexers() cache.Indexers {
 	return cache.Indexers{byImage: func(obj any) ([]string, error) {
 		pv, ok := obj.(*corev1.PersistentVolume)
@@ -28,11 +28,11 @@ func Indexers() cache.Indexers {
 	}}
 }
 
-// Volumes is the cache of volumes, which has the Indexers.
+// Volumes is the cache of volumes. It must have the Indexers.
 type Volumes struct{ Cache cache.Indexer }
 
-// Of returns the volumes that may name an image, whoever made them, by their names. An
-// image without FSID may be in any cluster.
+// Of returns the volumes that may name an image, whatever driver made them, sorted by name.
+// An image without FSID may be in any cluster.
 func (v Volumes) Of(image volume.ImageID) ([]*corev1.PersistentVolume, error) {
 	found, err := v.Cache.ByIndex(byImage, volume.ImageKey(image.Pool, image.Name))
 	if err != nil {
@@ -44,21 +44,20 @@ func (v Volumes) Of(image volume.ImageID) ([]*corev1.PersistentVolume, error) {
 			volumes = append(volumes, pv)
 		}
 	}
-	// The index has no order, and what is said of them is to be the same at each attempt.
+	// The index has no order, and messages about volumes must not vary between attempts.
 	slices.SortFunc(volumes, func(a, b *corev1.PersistentVolume) int { return strings.Compare(a.Name, b.Name) })
 	return volumes, nil
 }
 
-// Goes reports whether a volume is to go together with its image. Of two such volumes
-// of one image none may wait for the other.
+// Goes reports whether a volume and its image will be deleted together. Two such volumes of
+// one image must not wait for each other.
 func Goes(pv *corev1.PersistentVolume) bool {
 	return pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete &&
 		(pv.Status.Phase == corev1.VolumeReleased || pv.Status.Phase == corev1.VolumeFailed)
 }
 
-// Stays returns a volume that names an image and is not to go with it, or nil. Of a
-// deleted volume's image, it may be another volume, or one that was restored from a
-// backup.
+// Stays returns a volume that names an image and will not be deleted with it, or nil. For a
+// deleted volume's image, that may be another volume, or one restored from a backup.
 func (v Volumes) Stays(image volume.ImageID) (*corev1.PersistentVolume, error) {
 	volumes, err := v.Of(image)
 	if err != nil {
