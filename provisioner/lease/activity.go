@@ -9,14 +9,14 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-// Activity counts the operations that people wait for, so that others can give way to
-// them. The zero Activity is ready, and safe for concurrent use.
+// Activity counts the operations that people wait for, so that background work can give way
+// to them. The zero Activity is ready to use, and safe for concurrent use.
 type Activity struct {
 	running atomic.Int64
-	ended   atomic.Pointer[time.Time] // when one ended last; nil for never
+	ended   atomic.Pointer[time.Time] // when the last one ended; nil for never
 }
 
-// Begin counts an operation in and returns what counts it out again, to be called once.
+// Begin counts an operation as running. Call end once when it is over.
 func (a *Activity) Begin() (end func()) {
 	a.running.Add(1)
 	return func() {
@@ -25,10 +25,10 @@ func (a *Activity) Begin() (end func()) {
 	}
 }
 
-// Quiet reports whether no operation runs, nor has within a time. In the middle of many,
-// there is none for a moment now and then.
+// Quiet reports whether no operation is running and none has ended within that time. The
+// time bridges the short gaps in a series of operations.
 func (a *Activity) Quiet(within time.Duration) bool {
-	// In this order: what ends is noted before it is counted out.
+	// Keep this order: end stores the time before it lowers the count.
 	if a.running.Load() > 0 {
 		return false
 	}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package lease says whether this replica may act, and knows what it has under way.
-// How the lease is taken, renewed and given back is not its business.
+// Package lease decides whether this replica may act, and counts its operations in flight.
+// Taking, renewing and giving back the lease is not its business.
 package lease
 
 import (
@@ -11,29 +11,29 @@ import (
 	"sync"
 )
 
-// Why nothing begins. The texts become events on claims and volumes.
+// The reasons why no operation may begin. The texts become events on claims and volumes.
 var (
-	// ErrNotLeading is about a replica that was halted for longer than its lease, and
-	// goes on. What it was about to do, another one does; or this one again, if it
-	// keeps its lease after all.
+	// ErrNotLeading means that this replica was halted for longer than its lease and now
+	// runs again. Another replica does what this one was about to do, or this one does,
+	// if it keeps its lease after all.
 	ErrNotLeading = errors.New("this replica did not renew its lease in time, and another one may lead: it does nothing more")
-	// ErrStopping is about a replica that Drain was called for.
+	// ErrStopping means that Drain was called.
 	ErrStopping = errors.New("this replica is stopping: the next one goes on")
 )
 
-// Guard lets operations begin while this replica may act, and waits for those that
-// run. One Guard serves all that act under one lease. It is safe for concurrent use.
+// Guard lets operations begin while this replica may act, and waits for running ones. All
+// parts that act under one lease share one Guard. It is safe for concurrent use.
 type Guard struct {
 	held func() bool
 
-	// mu guards draining, and that no operation begins once it is set.
+	// mu guards draining, and ensures that no operation begins once it is set.
 	mu       sync.Mutex
 	draining bool
 	running  sync.WaitGroup
 }
 
-// New returns a Guard. held reports whether this replica surely has the lease; it is
-// asked often. Nil means always.
+// New returns a Guard. held reports whether this replica surely has the lease; the Guard
+// calls it often. Nil means always.
 func New(held func() bool) *Guard {
 	if held == nil {
 		held = func() bool { return true }
@@ -41,16 +41,16 @@ func New(held func() bool) *Guard {
 	return &Guard{held: held}
 }
 
-// Held reports whether this replica surely has the lease. Ask before each step that
-// changes something: a process that was halted goes on in the middle of an operation.
+// Held reports whether this replica surely has the lease. Call it before each step that
+// changes something: a halted process resumes in the middle of an operation.
 func (g *Guard) Held() bool { return g.held() }
 
-// Begin counts an operation in and returns what counts it out again, to be called
-// once. It returns ErrStopping once Drain was called, and ErrNotLeading when another
-// replica may lead.
+// Begin counts an operation as running and returns a function to call once when it is over.
+// It returns ErrStopping after Drain was called, and ErrNotLeading if another replica may
+// lead.
 //
-// It also cuts ctx off from cancellation: what has begun is finished, within the
-// deadlines of its single calls, since half of it is of no use to anybody.
+// The returned context ignores ctx's cancellation: an operation that has begun must
+// finish, within the deadlines of its calls, because half of it is useless.
 func (g *Guard) Begin(ctx context.Context) (context.Context, func(), error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -64,10 +64,10 @@ func (g *Guard) Begin(ctx context.Context) (context.Context, func(), error) {
 	return context.WithoutCancel(ctx), g.running.Done, nil
 }
 
-// Drain lets no operation begin any more and waits for those that run, or until ctx
-// ends, which is an error. Call it before the lease is given back. An operation that
-// Drain did not wait for can be taken up by the next leader: names are fixed by the
-// claim, so it finds what was done.
+// Drain lets no more operations begin and waits for running ones. It returns an error if
+// ctx ends first. Call it before giving the lease back. The next leader can continue an
+// operation that Drain did not wait for: the claim fixes all names, so the leader finds
+// what was done.
 func (g *Guard) Drain(ctx context.Context) error {
 	g.mu.Lock()
 	g.draining = true
