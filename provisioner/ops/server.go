@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ops serves operators over HTTP: /healthz, /readyz and /metrics. It
-// knows checks and a registry, and nothing of what they are about.
+// Package ops serves operators over HTTP: /healthz, /readyz and /metrics. It knows checks
+// and a registry, but not what they are about.
 package ops
 
 import (
@@ -18,7 +18,7 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// Bounds of the server: whoever may connect is not let hold it up.
+// The server's limits keep clients from holding it up.
 const (
 	headerTimeout  = 5 * time.Second
 	requestTimeout = 30 * time.Second
@@ -26,32 +26,32 @@ const (
 	maxHeaderBytes = 16 << 10
 	maxBodyBytes   = 1 << 10
 	closeTimeout   = 2 * time.Second
-	// maxScrapes is how many may ask for the metrics at the same time: each
-	// answer is put together in memory. Two Prometheus servers and a person
-	// still have room.
+	// maxScrapes limits concurrent requests for metrics, because the server builds each
+	// answer in memory. Two Prometheus servers and a person still have room.
 	maxScrapes = 4
 )
 
-// Check is one thing that has to be well.
+// Check is one check of the process.
 type Check struct {
-	// Name stands in the answer.
+	// Name appears in the answer if the check fails.
 	Name string
-	// Run returns nil when all is well. It must not block, nor call out.
+	// Run returns nil if all is well. It must neither block nor make calls that leave the
+	// process.
 	Run func() error
 }
 
 // Config has what Handler serves.
 type Config struct {
-	// Live are checks whose failing is mended by a restart: /healthz.
+	// Live checks, at /healthz, detect faults that a restart cures.
 	Live []Check
-	// Ready are checks whose failing goes away by itself: /readyz.
+	// Ready checks, at /readyz, detect faults that end without one.
 	Ready []Check
-	// Metrics are served at /metrics. Required.
+	// Metrics has what /metrics serves. Required.
 	Metrics prometheus.Gatherer
 }
 
-// Handler returns what answers GET and HEAD on the three paths. Others do not
-// exist; there are no debug handlers.
+// Handler answers GET and HEAD on the three paths. There are no others, and no debug
+// handlers.
 func Handler(c Config) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /healthz", checks(c.Live))
@@ -73,13 +73,13 @@ func checks(list []Check) http.Handler {
 			http.Error(w, strings.Join(failed, "\n"), http.StatusServiceUnavailable)
 			return
 		}
-		// The one who asked has gone when this fails.
+		// An error here means that the client is gone.
 		_, _ = fmt.Fprintln(w, "ok")
 	})
 }
 
-// Serve answers on listener until ctx ends; it closes listener. It returns an
-// error only when serving failed before.
+// Serve answers on listener until ctx ends, and closes listener. It returns an error only
+// if serving failed before that.
 func Serve(ctx context.Context, listener net.Listener, handler http.Handler) error {
 	server := &http.Server{
 		Handler:           handler,
