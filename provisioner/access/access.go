@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package access opens pools: it reads the key from its Secret at the moment of
-// use, resolves the monitors' names and connects. It is where Kubernetes meets
-// Ceph, and where a cluster that does not answer is kept from holding all the
-// workers. It keeps no connection, and what it read of a Secret for a second;
-// sharing connections is the Connector's work.
+// Package access opens pools: it reads the key from its Secret at the moment of use,
+// resolves the monitors' names and connects. Here Kubernetes meets Ceph, and here a
+// limiter and a circuit breaker keep a cluster that does not answer from holding all the
+// workers. The package keeps no connection, and what it read of a Secret for one second
+// only; sharing connections is the Connector's work.
 package access
 
 import (
@@ -33,20 +33,19 @@ type Resolver interface {
 type Config struct {
 	Secrets   corev1client.SecretsGetter
 	Connector rbd.Connector
-	// Resolver is net.DefaultResolver when nil.
+	// Resolver resolves the monitors' names; nil means net.DefaultResolver.
 	Resolver Resolver
-	// Timeout bounds one call to the API server and the resolving of one list
-	// of monitors. Zero means DefaultTimeout.
+	// Timeout bounds one call to the API server, and resolving one list of monitors. Zero
+	// means DefaultTimeout.
 	Timeout time.Duration
-	// Workers are how many pools may be opened at a time for claims, and
-	// likewise for volumes: of several clusters, one that is slow gets half of
-	// them. Zero means no limit.
+	// Workers is how many pools callers open at a time for claims, and likewise for
+	// volumes. Of several clusters, a slow one gets half of them. Zero means no limit.
 	Workers int
-	// Lease is asked before each call that changes something; such a call returns
-	// lease.ErrNotLeading otherwise. Nil means that there is no lease.
+	// Lease must be held for each call that changes something; otherwise the call returns
+	// lease.ErrNotLeading. Nil means that there is no lease.
 	Lease *lease.Guard
-	// Observe is told of each call to a pool by the name of its rbd.Op, how long it
-	// took and how it ended; nil for nobody. It is called by many goroutines.
+	// Observe gets each call to a pool: the name of its rbd.Op, how long it took and its
+	// error. Many goroutines call it. Nil means that no one observes.
 	Observe func(op string, d time.Duration, err error)
 }
 
@@ -62,7 +61,7 @@ type Access struct {
 	gate      *gate
 	lease     *lease.Guard
 	observe   func(op string, d time.Duration, err error)
-	// reading has the Secrets that are being read, recent what was read of others
+	// reading holds the Secrets that are being read; recent holds what was read of others
 	// in the last secretAge.
 	reading singleflight.Group
 	recent  *utilcache.Expiring
@@ -86,21 +85,20 @@ func New(c Config) (*Access, error) {
 		gate: newGate(c.Workers), lease: c.Lease, observe: c.Observe, recent: utilcache.NewExpiring()}, nil
 }
 
-// Open opens the pool of a location for the work on a claim. The caller must
-// Close it, and not make calls that it began outlive that. Calls that change
-// something need the lease. The errors are those
-// of ReadKey, Resolve, Connector.Connect and Cluster.OpenPool, with the remedy
+// Open opens the pool of a location for work on a claim. The caller must Close the Pool,
+// and end its calls before that. Calls that change something need the lease. The errors
+// are those of ReadKey, Resolve, Connector.Connect and Cluster.OpenPool, with the remedy
 // added; whatever the error, nothing in Ceph was changed.
 //
-// Where calls on this location waited in vain lately, Open fails at once while
-// another operation tries, with ErrUnreachable or ErrTimeout, as it would have
-// after a wait. While a cluster among several is slow, it may be ErrBusy.
+// If calls to this location recently got no answer, Open fails at once while another
+// operation tries, with ErrUnreachable or ErrTimeout, as it would after a wait. While one
+// cluster of several is slow, Open may return ErrBusy.
 func (a *Access) Open(ctx context.Context, l volume.Location) (*Pool, error) {
 	return a.enter(ctx, l, forClaim)
 }
 
-// OpenForVolume is Open for work on a volume that is there. Its caller mostly has
-// Volumes find the location.
+// OpenForVolume is Open for work on an existing volume. Most callers let Volumes find the
+// location.
 func (a *Access) OpenForVolume(ctx context.Context, l volume.Location) (*Pool, error) {
 	return a.enter(ctx, l, forVolume)
 }
@@ -140,13 +138,13 @@ func (a *Access) open(ctx context.Context, l volume.Location, v *visit) (*Pool, 
 	if errors.Is(err, rbd.ErrPermissionDenied) || errors.Is(err, rbd.ErrInvalidKey) {
 		// The key may have been replaced a moment ago: the next attempt reads it anew.
 		a.recent.Delete(l.Secret)
-		// Caps are not looked at yet: it is the user or the key.
+		// Ceph has not looked at the caps yet: the user or the key is wrong.
 		return nil, fmt.Errorf("%w: check that the user exists and that secret %q holds its key", err, l.Secret)
 	}
 	if err != nil {
 		return nil, Explain(err, l)
 	}
-	// The pool holds a share of its own.
+	// The pool holds its own share.
 	defer cluster.Close()
 	began = time.Now()
 	pool, err := cluster.OpenPool(ctx, l.Pool)
@@ -154,19 +152,17 @@ func (a *Access) open(ctx context.Context, l volume.Location, v *visit) (*Pool, 
 		v.saw(began, err)
 		return nil, Explain(err, l)
 	}
-	// That it went well need not be an answer: a connection that is there is
-	// shared, and knows its pools.
+	// Success need not be an answer: an open connection is shared, and knows its pools.
 	return &Pool{Pool: pool, ID: volume.PoolID{FSID: cluster.FSID(), Pool: l.Pool}, Location: l, Monitors: monitors}, nil
 }
 
-// Explain adds to an error of a call to Ceph what its reader can do about it:
-// err becomes an event on a claim or a volume. The text is the same at each
-// retry.
+// Explain adds a remedy to the error of a call to Ceph, which becomes an event on a claim
+// or a volume. The text is the same at each retry.
 func Explain(err error, l volume.Location) error {
 	var remedy string
 	switch {
 	case errors.Is(err, rbd.ErrUnreachable):
-		// With a wrong key librados waits for the one that is silent.
+		// With a wrong key, librados keeps waiting for the silent monitor.
 		remedy = "check the monitors' addresses, that Ceph is up and, if it is up in part, the key"
 	case errors.Is(err, rbd.ErrTimeout), errors.Is(err, rbd.ErrConnectionLost):
 		remedy = "check the health of the Ceph cluster"

@@ -13,48 +13,47 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// ErrBusy says that a cluster is slow, and that as many operations wait for it
-// as may. Nothing was changed.
+// ErrBusy says that a cluster is slow, and that as many operations as allowed already
+// wait for it. Nothing was changed.
 var ErrBusy = errors.New("the Ceph cluster is slow to answer, and others wait for it already")
 
 const (
-	// lately is how long it counts that a cluster was used or did not answer.
+	// lately is how long the gate remembers that a cluster was used or did not answer.
 	lately = 10 * time.Minute
-	// placeWait bounds the wait for a place: the worker that waits could serve
-	// another cluster.
+	// placeWait bounds the wait for a place: the waiting worker could serve another
+	// cluster.
 	placeWait = 2 * time.Second
-	// A cluster is quick, and needs no limit, when it gave an answer within
-	// freshTime and nobody has waited for one for slowTime.
+	// A cluster is quick, and needs no limit, if it answered within freshTime and no
+	// operation has waited for an answer for slowTime.
 	freshTime = time.Second
 	slowTime  = 5 * time.Second
 )
 
-// gate keeps a cluster that does not answer from holding all the workers, by two
-// means:
+// gate keeps a cluster that does not answer from holding all the workers, by two means:
 //
-//   - Once a call waited in vain and nobody got an answer meanwhile, one
-//     operation at a time is let through to where it went, and tries; others
-//     fail at once. The first answer ends that. Nothing is timed: claims and
-//     volumes come again by themselves.
-//   - Before that is known, and while a cluster answers in part, half of the
-//     workers is the most that it holds. That applies only where another cluster
-//     is in use, and not while all answers come quickly.
+//   - A circuit breaker: once a call waited in vain and no other call got an answer
+//     meanwhile, one operation at a time may go where that call went, and tries; others
+//     fail at once. The first answer ends this. There is no timer: claims and volumes
+//     are retried anyway.
+//   - A limiter, for the time before that is known and while a cluster answers in part:
+//     the cluster holds half of the workers at most. The limiter applies only if another
+//     cluster is in use, and not while all answers come quickly.
 //
-// The first goes by route, since pools of one cluster fail one by one, and since
-// a wrong key can look like silent monitors. The second goes by monitors, and
-// for claims and volumes apart, as they have workers of their own: removing large
+// The circuit breaker goes by route, since pools of one cluster fail one by one, and
+// since a wrong key can look like silent monitors. The limiter goes by monitors. It
+// counts claims and volumes apart, as they have workers of their own: removing large
 // images takes long without any fault.
 type gate struct {
-	// half is half of the workers for either use; 0 for no limit.
+	// half is half of the workers for each use; 0 for no limit.
 	half int
 
 	mu       sync.Mutex // guards all that follows, and what is in it
 	clusters map[string]*cluster
 	routes   map[volume.Route]*routeState
-	// probes counts the operations that were let through to find out whether
-	// their route answers again.
+	// probes counts the operations inside that find out whether their route answers
+	// again.
 	probes int
-	// changed is closed, and replaced, when somebody who waits may go on.
+	// changed is closed, and replaced, when a waiting operation may go on.
 	changed chan struct{}
 }
 
@@ -69,8 +68,8 @@ const (
 type routeState struct {
 	used     time.Time
 	answered time.Time
-	// fault is why it is closed: ErrUnreachable or ErrTimeout; nil when it is
-	// not.
+	// fault is why the circuit breaker is open: ErrUnreachable or ErrTimeout; nil if it
+	// is not.
 	fault   error
 	probing bool
 }
@@ -81,16 +80,16 @@ type cluster struct {
 	inside   [2]map[*visit]struct{} // by use
 }
 
-// visit is an operation that was let in.
+// visit is an operation that the gate let in.
 type visit struct {
 	gate    *gate
 	cluster *cluster
 	route   *routeState
 	use     use
 	probe   bool
-	// since is when it came, or last had an answer.
+	// since is when the operation came in, or last got an answer.
 	since time.Time
-	// removing says that it may take long though all is well.
+	// removing says that a call may take long without any fault.
 	removing bool
 	left     bool
 }
@@ -103,9 +102,8 @@ func newGate(workers int) *gate {
 	return g
 }
 
-// enter lets an operation in, which must leave. It waits for a place for
-// placeWait at most. Errors: ErrBusy; ErrUnreachable or ErrTimeout where no
-// answer came lately.
+// enter lets an operation in, which must leave later. It waits for a place for placeWait
+// at most. Errors: ErrBusy; ErrUnreachable or ErrTimeout if no answer came lately.
 func (g *gate) enter(ctx context.Context, l volume.Location, u use) (*visit, error) {
 	ctx, cancel := context.WithTimeout(ctx, placeWait)
 	defer cancel()
@@ -122,7 +120,7 @@ func (g *gate) enter(ctx context.Context, l volume.Location, u use) (*visit, err
 	}
 }
 
-// admit lets an operation in, refuses it, or returns what to wait for.
+// admit lets an operation in, refuses it, or returns a channel to wait for.
 func (g *gate) admit(l volume.Location, u use) (*visit, <-chan struct{}, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -157,7 +155,7 @@ func (g *gate) admit(l volume.Location, u use) (*visit, <-chan struct{}, error) 
 	return v, nil, nil
 }
 
-// forget drops what nobody used lately.
+// forget drops the clusters and routes that were not used lately.
 func (g *gate) forget(now time.Time) {
 	for key, c := range g.clusters {
 		if now.Sub(c.used) > lately && len(c.inside[forClaim])+len(c.inside[forVolume]) == 0 {
@@ -165,8 +163,8 @@ func (g *gate) forget(now time.Time) {
 		}
 	}
 	for key, r := range g.routes {
-		// Who is still inside keeps the state that it came by, which only
-		// has no effect any more.
+		// An operation still inside keeps the state it came with, which no longer has any
+		// effect.
 		if now.Sub(r.used) > lately && !r.probing {
 			delete(g.routes, key)
 		}
@@ -185,17 +183,17 @@ func (c *cluster) quick(u use, now time.Time) bool {
 	return true
 }
 
-// saw takes notice of how a call ended that began at a time.
+// saw records how a call ended; began is when it started.
 func (v *visit) saw(began time.Time, err error) {
 	v.gate.mu.Lock()
 	defer v.gate.mu.Unlock()
 	switch {
 	case errors.Is(err, rbd.ErrImageBusy), errors.Is(err, rbd.ErrConnectionLost):
-		// These say nothing of the next attempt: on another image, by a new
-		// connection.
+		// These say nothing about the next attempt, which is on another image, or over a
+		// new connection.
 	case errors.Is(err, rbd.ErrUnreachable), errors.Is(err, rbd.ErrTimeout):
-		// Where others had an answer meanwhile, something else is slow than
-		// the route: one image, one group of objects.
+		// If other calls got an answer meanwhile, something other than the route is slow:
+		// one image, one group of objects.
 		if v.removing || v.route.answered.After(began) {
 			return
 		}
@@ -217,7 +215,7 @@ func (v *visit) setRemoving(removing bool) {
 	v.removing = removing
 }
 
-// leave gives the place back. Calling it twice is harmless.
+// leave frees the place. Calling it twice is harmless.
 func (v *visit) leave() {
 	v.gate.mu.Lock()
 	defer v.gate.mu.Unlock()
@@ -233,15 +231,15 @@ func (v *visit) leave() {
 	v.gate.wake()
 }
 
-// wake lets those who wait look again. gate.mu is held.
+// wake lets waiting operations look again. The caller holds gate.mu.
 func (g *gate) wake() {
 	close(g.changed)
 	g.changed = make(chan struct{})
 }
 
-// silence is the error of an operation that was not tried, since another one
-// waits for an answer where the last one had none. Its text does not depend on
-// what that was.
+// silence is the error of an operation that was not tried, because the route gave no
+// answer last time and another operation waits for one now. Its text does not depend on
+// the fault.
 type silence struct {
 	location volume.Location
 	fault    error

@@ -15,28 +15,26 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// ErrNoAddress says that no monitor has an address, since no name of them
-// resolves.
+// ErrNoAddress says that no monitor has an address, because none of their names resolves.
 var ErrNoAddress = errors.New("no monitor has an address")
 
-// Monitors are the monitors of a class or a volume, their names resolved.
+// Monitors are the monitors of a class or a volume, with their names resolved.
 type Monitors struct {
-	// Addresses are all of them, as librados takes them.
+	// Addresses are those of all monitors, as librados takes them.
 	Addresses []string
-	// Kernel are those that speak message protocol 1, as "IP:port"; it may
-	// be empty.
+	// Kernel are the addresses that speak message protocol 1, as "IP:port"; it may be
+	// empty.
 	Kernel []string
-	// Unresolved says for each name that did not resolve why.
+	// Unresolved has an error for each name that did not resolve, saying why.
 	Unresolved []error
 }
 
-// Resolve replaces each DNS name by all its addresses: nodes can't resolve the
-// cluster's own names, and librados refuses a list with one that it can't
-// resolve. The order is that of the list, the addresses of one name sorted, so
-// that the result does not vary between calls. Duplicates are dropped.
+// Resolve replaces each DNS name by all its addresses: nodes can't resolve the cluster's
+// own names, and librados refuses a list with a name that it can't resolve. The result
+// keeps the order of the list, sorts the addresses of one name so that it does not vary
+// between calls, and has no duplicates.
 //
-// A name that does not resolve is an error, ErrNoAddress, only when no address
-// is left.
+// A name that does not resolve is an error, ErrNoAddress, only if no address is left.
 func (a *Access) Resolve(ctx context.Context, monitors []volume.Monitor) (Monitors, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
@@ -45,9 +43,9 @@ func (a *Access) Resolve(ctx context.Context, monitors []volume.Monitor) (Monito
 	add := func(m volume.Monitor, addr netip.Addr) {
 		m.Host = addr.Unmap().String()
 		if _, ok := m.KernelAddress(); ok && m.Port != 0 {
-			// Of an unusual port librados would try both protocols, and take
-			// the silence of one for that of the monitor, even where the
-			// other says that the key is wrong. The kernel speaks version 1.
+			// At an unusual port librados would try both protocols, and take the silence
+			// of one for the monitor's, even if the other says that the key is wrong. The
+			// kernel speaks version 1.
 			m.Protocol = volume.ProtocolV1
 		}
 		if text := m.String(); !slices.Contains(r.Addresses, text) {
@@ -59,7 +57,7 @@ func (a *Access) Resolve(ctx context.Context, monitors []volume.Monitor) (Monito
 	}
 	found := make([][]netip.Addr, len(monitors))
 	faults := make([]error, len(monitors))
-	// All names at once: one whose server is silent must not use up the time of
+	// Resolve all names at once: a silent name server of one must not use up the time of
 	// the others.
 	var lookups sync.WaitGroup
 	for i, m := range monitors {
@@ -85,14 +83,14 @@ func (a *Access) Resolve(ctx context.Context, monitors []volume.Monitor) (Monito
 		for i, err := range r.Unresolved {
 			texts[i] = err.Error()
 		}
-		// One line, since it ends in an event.
+		// One line, since it becomes an event.
 		return Monitors{}, fmt.Errorf("%w: %s", ErrNoAddress, strings.Join(texts, "; "))
 	}
 	return r, nil
 }
 
-// lookupFault is the part of a resolver's error that stays the same from call
-// to call: the whole names the server asked and the client's port.
+// lookupFault returns the part of a resolver's error that stays the same from call to
+// call: the whole error names the server and the client's port.
 func lookupFault(err error) string {
 	var dns *net.DNSError
 	switch {

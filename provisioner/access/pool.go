@@ -13,14 +13,14 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// Pool is an open pool, with what was learned on the way to it. Each call needs the
-// lease where it changes something, and tells the gate how it ended.
+// Pool is an open pool, with what Open learned on the way to it. A call that changes
+// something needs the lease, and each call tells the gate how it ended.
 type Pool struct {
 	rbd.Pool
 	// ID says which pool it is, Location how it was opened.
 	ID       volume.PoolID
 	Location volume.Location
-	// Monitors are those that the location named, as addresses.
+	// Monitors are the location's monitors, with their names resolved.
 	Monitors Monitors
 
 	visit *visit
@@ -28,10 +28,10 @@ type Pool struct {
 	changes atomic.Int64
 }
 
-// Changed reports whether a call through this pool may have changed an image: from when
-// the first such call was begun, also after an error, unless that is a plain no. Notes
-// and snapshots do not count, since they make no image and no difference to a claim's:
-// a snapshot that is left is found by a note of before.
+// Changed reports whether a call through this pool may have changed an image. It does so
+// from the start of the first such call, even if that fails, unless the error is a plain
+// no. Notes and snapshots do not count: they make no image and do not affect a claim's,
+// and an earlier note finds a snapshot that is left over.
 func (p *Pool) Changed() bool { return p.changes.Load() > 0 }
 
 // Close implements rbd.Pool.
@@ -40,8 +40,9 @@ func (p *Pool) Close() {
 	p.visit.leave()
 }
 
-// around is what each call to a pool goes through, from the outside in: the lease
-// first, so that a refusal neither counts as an answer of the cluster nor as a change.
+// around returns what each call to a pool goes through, from the outside in. The lease
+// comes first, so that a refusal counts neither as an answer of the cluster nor as a
+// change.
 func (a *Access) around(p *Pool) func(context.Context, rbd.Op, func(context.Context) error) error {
 	return func(ctx context.Context, op rbd.Op, call func(context.Context) error) error {
 		if err := a.fence(op); err != nil {
@@ -60,9 +61,9 @@ func (a *Access) around(p *Pool) func(context.Context, rbd.Op, func(context.Cont
 	}
 }
 
-// fence refuses to change anything for a replica that may not lead any more: one that
-// was halted for longer than its lease goes on in the middle of an operation. What
-// librbd was in the middle of, it can't stop.
+// fence refuses changes by a replica that may no longer lead: one that was halted for
+// longer than its lease resumes in the middle of an operation. It can't stop what librbd
+// has already begun.
 func (a *Access) fence(op rbd.Op) error {
 	if op.Changes && !a.lease.Held() {
 		return lease.ErrNotLeading
@@ -70,15 +71,15 @@ func (a *Access) fence(op rbd.Op) error {
 	return nil
 }
 
-// begins tells the gate of a call that is about to be made.
+// begins tells the gate of a call about to start.
 func (v *visit) begins(op rbd.Op) {
 	if op.Slow {
 		v.setRemoving(true)
 	}
 }
 
-// ends tells the gate of a call that was made. Ceph's manager, which HandOverTrashed
-// asks, says nothing about the pool, whether it answers or not.
+// ends tells the gate how a call ended. HandOverTrashed does not count: it asks Ceph's
+// manager, whose answer or silence says nothing about the pool.
 func (v *visit) ends(op rbd.Op, began time.Time, err error) {
 	if op.Name != rbd.OpHandOverTrashed {
 		v.saw(began, err)
@@ -88,7 +89,7 @@ func (v *visit) ends(op rbd.Op, began time.Time, err error) {
 	}
 }
 
-// begins counts a call that may change an image, ends takes one back that did not.
+// begins counts a call that may change an image; ends takes back one that did not.
 func (p *Pool) begins(op rbd.Op) {
 	if changesImage(op) {
 		p.changes.Add(1)
@@ -109,8 +110,8 @@ func changesImage(op rbd.Op) bool {
 	return op.Changes
 }
 
-// plainNo reports whether an error says that an image was not made, and that there is
-// none either that an earlier attempt made. A full pool may have been met half-way.
+// plainNo reports whether an error says that the call made no image, and that no earlier
+// attempt made one either. A full pool says neither: the call may have met it half-way.
 func plainNo(op rbd.Op, err error) bool {
 	if op.Name != rbd.OpCreateImage && op.Name != rbd.OpCloneImage {
 		return false

@@ -22,28 +22,27 @@ import (
 // KeyEntry is the entry of an admin secret that holds the key.
 const KeyEntry = "key"
 
-// TypeRBD is the type that Kubernetes' documentation asks of a secret for rbd
-// volumes.
+// TypeRBD is the type that Kubernetes documents for secrets of rbd volumes.
 const TypeRBD corev1.SecretType = "kubernetes.io/rbd"
 
-// secretAge is how long what was read of a Secret serves others. In a burst all
-// claims need the same one or two, and each read costs the API server as much as
-// saving a volume does. It is no longer than the backoff of what failed, so that a
-// retry finds what was mended.
+// secretAge is how long callers share what was read of a Secret. In a burst all claims
+// need the same one or two, and each read costs the API server as much as saving a volume
+// does. It is no longer than the backoff after a failure, so that a retry finds what was
+// mended.
 const secretAge = time.Second
 
-// The errors about secrets that a caller decides on.
+// The errors about secrets on which callers decide.
 var (
 	ErrSecretNotFound  = errors.New("secret does not exist")
 	ErrSecretForbidden = errors.New("reading the secret is not allowed")
 )
 
-// ReadKey reads an admin user's key, or takes it from a Secret that was read less
-// than a second ago. White space around it is cut, since people make secrets with
-// "echo KEY | base64".
+// ReadKey reads an admin user's key, or takes it from a Secret that was read less than a
+// second ago. It cuts white space around the key, since people make secrets with "echo
+// KEY | base64".
 //
-// Errors: ErrSecretNotFound, ErrSecretForbidden, rbd.ErrInvalidKey. None holds
-// the key.
+// Errors: ErrSecretNotFound, ErrSecretForbidden, rbd.ErrInvalidKey. None contains the
+// key.
 func (a *Access) ReadKey(ctx context.Context, ref volume.SecretRef) (rbd.Key, error) {
 	secret, err := a.recentSecret(ctx, ref)
 	if err != nil {
@@ -57,12 +56,12 @@ func (a *Access) ReadKey(ctx context.Context, ref volume.SecretRef) (rbd.Key, er
 	return parseKey(ref, KeyEntry, data)
 }
 
-// CheckUserSecret checks the secret that kubelet will map the image with, as it was
-// less than a second ago. It returns a warning, or an empty text, beside the error: a
-// secret of another type works, but is not what kube-controller-manager and the
-// documentation expect.
+// CheckUserSecret checks the secret with which kubelet will map the image, as it was less
+// than a second ago. Beside the error it returns a warning, or an empty text: a secret of
+// another type works, but is not what kube-controller-manager and the documentation
+// expect.
 //
-// Errors: ErrSecretNotFound, ErrSecretForbidden, rbd.ErrInvalidKey, or that it
+// Errors: ErrSecretNotFound, ErrSecretForbidden, rbd.ErrInvalidKey, or that the secret
 // does not hold exactly one entry: kubelet takes whichever it meets first.
 func (a *Access) CheckUserSecret(ctx context.Context, ref volume.SecretRef) (warning string, err error) {
 	secret, err := a.recentSecret(ctx, ref)
@@ -94,7 +93,7 @@ func parseKey(ref volume.SecretRef, entry string, data []byte) (rbd.Key, error) 
 	return key, nil
 }
 
-// secretRead is what the API server said about a Secret.
+// secretRead is the API server's answer about a Secret.
 type secretRead struct {
 	secret *corev1.Secret
 	err    error
@@ -107,8 +106,8 @@ func (a *Access) recentSecret(ctx context.Context, ref volume.SecretRef) (*corev
 		if recent, ok := a.recent.Get(ref); ok {
 			return recent, nil
 		}
-		// Others may wait for this read: it has a deadline of its own, and does not
-		// end with the caller that began it.
+		// Others may wait for this read: it has its own deadline, and does not end with
+		// the caller that began it.
 		secret, err := a.readSecret(context.WithoutCancel(ctx), ref)
 		read := secretRead{secret, err}
 		// Other errors are no answer: the next caller asks again.
@@ -129,7 +128,7 @@ func (a *Access) recentSecret(ctx context.Context, ref volume.SecretRef) (*corev
 func (a *Access) readSecret(ctx context.Context, ref volume.SecretRef) (*corev1.Secret, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
-	// From verbosity 8 on, client-go logs the bodies of answers: not these.
+	// From verbosity 8 on, client-go logs the bodies of answers: keep these out.
 	ctx = klog.NewContext(ctx, logr.Discard())
 	secret, err := a.secrets.Secrets(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
 	switch {

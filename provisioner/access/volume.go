@@ -18,24 +18,23 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// ErrOtherCluster says that monitors answered, but not those of the volume's
-// cluster.
+// ErrOtherCluster says that the monitors that answered are not of the volume's cluster.
 var ErrOtherCluster = errors.New("the monitors belong to another Ceph cluster")
 
-// Volumes opens the pools of volumes that are there. All fields are required.
+// Volumes opens the pools of existing volumes. All fields are required.
 type Volumes struct {
 	Access  *Access
 	Classes storagelisters.StorageClassLister
-	// Provisioner is what a StorageClass names as its provisioner; what other
-	// classes say is not believed.
+	// Provisioner is the provisioner's name in StorageClasses; Volumes does not trust
+	// classes that name another one.
 	Provisioner string
 }
 
-// Open opens the volume's pool by what the volume itself says, where record is
-// what Read returns of it. What it does not say, or what no longer holds, is
-// taken from its StorageClass if there still is one: the user and secret for
-// volumes of the retired provisioner or whose secret is gone; the monitors when
-// those of the volume do not answer and the class's lead to the same cluster.
+// Open opens the volume's pool by what the volume itself says; record is what Read
+// returns for it. What the volume does not say, or what no longer holds, comes from its
+// StorageClass if there still is one: the user and secret for volumes of the retired
+// provisioner or whose secret is gone; the monitors if the volume's do not answer and the
+// class's lead to the same cluster.
 //
 // The errors are those of OpenForVolume, and ErrOtherCluster.
 func (v Volumes) Open(ctx context.Context, pv *corev1.PersistentVolume, record volume.Record) (*Pool, error) {
@@ -73,9 +72,9 @@ func (v Volumes) Open(ctx context.Context, pv *corev1.PersistentVolume, record v
 	}
 }
 
-// openSame opens a pool if it is in the cluster that the volume was made in.
-// Where the volume does not name its cluster, its own monitors are believed;
-// others (moved) are not.
+// openSame opens a pool if it is in the cluster that the volume was made in. If the
+// volume does not name its cluster, openSame trusts the volume's own monitors, but no
+// others (moved).
 func (v Volumes) openSame(ctx context.Context, location volume.Location, fsid string, moved bool) (*Pool, error) {
 	pool, err := v.Access.OpenForVolume(ctx, location)
 	if err != nil {
@@ -105,15 +104,15 @@ func wrongMonitors(err error, record volume.Record) bool {
 	case errors.Is(err, rbd.ErrUnreachable), errors.Is(err, ErrNoAddress), errors.Is(err, ErrOtherCluster):
 		return true
 	case errors.Is(err, rbd.ErrPermissionDenied):
-		// It may be another cluster that does not know us; which one the
-		// class leads to can be told only where the volume names its own.
+		// Another cluster may have answered that does not know us. Only if the volume
+		// names its own can we tell where the class leads.
 		return record.FSID != ""
 	}
 	return false
 }
 
-// hasOthers reports whether monitors has one that is not among known. What the
-// kernel is given is compared, since people write one address in several ways.
+// hasOthers reports whether monitors has one that is not among known. It compares what
+// the kernel gets, since people write one address in several ways.
 func hasOthers(monitors, known []volume.Monitor) bool {
 	return slices.ContainsFunc(monitors, func(m volume.Monitor) bool {
 		address, ok := m.KernelAddress()
@@ -124,7 +123,7 @@ func hasOthers(monitors, known []volume.Monitor) bool {
 	})
 }
 
-// classLocation reads the class that the volume was made by.
+// classLocation reads the location from the class that the volume was made by.
 func (v Volumes) classLocation(pv *corev1.PersistentVolume) (volume.Location, error) {
 	class, err := v.Classes.Get(pv.Spec.StorageClassName)
 	switch {
