@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// The names of calls, which are those of the methods.
+// The names of calls are those of the methods.
 const (
 	OpCreateImage    = "CreateImage"
 	OpImage          = "Image"
@@ -39,8 +39,8 @@ const (
 type Op struct {
 	// Name is one of the names above.
 	Name string
-	// Image is the name or the ID of the image that the call is about, or the
-	// object of the notes; empty for FinishRemovals, which takes several names.
+	// Image is the name or the ID of the image that the call is about, or the object of
+	// the notes; empty for FinishRemovals, which takes several names.
 	Image string
 	// Changes reports whether the call may change something in the cluster.
 	Changes bool
@@ -49,11 +49,11 @@ type Op struct {
 	Slow bool
 }
 
-// Around returns a Pool each of whose calls goes through around, which gets what the
-// call would do as a function. A call that around does not make has no result but
-// around's error. Close does not go through it.
+// Around returns a Pool that makes each call through around, which gets the call as a
+// function. If around does not run that, the call returns only around's error. Close does
+// not go through around.
 //
-// It embeds nothing, so that a method that is forgotten here does not compile.
+// The returned type embeds nothing: a method forgotten here does not compile.
 func Around(p Pool, around func(ctx context.Context, op Op, call func(context.Context) error) error) Pool {
 	return aroundPool{p, around}
 }

@@ -4,45 +4,44 @@ package rbd
 
 import "errors"
 
-// The errors that a caller decides on. A Connector returns them wrapped, with
-// what was attempted in front; their texts reach people in events, so they say
-// what is wrong in words and not in numbers.
+// The errors on which callers decide. A Connector returns them wrapped, with what was
+// attempted in front. Their texts reach people in events, so they use words, not numbers.
 var (
 	// ErrUnreachable: no monitor answered in time. Nothing was changed.
 	ErrUnreachable = errors.New("no monitor answered")
 	// ErrTimeout: the call did not end before its deadline. Its outcome is
-	// unknown: it may have taken effect, or still do so.
+	// unknown: it may have taken effect, or may still do so.
 	ErrTimeout = errors.New("no answer in time, the outcome is unknown")
-	// ErrImageBusy: an earlier call on the image, which outlived its deadline,
-	// had not ended by that of this one. It comes beside ErrTimeout; this call
-	// did nothing.
+	// ErrImageBusy: an earlier call on the image outlived its deadline, and had
+	// not ended by this call's deadline. It comes with ErrTimeout; this call did
+	// nothing.
 	ErrImageBusy = errors.New("an earlier call on it has not ended")
 	// ErrConnectionLost: the cluster has shut this client out, or the
-	// connection broke. Its outcome is unknown like that of ErrTimeout; the
-	// next Connect makes a new connection.
+	// connection broke. The outcome is unknown, as with ErrTimeout; the next
+	// Connect makes a new connection.
 	ErrConnectionLost = errors.New("the connection to the cluster was lost")
 	// ErrPermissionDenied: the key is wrong, the user unknown, or its caps do
 	// not allow the call.
 	ErrPermissionDenied = errors.New("permission denied")
-	// ErrInvalidKey: the text is no cephx key.
+	// ErrInvalidKey: the text is not a cephx key.
 	ErrInvalidKey = errors.New("malformed key")
 	// ErrPoolNotFound: the cluster has no pool of that name.
 	ErrPoolNotFound = errors.New("pool does not exist")
 	// ErrPoolFull: the pool or the cluster is full, or over its quota.
 	ErrPoolFull = errors.New("pool is full or over its quota")
-	// ErrImageExists: an image of that name, or the remains of one, is there.
+	// ErrImageExists: an image of that name, or leftovers of one, exists.
 	ErrImageExists = errors.New("image exists")
-	// ErrImageNotFound: no image of that name can be opened. Remains of one
+	// ErrImageNotFound: no image of that name can be opened. Leftovers of one
 	// may still hold its name; see Pool.CreateImage.
 	ErrImageNotFound = errors.New("image does not exist")
 	// ErrImageInUse: a client watches the image.
 	ErrImageInUse = errors.New("image is in use")
 	// ErrImageHasSnapshots: the image has snapshots, and maybe clones of them.
 	ErrImageHasSnapshots = errors.New("image has snapshots")
-	// ErrManagerFailed: the cluster's manager tried in vain to remove an image, and
-	// does not try again.
+	// ErrManagerFailed: the cluster's manager could not remove an image, and does
+	// not retry.
 	ErrManagerFailed = errors.New("not removed by Ceph's manager, which tried")
 	// ErrNotSupported: the cluster does not know the call or refuses an
-	// argument, for example a data pool that is no data pool.
+	// argument, for example a data pool that can't be one.
 	ErrNotSupported = errors.New("not supported by the cluster")
 )

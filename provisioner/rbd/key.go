@@ -10,15 +10,13 @@ import (
 	"strings"
 )
 
-// Key is the secret key of a Ceph user. It is a value that prints as
-// "[redacted]" with every verb of package fmt and in JSON and text, also from
-// inside another struct: a key must not reach a log, an event or an error. The
-// zero Key holds nothing.
+// Key is the secret key of a Ceph user. It prints as "[redacted]" with every verb of
+// package fmt and in JSON and text, even from inside another struct: a key must not reach
+// a log, an event or an error. The zero Key holds nothing.
 //
-// Only ParseKey makes one and only Reveal gives the text back.
+// Only ParseKey makes one and only Reveal returns the text.
 type Key struct {
-	// A pointer, so that a printer that goes around our methods by reflection
-	// meets an address.
+	// A pointer: a printer that bypasses our methods by reflection finds only an address.
 	text *string
 }
 
@@ -30,20 +28,20 @@ const redacted = "[redacted]"
 // Source: CryptoKey::decode in Ceph's src/auth/Crypto.cc.
 const cephxHeader = 12
 
-// ParseKey checks that text is a cephx key as "ceph auth get-key" prints it:
-// base64 of a typed secret. White space around it is the caller's to cut. The
-// error wraps ErrInvalidKey and never holds the text.
+// ParseKey checks that text is a cephx key as "ceph auth get-key" prints it: base64 of a
+// typed secret. The caller cuts white space around it. The error wraps ErrInvalidKey and
+// never contains the text.
 //
-// The check has to happen here: librados prints a key that it can't decode on
-// standard error.
+// The check must happen here: librados prints a key that it can't decode to standard
+// error.
 func ParseKey(text string) (Key, error) {
 	if text == "" {
 		return Key{}, fmt.Errorf("%w: it is empty", ErrInvalidKey)
 	}
 	raw, err := base64.StdEncoding.Strict().DecodeString(text)
-	// The decoder skips line breaks, which librados does not.
+	// The decoder skips line breaks; librados does not.
 	if err != nil || strings.ContainsAny(text, "\r\n") {
-		// The decoder's own error names the offending byte: left out.
+		// Leave out the decoder's own error: it names the offending byte.
 		return Key{}, fmt.Errorf("%w: it is not base64", ErrInvalidKey)
 	}
 	if len(raw) <= cephxHeader {

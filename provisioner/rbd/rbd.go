@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package rbd says what this program asks of a Ceph cluster: interfaces,
-// values and errors. It is the seam between everything that is about
-// Kubernetes and librbd: it knows neither.
+// Package rbd says what this program asks of a Ceph cluster: interfaces, values and
+// errors. It is the seam between the Kubernetes side and librbd, and knows neither.
 //
-// Package goceph implements it with librados and librbd, package rbdtest in
-// memory; the conformance suite of rbdtest holds both to the contract that the
-// comments here state.
+// Package goceph implements it with librados and librbd, package rbdtest in memory; the
+// conformance suite of rbdtest holds both to the contract in these comments.
 package rbd
 
 import (
@@ -25,19 +23,18 @@ type Credentials struct {
 	Key  Key
 }
 
-// MonHost returns the monitors as one value of librados's option mon_host.
+// MonHost returns the monitors as a value of librados's option mon_host.
 func (c Credentials) MonHost() string { return strings.Join(c.Monitors, ",") }
 
 // Connector makes connections. It is safe for concurrent use.
 type Connector interface {
-	// Connect returns a connection to the cluster. Connections are shared by
-	// equal Credentials, whose order of monitors counts, and closed when
-	// nobody has used them for a while; so it is cheap to connect for each
-	// operation. The caller must Close what it got.
+	// Connect returns a connection to the cluster. Equal Credentials, with monitors in
+	// the same order, share a connection, which closes after some time without users; so
+	// connecting for each operation is cheap. The caller must Close the Cluster.
 	//
-	// Errors: ErrUnreachable, ErrPermissionDenied (wrong key or unknown
-	// user), ErrInvalidKey. While one of several monitors does not answer,
-	// librados tells a wrong key from that no more, and gives ErrUnreachable.
+	// Errors: ErrUnreachable, ErrPermissionDenied (wrong key or unknown user),
+	// ErrInvalidKey. While one of several monitors does not answer, librados can't tell a
+	// wrong key from that, and gives ErrUnreachable.
 	Connect(ctx context.Context, c Credentials) (Cluster, error)
 }
 
@@ -46,12 +43,10 @@ type Connector interface {
 type Cluster interface {
 	// FSID returns the cluster's identity, a UUID. It never changes.
 	FSID() string
-	// OpenPool opens a pool. The Pool holds its own share in the connection
-	// and outlives the Cluster. What the user may do there, the calls find
-	// out.
+	// OpenPool opens a pool. The Pool holds its own share in the connection and outlives
+	// the Cluster. Only its calls show what the user may do there.
 	//
-	// Errors: ErrPoolNotFound, ErrPermissionDenied, ErrTimeout,
-	// ErrConnectionLost.
+	// Errors: ErrPoolNotFound, ErrPermissionDenied, ErrTimeout, ErrConnectionLost.
 	OpenPool(ctx context.Context, name string) (Pool, error)
 	// Close gives the share back. It does not block; calling it twice is
 	// harmless.
@@ -60,13 +55,13 @@ type Cluster interface {
 
 // Pool is an open pool. It is safe for concurrent use.
 //
-// Calls that name the same image of the same pool run one after the other,
-// through whatever connections of one Connector they come: a call that outlived
-// its deadline keeps the name until librbd returns, and others wait for it
-// within their own deadline. All calls about images may return ErrTimeout, also with
-// ErrImageBusy, ErrConnectionLost or ErrPermissionDenied.
+// Calls that name the same image of the same pool run one after the other, whichever
+// connections of one Connector they use: a call that outlived its deadline keeps the name
+// until librbd returns, and others wait for it within their own deadline. All calls about
+// images may return ErrTimeout (with or without ErrImageBusy), ErrConnectionLost or
+// ErrPermissionDenied.
 //
-// Whoever needs a part of it takes that part.
+// Code that needs only a part of it takes only that part.
 type Pool interface {
 	Images
 	Trash
@@ -77,83 +72,78 @@ type Pool interface {
 	Close()
 }
 
-// Images are what a claim and its volume need.
+// Images are the calls that a claim and its volume need.
 type Images interface {
-	// CreateImage makes an empty image of format 2 with the feature layering
-	// and no other (and data-pool where DataPool is set). It does not set
-	// metadata.
+	// CreateImage makes an empty image of format 2 with the feature layering and no other
+	// (except data-pool if DataPool is set). It sets no metadata.
 	//
-	// Errors: ErrImageExists, also when the name is held by remains of an
-	// image that was half made or half removed, which Image then does not
-	// find; RemoveImage clears them. ErrPoolNotFound for the data pool or the
-	// pool, ErrPermissionDenied also when the user may not read the data pool,
-	// ErrPoolFull, ErrNotSupported. The first image of a pool can take some
-	// seconds.
+	// Errors: ErrImageExists, also if leftovers of an image that was half made or half
+	// removed hold the name; Image does not find these, and RemoveImage clears them.
+	// ErrPoolNotFound for the data pool or the pool, ErrPermissionDenied also if the user
+	// may not read the data pool, ErrPoolFull, ErrNotSupported. The first image of a pool
+	// can take some seconds.
 	CreateImage(ctx context.Context, name string, spec ImageSpec) error
 	// Image describes an image without changing it or watching it.
 	//
-	// Errors: ErrImageNotFound, also for remains of one, and for one whose
-	// removal was interrupted and that takes up room in the trash: that there
-	// is nothing left to remove, only RemoveImage says.
+	// Errors: ErrImageNotFound, also for leftovers of an image, and for an image whose
+	// interrupted removal left it in the trash, where it takes up room: only RemoveImage
+	// tells whether anything is left to remove.
 	Image(ctx context.Context, name string) (Image, error)
-	// SetMetadata adds entries to an image's metadata and replaces those of
-	// the same key; others stay.
+	// SetMetadata adds entries to an image's metadata and replaces those with the same
+	// key; others stay.
 	//
 	// Errors: ErrImageNotFound, ErrPoolFull.
 	SetMetadata(ctx context.Context, name string, entries map[string]string) error
-	// GrowImage gives an image at least that size. One that is larger already
-	// stays as it is, which is no error: no call makes an image smaller. Clients
-	// that have the image open or mapped are no obstacle, and see its new size.
-	// It takes no room, so that a pool over its quota need not be one.
+	// GrowImage gives an image at least that size. A larger image stays as it is, which
+	// is no error: no call makes an image smaller. Clients may have the image open or
+	// mapped, and see its new size. Growing takes no room, so a pool over its quota need
+	// not prevent it.
 	//
 	// Errors: ErrImageNotFound, ErrPoolFull.
 	GrowImage(ctx context.Context, name string, sizeBytes uint64) error
-	// RemoveImage removes an image and its data, or the remains of one, or
-	// what an interrupted RemoveImage of that name left in the trash. It is
-	// safe to repeat after any error. It takes time in proportion to the
-	// image's size, even when nothing was written: there is no object map to
-	// consult.
+	// RemoveImage removes an image and its data, or the leftovers of one, or what an
+	// interrupted RemoveImage of that name left in the trash. It is safe to repeat after
+	// any error. It takes time in proportion to the image's size, even if nothing was
+	// written: there is no object map to consult.
 	//
-	// Errors: ErrImageNotFound or none when there was no image, or nothing but
-	// remains of one; in both cases nothing is left. ErrImageInUse when a
-	// client watches it, ErrImageHasSnapshots; in both cases it stays. A full
-	// pool is no obstacle, but for one that no image was ever removed from:
-	// ErrPoolFull.
+	// Errors: ErrImageNotFound or none if there was no image, or only leftovers of one;
+	// in both cases nothing is left. ErrImageInUse if a client watches it,
+	// ErrImageHasSnapshots; in both cases it stays. A full pool does not prevent it,
+	// unless no image was ever removed from it: ErrPoolFull.
 	RemoveImage(ctx context.Context, name string) error
-	// FinishRemovals removes what interrupted calls of RemoveImage of these
-	// names left in the trash. An image that has such a name by now stays, and
-	// so does what somebody has put into the trash. Nothing to do is no error.
+	// FinishRemovals removes what interrupted RemoveImage calls for these names left in
+	// the trash. An image that has such a name by now stays, and so does what others have
+	// put into the trash. Having nothing to do is no error.
 	FinishRemovals(ctx context.Context, names ...string) error
-	// Written reports whether something was written into an image, by the objects at
-	// its beginning (1024 of them): file systems and partition tables begin there,
-	// but that of a clone need not be written to. What a clone shares with its
-	// parent does not count. It changes nothing.
+	// Written reports whether anything was written into an image. It looks at the first
+	// 1024 objects: file systems and partition tables begin there, but the beginning of a
+	// clone need not be written to. What a clone shares with its parent does not count.
+	// Written changes nothing.
 	//
 	// Errors: ErrImageNotFound.
 	Written(ctx context.Context, name string) (bool, error)
 }
 
-// Notes are what a program keeps in a pool beside the images: objects, each of
-// which holds keys with small values. "profile rbd" allows them, and no list of
-// images shows them. Each call that changes notes does all of it or nothing.
+// Notes are what a program keeps in a pool beside the images: objects, each of which
+// holds keys with small values. "profile rbd" allows them, and no list of images shows
+// them. A call that changes notes does all of it or nothing.
 //
-// Calls do not wait for one another, neither for those about the same object: of
-// two that set the same key, either may win. All may return ErrTimeout,
-// ErrConnectionLost, ErrPermissionDenied or, in an erasure-coded pool,
-// ErrNotSupported.
+// Calls do not wait for one another, not even for those about the same object: of two
+// that set the same key, either may win. All may return ErrTimeout, ErrConnectionLost,
+// ErrPermissionDenied or, in an erasure-coded pool, ErrNotSupported.
 type Notes interface {
-	// Notes returns the notes of an object that have one of the keys; all of
-	// them where no key is given. An object that is not there has none, which is
-	// no error; nor is a pool that was removed since it was opened.
+	// Notes returns the notes of an object that have one of the keys, or all of them if
+	// no key is given. A missing object has none, which is no error; nor is a pool that
+	// was removed since it was opened.
 	Notes(ctx context.Context, object string, keys ...string) (map[string][]byte, error)
-	// SetNotes adds notes and replaces those of the same key; others stay. It
-	// makes the object when there is none. A key is not empty and has no zero
-	// byte; a value is any bytes, which the caller does not change later.
+	// SetNotes adds notes and replaces those with the same key; others stay. It makes a
+	// missing object. A key is not empty and has no zero byte; a value is any bytes,
+	// which the caller does not change later.
 	//
 	// Errors: ErrPoolFull, ErrPoolNotFound.
 	SetNotes(ctx context.Context, object string, notes map[string][]byte) error
-	// RemoveNotes removes notes; that one is not there, or not even the object,
-	// is no error. The object stays.
+	// RemoveNotes removes notes. A missing note, or even a missing object, is no error.
+	// The object stays.
 	//
 	// Errors: ErrPoolFull.
 	RemoveNotes(ctx context.Context, object string, keys ...string) error
@@ -163,16 +153,15 @@ type Notes interface {
 type ImageSpec struct {
 	// SizeBytes is the size of the image; it may be any number of bytes.
 	SizeBytes uint64
-	// DataPool is the pool for the image's data, when it is not that of its
-	// header: an erasure-coded pool. Empty for none; the pool itself counts
-	// as none.
+	// DataPool is the pool for the image's data, if that differs from the pool of its
+	// header: an erasure-coded pool. Empty for none; the pool itself counts as none.
 	DataPool string
 }
 
 // Image is what a cluster says about an image.
 type Image struct {
-	// ID names the image inside its pool for as long as it lives, also when it
-	// is renamed or in the trash.
+	// ID names the image inside its pool for as long as it lives, even when it is renamed
+	// or in the trash.
 	ID        string
 	SizeBytes uint64
 	// Features are the names that "rbd info" prints, sorted; "feature-N" for a
@@ -188,13 +177,13 @@ type Image struct {
 	// Snapshots are the names of its snapshots, sorted, without those that
 	// Kept counts.
 	Snapshots []string
-	// Kept is how many snapshots were removed, and are kept out of sight for the
-	// clones that depend on them. They go with the last of these, and are no
-	// obstacle to TrashImage, but to RemoveTrashed.
+	// Kept is how many removed snapshots Ceph keeps out of sight for the clones that
+	// depend on them. They go with the last of these clones. They do not prevent
+	// TrashImage, but they do prevent RemoveTrashed.
 	Kept int
-	// Parent is the ID of the image that this one is a clone of, or empty: for
-	// one that was made empty, and for a clone that was flattened. It is of the
-	// same pool, unless somebody else made the clone.
+	// Parent is the ID of the image that this one is a clone of; empty for an image that
+	// was made empty, and for a flattened clone. It is in the same pool, unless another
+	// program made the clone.
 	Parent string
 }
 
