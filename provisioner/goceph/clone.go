@@ -14,8 +14,8 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// cloneFormat is that of clones whose snapshot need not be protected, and can be
-// removed before them.
+// cloneFormat is the clone format in which a snapshot needs no protection, and can be
+// removed before its clones.
 const cloneFormat = 2
 
 func (p *radosPool) snapshotImage(id, snapshot string) error {
@@ -66,8 +66,8 @@ func (p *radosPool) snapshots(id string) ([]string, error) {
 	return names, err
 }
 
-// listSnapshots returns the names of an image's snapshots, sorted, and how many
-// more are kept for clones.
+// listSnapshots returns the sorted names of an image's snapshots, and how many more Ceph
+// keeps for clones.
 func listSnapshots(image *librbd.Image) (names []string, kept int, err error) {
 	all, err := image.GetSnapshotNames()
 	if err != nil {
@@ -103,7 +103,7 @@ func (p *radosPool) hasClone(id, snapshot, clone string) (bool, error) {
 	}), nil
 }
 
-// parentOf returns what an image is a clone of, or nil.
+// parentOf returns the parent of a clone, or nil for an image without one.
 func parentOf(image *librbd.Image) (*librbd.ParentInfo, error) {
 	parent, err := image.GetParent()
 	if errors.Is(err, librbd.ErrNotFound) {
@@ -132,14 +132,14 @@ func (p *radosPool) cloneDepth(name string) (int, error) {
 	}
 }
 
-// openParent opens the snapshot that an image is a clone of. Its image may be in
-// the trash, and of another pool if somebody else made the clone.
+// openParent opens the snapshot that an image was cloned from. Its image may be in the
+// trash, and in another pool if another program made the clone.
 func (p *radosPool) openParent(parent *librbd.ParentInfo) (*librbd.Image, error) {
 	io, err := p.conn.OpenIOContext(parent.Image.PoolName)
 	if err != nil {
 		return nil, err
 	}
-	// An open image keeps what it needs of it.
+	// The open image keeps what it needs of io.
 	defer io.Destroy()
 	io.SetNamespace(parent.Image.PoolNamespace)
 	image, err := librbd.OpenImageByIdReadOnly(io, parent.Image.ImageID, librbd.NoSnapshot)

@@ -9,12 +9,12 @@ import (
 
 // Config says how long a Connector waits.
 type Config struct {
-	// Timeout bounds one call to a cluster. It is also what librados is told
-	// for one message to a monitor, rounded up to whole seconds. A call whose
-	// context ends earlier returns earlier. Zero means DefaultTimeout.
+	// Timeout bounds one call to a cluster. Rounded up to whole seconds, it is also
+	// librados's limit for one message to a monitor. A call whose context ends earlier
+	// returns earlier. Zero means DefaultTimeout.
 	Timeout time.Duration
-	// IdleTimeout is how long a connection stays open that nobody uses. Zero
-	// means DefaultIdleTimeout.
+	// IdleTimeout is how long an unused connection stays open. Zero means
+	// DefaultIdleTimeout.
 	IdleTimeout time.Duration
 }
 
@@ -24,14 +24,13 @@ const (
 	DefaultIdleTimeout = time.Minute
 )
 
-// grace is what a call gets beyond Config.Timeout, so that librados, which counts
-// the same time for monitors, normally is the one to give up on them: then nothing
-// runs on.
+// grace is how much longer than Config.Timeout a call may take. librados counts the same
+// time for monitors, and so normally gives up on them first: then no call runs on.
 const grace = time.Second
 
-// maxAbandoned is how many calls to a pool may run on, by one connection, after their
-// callers gave up. Each takes a thread until its OSD answers, and there may be a call a
-// minute for as long as an OSD is down.
+// maxAbandoned is how many calls to a pool may run on, per connection, after their
+// callers gave up. Each takes a thread until its OSD answers, and while an OSD is down
+// there may be one more each minute.
 const maxAbandoned = 64
 
 func (c Config) withDefaults() (Config, error) {
@@ -47,8 +46,8 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-// timeoutSeconds is Timeout as librados's options take it. Zero would mean no
-// timeout at all there.
+// timeoutSeconds is Timeout in the unit of librados's options, where zero would mean no
+// timeout.
 func (c Config) timeoutSeconds() int64 {
 	return max(1, int64((c.Timeout+time.Second-1)/time.Second))
 }

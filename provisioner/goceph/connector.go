@@ -15,20 +15,20 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// Connector is the rbd.Connector on librados. New makes one.
+// Connector implements rbd.Connector with librados. New makes one.
 type Connector struct {
 	cfg         Config
-	dial        func(rbd.Credentials) (conn, error) // as dialManager, blocks for Config.Timeout at most
+	dial        func(rbd.Credentials) (conn, error) // like dialManager, blocks for Config.Timeout at most
 	dialManager func(rbd.Credentials) (managerConn, error)
 	log         klog.Logger
 	names       nameLocks
-	// work counts the links, each until its connection is shut down.
+	// work counts each link until its connection is shut down.
 	work sync.WaitGroup
 
-	mu      sync.Mutex // guards what follows, and the fields of each link and pool that say so
+	mu      sync.Mutex // guards what follows, and the fields of links and pools that say so
 	links   map[*link]struct{}
 	closing bool
-	// managerTurns is what managerTurn has returned, by user and monitors.
+	// managerTurns holds the channels of managerTurn, by user and monitors.
 	managerTurns map[string]chan struct{}
 }
 
@@ -42,9 +42,9 @@ func newConnector(cfg Config, dial func(rbd.Credentials) (conn, error),
 	}
 }
 
-// Connect implements rbd.Connector. Of the connections to the same monitors as
-// the same user, it keeps the one whose key worked last: an older one with
-// another key closes as soon as its users have left.
+// Connect implements rbd.Connector. Of the connections to the same monitors as the same
+// user, it keeps the one whose key worked last: an older one with another key closes as
+// soon as its users have left.
 func (c *Connector) Connect(ctx context.Context, creds rbd.Credentials) (rbd.Cluster, error) {
 	cluster, err := c.connect(ctx, creds)
 	if err != nil {
@@ -79,8 +79,8 @@ func (c *Connector) connect(ctx context.Context, creds rbd.Credentials) (*cluste
 	}
 }
 
-// check refuses what librados would complain of on standard error, or answer
-// with a search of its own for monitors or keys.
+// check refuses what librados would complain about on standard error, or answer with its
+// own search for monitors or keys.
 func check(creds rbd.Credentials) error {
 	if len(creds.Monitors) == 0 {
 		return errors.New("no monitor is given")
@@ -123,8 +123,8 @@ func isAddress(monitor string) bool {
 	return err == nil && addr.Is6() == bracket
 }
 
-// join counts the caller in as a user of a link for creds, and makes one when
-// there is none. The caller waits until it is dialed.
+// join counts the caller in as a user of a link for creds, and makes one if there is
+// none. The caller must wait until the link is dialed.
 func (c *Connector) join(creds rbd.Credentials) (*link, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -154,8 +154,8 @@ func (c *Connector) leave(l *link) {
 	c.settle(l)
 }
 
-// open dials a link. It belongs to no caller: those who wait may give up, and
-// others join meanwhile.
+// open dials a link. No caller owns it: those who wait may give up, and others join
+// meanwhile.
 func (c *Connector) open(l *link) {
 	conn, err := c.dial(l.creds)
 
@@ -172,7 +172,7 @@ func (c *Connector) open(l *link) {
 	l.conn = conn
 	c.log.V(2).Info("Opened a connection", "monitors", l.creds.MonHost(), "user", l.creds.User, "fsid", conn.fsid())
 	for other := range c.links {
-		// One that is still dialing may hold the newer key.
+		// A link that is still dialing may hold the newer key.
 		if other != l && other.conn != nil && other.sameUser(l.creds) && !other.matches(l.creds) {
 			other.retired = true
 			c.settle(other)
@@ -181,10 +181,10 @@ func (c *Connector) open(l *link) {
 	c.settle(l)
 }
 
-// Close refuses new calls, waits for those that run, and ends all connections,
-// also those that somebody has not closed. When ctx ends first it returns an
-// error, and the calls that librados did not return from run on. It does not wait
-// for commands that a manager has not answered.
+// Close refuses new calls, waits for running ones, and ends all connections, even those
+// that still have users. If ctx ends first, Close returns an error, and the calls that
+// librados has not returned from run on. Close does not wait for commands that a manager
+// has not answered.
 func (c *Connector) Close(ctx context.Context) error {
 	c.mu.Lock()
 	c.closing = true

@@ -8,9 +8,9 @@ import (
 	"slices"
 )
 
-// Ceph's encoding of texts and maps, as far as image headers need it: all numbers
-// are little endian, a text is its length in four bytes and itself, a map the
-// number of its entries in four bytes and then keys and values in turn.
+// Ceph's encoding of texts and maps, as far as image headers need it. All numbers are
+// little endian. A text is its length in four bytes, then its bytes; a map is the number
+// of its entries in four bytes, then keys and values in turn.
 // Source: Ceph's src/include/encoding.h.
 
 // encodeEntries encodes a map<string, bufferlist>.
@@ -26,8 +26,8 @@ func appendText(b []byte, text string) []byte {
 	return append(binary.LittleEndian.AppendUint32(b, length(len(text))), text...)
 }
 
-// decodeText returns the text that b begins with, and what follows; false when
-// b is too short.
+// decodeText returns the text at the beginning of b and what follows it; ok is false if b
+// is too short.
 func decodeText(b []byte) (text string, rest []byte, ok bool) {
 	const size = 4
 	if len(b) < size {
@@ -40,5 +40,5 @@ func decodeText(b []byte) (text string, rest []byte, ok bool) {
 	return string(rest[:n]), rest[n:], true
 }
 
-// length is n as it is encoded. What is longer than 4 GiB no cluster would take.
+// length is n as Ceph encodes it. No cluster would take a text of more than 4 GiB.
 func length(n int) uint32 { return uint32(n) } // #nosec G115 -- texts of our own, far below 4 GiB

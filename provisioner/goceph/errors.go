@@ -9,12 +9,12 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// errClosed is what calls return after Close. It is no error of package rbd:
-// only a process that is stopping sees it.
+// errClosed is the error of calls after Close. Package rbd has none for this: only a
+// process that is stopping sees it.
 var errClosed = errors.New("the connection was closed by this program")
 
-// errUnanswered is what calls return that would follow too many earlier ones to an OSD
-// that does not answer. It is an ErrTimeout whose outcome is known: nothing was begun.
+// errUnanswered refuses a call because too many earlier ones still wait for an OSD that
+// does not answer. It is an ErrTimeout with a known outcome: nothing was begun.
 var errUnanswered error = unanswered{}
 
 type unanswered struct{}
@@ -22,10 +22,9 @@ type unanswered struct{}
 func (unanswered) Error() string { return "earlier calls to the pool have had no answer yet" }
 func (unanswered) Unwrap() error { return rbd.ErrTimeout }
 
-// translate turns an error of librados or librbd into one of package rbd.
-// notFound is what ENOENT means for the thing that was asked for. The text of an
-// error number that callers do not decide on is the system's, without the
-// number.
+// translate turns an error of librados or librbd into one of package rbd. notFound is the
+// error for ENOENT, which depends on what the call asked for. A number on which no caller
+// decides keeps the system's text, without the number.
 func translate(err, notFound error) error {
 	number, ok := errno(err)
 	if !ok {
@@ -54,24 +53,23 @@ func translate(err, notFound error) error {
 	return number
 }
 
-// translateConnect is translate for making a connection, where some numbers
-// mean something else.
+// translateConnect is translate for making a connection, where some numbers have another
+// meaning.
 func translateConnect(err error) error {
 	number, _ := errno(err)
 	switch number {
 	case syscall.ETIMEDOUT:
 		return rbd.ErrUnreachable
 	case syscall.EINVAL:
-		// The other argument that librados could refuse, the monitors, was
-		// checked before.
+		// It is the key: check has passed the monitors, the only other argument that
+		// librados could refuse.
 		return rbd.ErrInvalidKey
 	}
-	// Nothing is asked for by a name that could be missing.
+	// Connecting asks for nothing by name, so nothing can be missing.
 	return translate(err, syscall.ENOENT)
 }
 
-// errno returns the error number of an error of go-ceph, and false when it has
-// none.
+// errno returns the error number of a go-ceph error, and false if it has none.
 func errno(err error) (syscall.Errno, bool) {
 	var coded interface{ ErrorCode() int }
 	if !errors.As(err, &coded) {
@@ -80,12 +78,11 @@ func errno(err error) (syscall.Errno, bool) {
 	return syscall.Errno(max(coded.ErrorCode(), -coded.ErrorCode())), true
 }
 
-// interrupted is the error of a call that did not end before its context. Its
-// text is that of the sentinel alone: it must not differ between an attempt
-// that librados gave up and one that we did.
+// interrupted is the error of a call whose context ended first. Its text is only the
+// sentinel's: it must not depend on whether librados gave up or we did.
 type interrupted struct {
 	sentinel error // ErrTimeout or ErrUnreachable
-	cause    error // of the context
+	cause    error // the context's
 }
 
 func (e *interrupted) Error() string   { return e.sentinel.Error() }

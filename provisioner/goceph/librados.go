@@ -31,19 +31,17 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// New returns a Connector on librados. The caller must Close it.
+// New returns a Connector that uses librados. The caller must Close it.
 //
-// librados reads some of the process's environment whenever it starts a
-// connection, and takes options and keys from there that would go before ours;
-// New removes those variables.
+// Whenever librados starts a connection, it reads some of the process's environment, and
+// options and keys there would override ours. New removes those variables.
 func New(cfg Config) (*Connector, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
 		return nil, err
 	}
 	for _, name := range []string{"CEPH_ARGS", "CEPH_CONF", "CEPH_KEYRING", "CEPH_LIB"} {
-		// Touch nothing that is not there: C code may read the environment
-		// at the same time.
+		// Change the environment only where needed: C code may be reading it.
 		if _, found := os.LookupEnv(name); !found {
 			continue
 		}
@@ -56,8 +54,8 @@ func New(cfg Config) (*Connector, error) {
 		func(creds rbd.Credentials) (managerConn, error) { return dialManager(cfg, creds) }), nil
 }
 
-// Version returns the version of librados in this process, with the release of
-// Ceph that it comes from where it says so, as in "3.0.0 (Ceph 16.2.15)".
+// Version returns the version of librados in this process, followed by its Ceph release
+// if the library tells it, as in "3.0.0 (Ceph 16.2.15)".
 func Version() string {
 	major, minor, patch := rados.Version()
 	version := fmt.Sprintf("%d.%d.%d", major, minor, patch)
@@ -69,14 +67,14 @@ func Version() string {
 
 type option struct{ name, value string }
 
-// options are what librados is told beside the credentials and timeouts. An
-// option that it does not know is one of a newer Ceph: nothing to switch off.
+// options go to librados beside the credentials and timeouts. An option that librados
+// does not know comes from a newer Ceph: there is nothing to switch off.
 var options = [...]option{
 	// No keys but ours.
 	{"keyring", ""},
 	{"keyfile", ""},
-	// No listener, no files, nothing on the process's outputs: librados shows
-	// keys there that it cannot read. What it has to say, its error numbers do.
+	// No listener, no files, no output: librados prints keys that it cannot read. Its
+	// error numbers say all that it has to say.
 	{"admin_socket", ""},
 	{"log_file", ""},
 	{"log_to_file", "false"},
@@ -88,7 +86,7 @@ var options = [...]option{
 	{"err_to_graylog", "false"},
 	{"log_to_journald", "false"},
 	{"err_to_journald", "false"},
-	// Nothing here reads or writes the data of an image.
+	// Nothing here reads or writes an image's data.
 	{"rbd_cache", "false"},
 }
 
@@ -98,11 +96,11 @@ func dial(cfg Config, creds rbd.Credentials) (conn, error) {
 	c, err := dialWith(creds, []option{
 		{"client_mount_timeout", seconds},
 		{"rados_mon_op_timeout", seconds},
-		// None for what an OSD is asked. librados would forget a request that is on
-		// its way, and librbd, in the middle of making an image, take that for a
-		// failure and remove the image's name; the OSD then makes the header all the
-		// same, which nobody finds again. Measured: one of 40 images that were being
-		// made when an OSD was halted for some seconds.
+		// No limit for OSDs. With one, librados would forget a request on its way, and
+		// librbd, in the middle of making an image, would take that for a failure and
+		// remove the image's name; the OSD would still make the header, and nothing would
+		// ever find that. Measured: it happened to one of 40 images being made while an
+		// OSD was halted for some seconds.
 		{"rados_osd_op_timeout", "0"},
 	})
 	if err != nil {
@@ -116,11 +114,11 @@ func dial(cfg Config, creds rbd.Credentials) (conn, error) {
 	return &radosConn{conn: c, id: fsid}, nil
 }
 
-// dialWith connects to a cluster, with these timeouts.
+// dialWith connects to a cluster with the given timeouts.
 func dialWith(creds rbd.Credentials, timeouts []option) (*rados.Conn, error) {
-	// Not NewConnWithUser: librados applies changes of its log options only
-	// to a connection whose cluster has a name, which means nothing else here,
-	// and writes errors to standard error until then.
+	// Not NewConnWithUser: librados applies changes of its log options only to a
+	// connection whose cluster has a name, and until then writes errors to standard
+	// error. The name means nothing else here.
 	c, err := rados.NewConnWithClusterAndUser("ceph", "client."+creds.User)
 	if err != nil {
 		return nil, err
@@ -146,9 +144,9 @@ func connect(c *rados.Conn, creds rbd.Credentials, timeouts []option) error {
 	return c.Connect()
 }
 
-// setOption sets an option. The error names the option but not the value, which
-// may be a key; it does not carry librados's error number, which would be taken
-// for the answer of a cluster.
+// setOption sets an option. Its error names the option but not the value, which may be a
+// key. The error wraps the bare number: translate would take librados's own error for a
+// cluster's answer.
 func setOption(c *rados.Conn, name, value string) error {
 	err := c.SetConfigOption(name, value)
 	if number, ok := errno(err); ok {
@@ -157,15 +155,15 @@ func setOption(c *rados.Conn, name, value string) error {
 	return err
 }
 
-// release frees a connection that was never made. rados.Conn leaves that to
-// its finalizer, which would keep threads around until the next garbage
-// collection, for every attempt with a wrong key.
+// release frees a connection that was never made. rados.Conn leaves that to its
+// finalizer: each attempt with a wrong key would keep its threads until the next garbage
+// collection.
 func release(c *rados.Conn) {
 	runtime.SetFinalizer(c, nil)
 	C.rados_shutdown(C.rados_t(c.Cluster()))
 }
 
-// radosConn is a connection that was made.
+// radosConn is an established connection.
 type radosConn struct {
 	conn *rados.Conn
 	id   string
@@ -180,9 +178,8 @@ func (c *radosConn) openPool(name string) (ioctx, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Without it, librados holds back every call to a full pool until there
-	// is room, which looks like an OSD that does not answer; and the removals
-	// that make room along with them.
+	// Otherwise librados holds back every call to a full pool until there is room, even
+	// the removals that would make room. That looks like an OSD that does not answer.
 	if err := io.SetPoolFullTry(); err != nil {
 		io.Destroy()
 		return nil, err

@@ -42,14 +42,14 @@ func (p *radosPool) createImage(name string, spec rbd.ImageSpec) error {
 	return err
 }
 
-// imageOptions returns the options of images that are made here, to be destroyed.
+// imageOptions returns the options of the images made here. The caller must Destroy them.
 func imageOptions(dataPool string) (*librbd.ImageOptions, error) {
 	options := librbd.NewRbdImageOptions()
 	if err := errors.Join(
 		options.SetUint64(librbd.ImageOptionFormat, 2),
 		options.SetUint64(librbd.ImageOptionFeatures, librbd.FeatureLayering),
-		// Also when it is empty: the cluster's configuration may name a
-		// default, which the caller did not ask for.
+		// Set even if empty: the cluster's configuration may name a default that the
+		// caller did not ask for.
 		options.SetString(librbd.ImageOptionDataPool, dataPool),
 	); err != nil {
 		options.Destroy()
@@ -58,9 +58,9 @@ func imageOptions(dataPool string) (*librbd.ImageOptions, error) {
 	return options, nil
 }
 
-// checkDataPool looks at the data pool itself: librbd's ENOENT would not say
-// which of the two pools is missing, and it makes images for users who may do
-// nothing with their data, not even remove it.
+// checkDataPool checks the data pool itself: librbd's ENOENT would not say which of the
+// two pools is missing, and librbd makes images for users who may do nothing with the
+// data, not even remove it.
 func (p *radosPool) checkDataPool(name string) error {
 	if name == "" {
 		return nil
@@ -80,7 +80,7 @@ func (p *radosPool) lookAtPool(name string) error {
 		return err
 	}
 	defer io.Destroy()
-	// Any object will do that users of other pools may not read.
+	// Any object will do: a user who may use only other pools can't read it.
 	if _, err = io.Stat("rbd_directory"); errors.Is(err, rados.ErrNotFound) {
 		return nil
 	}
@@ -93,14 +93,13 @@ func (p *radosPool) image(name string) (rbd.Image, error) {
 	if err != nil {
 		return rbd.Image{}, err
 	}
-	// An image that was only read has nothing left to lose when closing it
-	// goes wrong.
+	// An error in closing loses nothing: the image was only read.
 	defer func() { _ = image.Close() }()
 
 	info, err := p.describe(image)
 	if errors.Is(err, librbd.ErrNotFound) {
-		// Only opening tells whether there is an image. This is a part of
-		// one, or its data pool, that somebody removed just now.
+		// The image could be opened, so it exists. A part of it, or its data pool, was
+		// removed just now.
 		return rbd.Image{}, errors.New("it changed while it was looked at")
 	}
 	return info, err
@@ -137,8 +136,8 @@ func (p *radosPool) describe(image *librbd.Image) (info rbd.Image, err error) {
 	return info, err
 }
 
-// features returns the names of an image's features, and that of its data pool
-// when it has one.
+// features returns the names of an image's features, and its data pool's name if it has
+// one.
 func (p *radosPool) features(image *librbd.Image) (names []string, dataPool string, err error) {
 	bits, err := image.GetFeatures()
 	if err != nil {

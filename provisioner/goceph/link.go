@@ -9,7 +9,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// conn is a connection to a cluster. Its methods block; errors carry librados's
+// conn is a connection to a cluster. Its methods block; their errors carry librados's
 // error number.
 type conn interface {
 	fsid() string
@@ -18,9 +18,9 @@ type conn interface {
 	shutdown()
 }
 
-// ioctx is librados's handle of an open pool. All methods but id and close
-// block; errors carry the error number. It is safe for concurrent use, but not
-// during and after close.
+// ioctx is librados's handle of an open pool. All methods but id and close block; their
+// errors carry the error number. It is safe for concurrent use, but not during or after
+// close.
 type ioctx interface {
 	id() int64
 	createImage(name string, spec rbd.ImageSpec) error
@@ -47,18 +47,17 @@ type ioctx interface {
 	close()
 }
 
-// link is a connection that is shared. It stays in Connector.links until it is
-// shut down.
+// link is a shared connection. It stays in Connector.links until it is shut down.
 type link struct {
 	creds rbd.Credentials
-	// dialed is closed when conn and err are final; one of them is set.
+	// dialed is closed once conn and err are final; one of them is set.
 	dialed chan struct{}
 	conn   conn
 	err    error
 
 	// The rest is guarded by Connector.mu.
 
-	// users counts the open Clusters and Pools, and those who wait for dialed.
+	// users counts the open Clusters and Pools, and the callers that wait for dialed.
 	users int
 	// calls counts the calls that librados has not returned from.
 	calls int
@@ -68,12 +67,12 @@ type link struct {
 	abandonedNotes map[notesKey]*unansweredNotes
 	// pools are the open pools.
 	pools map[*pool]struct{}
-	// retired says that nobody may join: the connection was lost, replaced by
-	// one with a newer key, or shut down.
+	// retired says that no caller may join: the connection was lost, replaced by one with
+	// a newer key, or shut down.
 	retired bool
-	// down says that conn is, or is about to be, shut down.
+	// down says that conn is shut down, or about to be.
 	down bool
-	// idle runs while nobody uses the link.
+	// idle runs while the link is unused.
 	idle *time.Timer
 }
 
@@ -92,8 +91,8 @@ type notesKey struct {
 
 func (l *link) fsid() string { return l.conn.fsid() }
 
-// matches reports whether the link can serve c: the same monitors in the same
-// order, the same user and key.
+// matches reports whether the link can serve c: it has the same monitors in the same
+// order, the same user and the same key.
 func (l *link) matches(c rbd.Credentials) bool {
 	return l.sameUser(c) && l.creds.Key.Equal(c.Key)
 }
@@ -102,14 +101,14 @@ func (l *link) sameUser(c rbd.Credentials) bool {
 	return l.creds.User == c.User && l.creds.MonHost() == c.MonHost()
 }
 
-// settle decides what becomes of a link that somebody left. Connector.mu is
-// held.
+// settle decides what happens to a link that has lost a user or a call. The caller holds
+// Connector.mu.
 func (c *Connector) settle(l *link) {
 	switch {
 	case l.conn == nil || l.down:
-		// Still dialing: the end of that settles it. Or done already.
+		// Still dialing, and open settles it afterwards; or already shut down.
 	case c.closing:
-		// Holders that did not close what they got do not keep the process.
+		// A Cluster or Pool that was left open must not keep the process from ending.
 		if l.calls == 0 {
 			c.shutdown(l)
 		}
@@ -121,7 +120,7 @@ func (c *Connector) settle(l *link) {
 		timer = time.AfterFunc(c.cfg.IdleTimeout, func() {
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			// Somebody may have come, and left again, since the timer fired.
+			// A user may have come and left again since the timer fired.
 			if l.idle == timer {
 				c.shutdown(l)
 			}
@@ -130,7 +129,7 @@ func (c *Connector) settle(l *link) {
 	}
 }
 
-// use counts somebody in. Connector.mu is held.
+// use counts a user in. The caller holds Connector.mu.
 func (l *link) use() {
 	l.users++
 	if l.idle != nil {
@@ -139,8 +138,8 @@ func (l *link) use() {
 	}
 }
 
-// shutdown closes a link's pools and ends its connection, in a goroutine that
-// Close waits for. Connector.mu is held.
+// shutdown closes a link's pools, and ends its connection in a goroutine that Close waits
+// for. The caller holds Connector.mu.
 func (c *Connector) shutdown(l *link) {
 	for p := range l.pools {
 		p.dropManager()
@@ -160,8 +159,8 @@ func (c *Connector) shutdown(l *link) {
 	}()
 }
 
-// end counts a call out, whose translated error was err. Connector.mu is not
-// held.
+// end counts out a call with the translated error err. The caller does not hold
+// Connector.mu.
 func (c *Connector) end(l *link, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -170,9 +169,9 @@ func (c *Connector) end(l *link, err error) {
 	case errors.Is(err, rbd.ErrConnectionLost):
 		l.retired = true
 	case errors.Is(err, rbd.ErrPermissionDenied) && len(l.abandoned) == 0:
-		// A connection keeps the caps it began with for up to an hour: the
-		// next attempt is to see whether somebody mended them. One that waits for
-		// an OSD would stay beside the next one, and there would be ever more.
+		// A connection keeps its first caps for up to an hour: retire it, so that the
+		// next attempt sees corrected ones. Not while a call waits for an OSD: the
+		// connection would stay beside the next one, and they would pile up.
 		l.retired = true
 	}
 	c.settle(l)

@@ -13,26 +13,25 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// managerConn is a connection that serves commands to a cluster's manager, and
-// nothing else. Errors carry librados's error number.
+// managerConn is a connection for commands to a cluster's manager, and for nothing else.
+// Errors carry librados's error number.
 //
-// It is not the link that all else shares, because of librados 16. There, the limit
-// that links have for every call (rados_mon_op_timeout) ends the wait for a manager's
-// answer, but not the command: an answer that comes after all is written to where the
-// function that waited had its buffers, and the process aborts. So these connections
-// have no limit: the caller keeps its deadline, and the command blocks until a manager
-// answers, however long that is.
+// It is separate from the shared link because of librados 16. There, the limit that links
+// set for every call (rados_mon_op_timeout) ends the wait for a manager's answer, but not
+// the command: librados writes a late answer to where the waiting function had its
+// buffers, and the process aborts. So these connections have no limit: the caller keeps
+// its deadline, and the command blocks until a manager answers, however long that takes.
 type managerConn interface {
-	// removeTrashed puts the removal of an image in the trash on the manager's
-	// list, as rbd.Trash.HandOverTrashed says.
+	// removeTrashed has the manager queue the removal of an image in the trash, as
+	// rbd.Trash.HandOverTrashed says.
 	removeTrashed(pool, id string) error
-	// shutdown ends the connection. No command is under way by then: librados
-	// forgets those, and whoever waits for one would wait for ever.
+	// shutdown ends the connection. No command may be running by then: librados forgets
+	// it, and its caller would wait for ever.
 	shutdown()
 }
 
-// HandOverTrashed implements rbd.Trash. It counts as no call of the link, which its
-// errors say nothing about, and does not hold the image's name: what the manager
+// HandOverTrashed implements rbd.Trash. It does not count as a call of the link, since
+// its errors say nothing about that. Nor does it hold the image's name: a manager that
 // does not answer would keep the image from being removed here.
 func (p *pool) HandOverTrashed(ctx context.Context, id string) error {
 	start := time.Now()
@@ -49,7 +48,7 @@ func (p *pool) handOverTrashed(ctx context.Context, id string) error {
 	if err := checkName(id); err != nil {
 		return err
 	}
-	// The manager takes them apart again.
+	// The manager gets both names as one text, and splits it at these characters.
 	if strings.ContainsAny(p.name, "/@") || strings.ContainsAny(id, "/@") {
 		return fmt.Errorf("a / or @ in a name is %w", rbd.ErrNotSupported)
 	}
@@ -74,9 +73,9 @@ func (p *pool) handOverTrashed(ctx context.Context, id string) error {
 }
 
 // managerTurn returns a channel with room for the one command that a user may have
-// under way at a cluster's manager. By user, not by key: a command that is never
-// answered is to stop the next one also when the key was renewed meanwhile, or
-// connections would pile up.
+// running at a cluster's manager. It goes by user, not by key: a command that never gets
+// an answer must stop the next one even after the key was renewed, or connections would
+// pile up.
 func (c *Connector) managerTurn(creds rbd.Credentials) chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -87,8 +86,8 @@ func (c *Connector) managerTurn(creds rbd.Credentials) chan struct{} {
 	return c.managerTurns[key]
 }
 
-// takeManager returns the pool's connection for commands, and makes one if there is
-// none. The caller has the turn, and gives the connection back.
+// takeManager returns the pool's connection for commands, and makes one if there is none.
+// The caller has the turn, and gives the connection back.
 func (p *pool) takeManager() (managerConn, error) {
 	c := p.connector
 	c.mu.Lock()
@@ -107,7 +106,7 @@ func (p *pool) takeManager() (managerConn, error) {
 	return conn, translateConnect(err)
 }
 
-// giveManager keeps a connection for the pool's next command, until the pool is
+// giveManager keeps a connection for the pool's next command, or drops it if the pool is
 // closed.
 func (p *pool) giveManager(conn managerConn) {
 	p.connector.mu.Lock()
@@ -118,10 +117,10 @@ func (p *pool) giveManager(conn managerConn) {
 	}
 }
 
-// dropManager ends the pool's connection for commands, in a goroutine. While a command
-// is under way the pool has none: the end of the command drops it. Connector.mu is
-// held. Connector.Close waits for these goroutines, but for those that begin after it
-// has ended the pool's link: no manager answered in time.
+// dropManager ends the pool's connection for commands, in a goroutine. While a command is
+// running the pool has no such connection: the end of the command drops it. The caller
+// holds Connector.mu. Connector.Close waits for these goroutines, except those that start
+// after it ended the pool's link: no manager answered in time.
 func (p *pool) dropManager() {
 	conn := p.manager
 	p.manager = nil

@@ -14,11 +14,11 @@ import (
 )
 
 // dialManager connects to a cluster for commands to its manager. It blocks for the
-// configured timeout at most, though the commands then block without any.
+// configured timeout at most; the commands then block without limit.
 func dialManager(cfg Config, creds rbd.Credentials) (managerConn, error) {
 	c, err := dialWith(creds, []option{
 		{"client_mount_timeout", strconv.FormatInt(cfg.timeoutSeconds(), 10)},
-		// None, whatever the cluster's own configuration says: see managerConn.
+		// No limit, whatever the cluster's own configuration says: see managerConn.
 		{"rados_mon_op_timeout", "0"},
 	})
 	if err != nil {
@@ -27,7 +27,7 @@ func dialManager(cfg Config, creds rbd.Credentials) (managerConn, error) {
 	return &radosManager{c}, nil
 }
 
-// radosManager is a connection that was made.
+// radosManager is an established connection.
 type radosManager struct{ conn *rados.Conn }
 
 func (m *radosManager) shutdown() { m.conn.Shutdown() }
@@ -41,9 +41,9 @@ func (m *radosManager) removeTrashed(pool, id string) error {
 	if task.RetryMessage == "" || task.InProgress {
 		return nil
 	}
-	// It is one of an earlier request. Should it not be taken off the list, then
-	// the manager tries again, and finds the image gone or fails again. That the
-	// answer is empty is an error for go-ceph.
+	// The task is that of an earlier request, and has failed. If it stays queued, the
+	// manager tries again, and finds the image gone or fails again. go-ceph takes the
+	// empty answer to Cancel for an error.
 	_, _ = tasks.Cancel(task.ID)
 	return rbd.ErrManagerFailed
 }

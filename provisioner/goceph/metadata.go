@@ -16,13 +16,12 @@ import (
 )
 
 const (
-	// idObject and headerObject begin the names of the objects that hold an
-	// image's id, by its name, and all that is known of it, by its id.
-	// Source: RBD_ID_PREFIX and RBD_HEADER_PREFIX in Ceph's
-	// src/include/rbd_types.h.
+	// idObject and headerObject are prefixes of object names. The first object holds an
+	// image's id, by its name; the second all else about it, by its id.
+	// Source: RBD_ID_PREFIX and RBD_HEADER_PREFIX in Ceph's src/include/rbd_types.h.
 	idObject     = "rbd_id."
 	headerObject = "rbd_header."
-	// idLength is more than an id has: 20 characters or less (MAX_IMAGE_ID in
+	// idLength is longer than any id: 20 characters or less (MAX_IMAGE_ID in
 	// src/librbd/Utils.h).
 	idLength = 256
 	// configPrefix begins the keys of entries that are options of librbd.
@@ -30,20 +29,19 @@ const (
 	configPrefix = "conf_"
 )
 
-// setMetadata sets entries in two round trips: it reads the image's id, and has
-// the header's OSD set them all, by the same method of Ceph's object class that
-// librbd calls for each entry (metadata_set in Ceph's src/cls/rbd/cls_rbd.cc).
-// librbd would open the image for that, which makes this client a watcher, and
-// after each entry notify all watchers: for four entries twenty times the CPU and the
-// time.
+// setMetadata sets entries in two round trips: it reads the image's id, then has the
+// header's OSD set them all, with the method of Ceph's object class that librbd calls for
+// each entry (metadata_set in Ceph's src/cls/rbd/cls_rbd.cc). librbd would open the image
+// for that, which makes this client a watcher, and notify all watchers after each entry:
+// four entries would take twenty times the CPU and the time.
 //
-// Leaving out the notification is harmless. It tells clients that have the image
-// open to read its header again, but they keep nothing of the metadata but
-// options of librbd; those are set with librbd. Neither does an exclusive lock
-// matter, which orders writes of data: all entries are set at once, or none.
+// Leaving out the notification is harmless. It tells clients that have the image open to
+// read its header again, but the only metadata they keep is options of librbd, which
+// setMetadataOpen sets. An exclusive lock does not matter either: it orders writes of
+// data, and the OSD sets all entries at once, or none.
 //
-// Where this finds no image, librbd says what there is: an image of format 1,
-// remains of one, or none.
+// If this finds no image, librbd says what there is: an image of format 1, leftovers of
+// one, or none.
 func (p *radosPool) setMetadata(name string, entries map[string]string) error {
 	options := false
 	for key, value := range entries {
@@ -82,7 +80,7 @@ func (p *radosPool) imageID(name string) (string, error) {
 func (p *radosPool) setHeaderEntries(id string, entries map[string]string) error {
 	op := rados.CreateWriteOp()
 	defer op.Release()
-	// The method would make a header where there is none.
+	// Without a header, the method would make one.
 	op.AssertExists()
 	op.Exec("rbd", "metadata_set", encodeEntries(entries))
 	return op.Operate(p.io, headerObject+id, rados.OperationNoFlag)

@@ -9,19 +9,18 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// imageName names an image wherever it is reached from: the same image through
-// two connections is one.
+// imageName names an image, whichever connection leads to it.
 type imageName struct {
 	fsid  string
 	pool  int64
 	image string
 }
 
-// nameLocks lets calls that name the same image run one after the other. The
-// zero nameLocks is ready.
+// nameLocks makes calls that name the same image run one after the other. The zero
+// nameLocks is ready.
 type nameLocks struct {
 	mu sync.Mutex // guards waiting, and each lock's users
-	// waiting holds the names that somebody has locked or waits for.
+	// waiting holds the names that a call has locked or waits for.
 	waiting map[imageName]*nameLock
 }
 
@@ -30,9 +29,9 @@ type nameLock struct {
 	users int
 }
 
-// lock locks a name and returns the function that unlocks it, to be called
-// once. When ctx ends first, the error wraps ErrTimeout: whoever holds the name
-// may still change the image.
+// lock locks a name and returns the function that unlocks it, to be called once. If ctx
+// ends first, the error wraps ErrTimeout: the holder of the name may still change the
+// image.
 func (n *nameLocks) lock(ctx context.Context, name imageName) (unlock func(), err error) {
 	n.mu.Lock()
 	l := n.waiting[name]

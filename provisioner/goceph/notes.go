@@ -12,8 +12,8 @@ import (
 	librbd "github.com/ceph/go-ceph/rbd"
 )
 
-// notesAtOnce is how many notes one read asks for: below what OSDs give at once
-// by default (osd_max_omap_entries_per_request).
+// notesAtOnce is how many notes one read asks for: fewer than OSDs return at once by
+// default (osd_max_omap_entries_per_request).
 const notesAtOnce = 512
 
 func (p *radosPool) notes(object string, keys []string) (notes map[string][]byte, err error) {
@@ -51,7 +51,7 @@ func (p *radosPool) setNotes(object string, notes map[string][]byte) error {
 			return fmt.Errorf("key %q: %w", key, err)
 		}
 	}
-	// Also without notes, so that what is wrong with the pool shows.
+	// Even without notes, the call shows what is wrong with the pool.
 	return p.io.SetOmap(object, notes)
 }
 
@@ -63,7 +63,7 @@ func (p *radosPool) removeNotes(object string, keys []string) error {
 	return err
 }
 
-// lookInto is how many objects of an image Written looks at: 4 GiB as a rule.
+// lookInto is how many objects of an image Written checks: 4 GiB as a rule.
 const lookInto = 1024
 
 func (p *radosPool) written(name string) (bool, error) {
@@ -71,15 +71,14 @@ func (p *radosPool) written(name string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	// An image that was only read has nothing left to lose when closing it
-	// goes wrong.
+	// An error in closing loses nothing: the image was only read.
 	defer func() { _ = image.Close() }()
 	info, err := image.Stat()
 	if err != nil || info.Size == 0 {
 		return false, err
 	}
 	written := false
-	// Asks for the object's existence, not for its content.
+	// Check whether objects exist, not what they contain.
 	err = image.DiffIterate(librbd.DiffIterateConfig{
 		SnapName:      librbd.NoSnapshot,
 		Length:        min(info.Size, lookInto*info.Obj_size),

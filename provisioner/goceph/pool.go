@@ -20,7 +20,7 @@ type pool struct {
 
 	calls  int
 	closed bool
-	// manager is a connection that no command is under way on; nil for none.
+	// manager is a connection on which no command is running; nil for none.
 	manager managerConn
 }
 
@@ -77,9 +77,9 @@ func (p *pool) Notes(ctx context.Context, object string, keys ...string) (map[st
 
 // SetNotes implements rbd.Notes.
 func (p *pool) SetNotes(ctx context.Context, object string, notes map[string][]byte) error {
-	// The call may outlive its caller, who then has the map back.
+	// The call may outlive its caller, which is then free to change the map.
 	notes = maps.Clone(notes)
-	// Only the pool can be missing: an object is made.
+	// Only the pool can be missing: the call makes a missing object.
 	_, err := callNotes(ctx, p, "set", object, rbd.ErrPoolNotFound, func(io ioctx) (struct{}, error) {
 		return struct{}{}, io.setNotes(object, notes)
 	})
@@ -106,10 +106,10 @@ func (p *pool) Close() {
 	p.release()
 }
 
-// running is a call that was counted in. Its fields are guarded by Connector.mu.
+// running is a call that begin has counted in. Connector.mu guards its fields.
 type running struct {
 	pool *pool
-	// notes is the object whose notes it is about; empty for none.
+	// notes is the object whose notes the call is about; empty for none.
 	notes           string
 	over, abandoned bool
 }
@@ -135,7 +135,7 @@ func (p *pool) begin(notes string) (call *running, earlier <-chan struct{}, err 
 	return &running{pool: p, notes: notes}, nil, nil
 }
 
-// end counts a call out, whose translated error was err.
+// end counts out a call with the translated error err.
 func (r *running) end(err error) {
 	p := r.pool
 	p.connector.mu.Lock()
@@ -149,7 +149,7 @@ func (r *running) end(err error) {
 	p.connector.end(p.link, err)
 }
 
-// abandon says that nobody waits for a call any more.
+// abandon records that the caller has given up, unless the call has ended.
 func (r *running) abandon() {
 	r.pool.connector.mu.Lock()
 	defer r.pool.connector.mu.Unlock()
@@ -180,8 +180,8 @@ func (r *running) countAbandoned(n int) {
 	}
 }
 
-// release closes the handle of a closed pool that has no calls left, and gives
-// its share in the link back. Connector.mu is held.
+// release closes the handle of a closed pool that has no calls left, and gives back its
+// share in the link. The caller holds Connector.mu.
 func (p *pool) release() {
 	if !p.closed || p.calls > 0 || p.link.down {
 		return

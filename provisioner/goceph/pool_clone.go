@@ -12,8 +12,8 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// flattening begins the names that a flattening holds. No image has such a name,
-// so that other calls about the image do not wait for it.
+// flattening begins the names that FlattenImage holds. No image has such a name, so other
+// calls about the image do not wait.
 const flattening = "\x00flattening "
 
 // SnapshotImage implements rbd.Clones.
@@ -77,7 +77,7 @@ func (p *pool) FlattenImage(ctx context.Context, name string) error {
 	return err
 }
 
-// callID is call for an image that is named by its ID, in the trash or not.
+// callID is call for an image named by its ID, in the trash or not.
 func callID[T any](ctx context.Context, p *pool, attempt, id string, f func(ioctx) (T, error)) (T, error) {
 	value, err := operate(ctx, p, operation{
 		log: klog.FromContext(ctx).WithValues("id", id), message: "Called librbd", attempt: attempt,
@@ -89,7 +89,7 @@ func callID[T any](ctx context.Context, p *pool, attempt, id string, f func(ioct
 	return value, err
 }
 
-// checkSnapshot refuses what would be read as another name.
+// checkSnapshot refuses a name that a C function would read as another one.
 func checkSnapshot(name string) error {
 	if err := checkName(name); err != nil {
 		return fmt.Errorf("snapshot: %w", err)

@@ -12,8 +12,8 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// FinishRemovals implements rbd.Pool. It holds no image's name: whoever has one
-// now is another image.
+// FinishRemovals implements rbd.Pool. It holds no image's name: an image that has one of
+// these names now is another image.
 func (p *pool) FinishRemovals(ctx context.Context, names ...string) error {
 	_, err := operate(ctx, p, operation{
 		log: klog.FromContext(ctx), message: "Called librbd", attempt: "finish removals", name: trashObject,
@@ -47,8 +47,8 @@ func (p *pool) RemoveTrashed(ctx context.Context, id string) error {
 	return err
 }
 
-// callTrash is call for an image in the trash. An image has one ID for life, so
-// that it holds the name of an image that is called like that is no harm.
+// callTrash is call for an image in the trash. It holds the ID, which an image keeps for
+// life, as a name; holding up an image that really has that name does no harm.
 func callTrash[T any](ctx context.Context, p *pool, attempt, id string, f func(ioctx) (T, error)) (T, error) {
 	value, err := operate(ctx, p, operation{
 		log: klog.FromContext(ctx).WithValues("id", id), message: "Called librbd", attempt: attempt + " trashed",

@@ -11,14 +11,14 @@ func (p *radosPool) growImage(name string, sizeBytes uint64) error {
 	return change(image, err, func() error { return grow(image, sizeBytes) })
 }
 
-// change runs f, which changes an image that was opened with err, and closes the image.
+// change runs f, which changes an image, and closes the image. err is from opening it.
 func change(image *librbd.Image, err error, f func() error) error {
 	if err != nil {
 		return err
 	}
 	err = f()
-	// Closing takes back the watch that opening made. When it goes wrong, the
-	// cluster forgets the watch by itself, and what was changed is stored.
+	// Closing ends the watch that opening began. If it fails, the cluster drops the watch
+	// by itself, and the change is already stored.
 	_ = image.Close()
 	return err
 }
@@ -28,8 +28,8 @@ func grow(image *librbd.Image, sizeBytes uint64) error {
 	if err != nil || size >= sizeBytes {
 		return err
 	}
-	// Not Resize, which makes an image smaller that somebody else has grown
-	// since its size was read.
+	// Not Resize: it would shrink an image that another client has grown since the size
+	// was read.
 	const allowShrink = false
 	return image.Resize2(sizeBytes, allowShrink, func(_, _ uint64, _ any) int { return 0 }, nil)
 }

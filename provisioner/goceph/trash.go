@@ -19,7 +19,7 @@ import (
 )
 
 func (p *radosPool) finishRemovals(names []string) error {
-	// Not librbd's list: go-ceph leaves out of it who put an image there.
+	// Not librbd's list: in go-ceph it lacks who put an image there.
 	trash, err := p.io.GetAllOmapValues(trashObject, "", trashKey, notesAtOnce)
 	if errors.Is(err, rados.ErrNotFound) {
 		return nil // no image was ever removed
@@ -28,7 +28,7 @@ func (p *radosPool) finishRemovals(names []string) error {
 		return err
 	}
 	for key, entry := range trash {
-		// One that can't be read is somebody's.
+		// An entry that can't be read is not ours.
 		e, ok := parseTrashEntry(entry)
 		if !ok || e.source != trashRemoving || !slices.Contains(names, e.name) {
 			continue
@@ -44,9 +44,9 @@ func (p *radosPool) trashImage(name string, keep time.Duration) error {
 	return p.intoTrash(name, func() error { return librbd.GetImage(p.io, name).Trash(keep) })
 }
 
-// intoTrash does what moves an image into the trash, which in a pool without one
-// makes it. When the pool is too full for that, librbd says that there is no
-// image: seen with Ceph 16.2. To believe it would be to lose an image.
+// intoTrash runs move, which moves an image into the trash. In a pool without a trash,
+// that also makes it. If the pool is too full for this, librbd says that there is no
+// image (seen with Ceph 16.2). Believing that would lose the image.
 func (p *radosPool) intoTrash(name string, move func() error) error {
 	err := move()
 	if !errors.Is(err, librbd.ErrNotFound) {
@@ -54,7 +54,7 @@ func (p *radosPool) intoTrash(name string, move func() error) error {
 	}
 	image, openErr := librbd.OpenImageReadOnly(p.io, name, librbd.NoSnapshot)
 	if openErr != nil {
-		return openErr // normally that it does not exist
+		return openErr // normally: the image does not exist
 	}
 	_ = image.Close() // only opened
 	if trashErr := p.io.Create(trashObject, rados.CreateIdempotent); trashErr != nil {
@@ -100,16 +100,16 @@ func (p *radosPool) removeTrashed(id string) error {
 	if number, _ := errno(err); number != syscall.EUCLEAN {
 		return err
 	}
-	// It is being moved, removed or restored; or was, by a client that died.
+	// A client is moving, removing or restoring the image; or died while doing so.
 	if err := p.endMove(id); err != nil {
 		return err
 	}
 	return librbd.TrashRemove(p.io, id, true)
 }
 
-// endMove ends a move to the trash that was cut off after the image had lost its
-// name, where another image has that by now: all that is missing is that the entry
-// says so. librbd goes on with a move by the name only, which does for all others.
+// endMove completes a move to the trash that was cut off after the image had lost its
+// name, if another image has that name by now: only the state in the entry is missing.
+// librbd continues a move by name only, which is enough for all other moves.
 func (p *radosPool) endMove(id string) error {
 	e, err := p.trashEntry(id)
 	if err != nil {
@@ -127,8 +127,8 @@ func (p *radosPool) endMove(id string) error {
 	op := rados.CreateWriteOp()
 	defer op.Release()
 	op.AssertExists()
-	// Source: trash_state_set in Ceph's src/cls/rbd/cls_rbd.cc. It changes nothing
-	// when the state is no longer the expected one.
+	// Source: trash_state_set in Ceph's src/cls/rbd/cls_rbd.cc. It changes nothing if the
+	// state is no longer the expected one.
 	op.Exec("rbd", "trash_state_set", append(appendText(nil, id), trashNormal, trashMoving))
 	return op.Operate(p.io, trashObject, rados.OperationNoFlag)
 }

@@ -8,21 +8,21 @@ import (
 )
 
 const (
-	// trashObject holds a pool's trash: its omap has an entry for each image,
-	// whose key is trashKey and the image's id.
+	// trashObject holds a pool's trash: its omap has an entry for each image, whose key
+	// is trashKey and the image's id.
 	// Source: RBD_TRASH in Ceph's src/include/rbd_types.h.
 	trashObject = "rbd_trash"
 	trashKey    = "id_"
-	// trashRemoving is who put an image there when RemoveImage did.
+	// trashRemoving is the source of an image that RemoveImage put there.
 	// Source: TrashImageSource in Ceph's src/cls/rbd/cls_rbd_types.h.
 	trashRemoving = 3
-	// trashMoving is the state of an entry until the image has lost its name, and
-	// trashNormal that after it. Source: TrashImageState in the same file.
+	// trashMoving is the state of an entry until the image has lost its name, trashNormal
+	// the state after that. Source: TrashImageState in the same file.
 	trashNormal = 0
 	trashMoving = 1
 )
 
-// trashEntry is what the trash says of an image.
+// trashEntry is what the trash says about an image.
 type trashEntry struct {
 	source byte
 	name   string
@@ -32,10 +32,10 @@ type trashEntry struct {
 
 // parseTrashEntry reads an entry of the trash, and reports whether it could.
 //
-// An entry is a header of six bytes (version, oldest version that reads it,
-// length), who put it there (one byte), the name (length in four bytes), when
-// that was and until when it is kept (seconds and nanoseconds, four bytes each),
-// and the state (one byte), all little endian, and more.
+// An entry is little endian: a header of six bytes (version, oldest version that reads
+// it, length), who put the image there (one byte), the name (length in four bytes), when
+// that happened and until when to keep the image (seconds and nanoseconds, four bytes
+// each), the state (one byte), and more.
 // Source: TrashImageSpec::encode in the same file.
 func parseTrashEntry(entry []byte) (trashEntry, bool) {
 	const header, length, times = 6, 4, 16
