@@ -24,9 +24,9 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// newInformers returns the factory of our caches. Memory grows with what they hold
-// of each volume and claim in the cluster, and with what the first list of them
-// takes: so that comes in pages, each of which is trimmed before the next is read.
+// newInformers returns the factory of our caches. Their memory grows with what they
+// hold of each volume and claim in the cluster, and with what the first list takes: so
+// that list comes in pages, and each page is trimmed before the next one is read.
 func newInformers(client kubernetes.Interface) informers.SharedInformerFactory {
 	trim := new(trimmer).trim
 	factory := informers.NewSharedInformerFactoryWithOptions(client, resyncPeriod, informers.WithTransform(trim))
@@ -48,8 +48,8 @@ func newInformers(client kubernetes.Interface) informers.SharedInformerFactory {
 	return factory
 }
 
-// newInformer is what the factory would make, with a list that is trimmed page by
-// page. A server that can send the list as a stream is asked for that.
+// newInformer makes what the factory would make, but trims the list page by page. It
+// asks a server that can send the list as a stream for that.
 func newInformer(
 	client kubernetes.Interface, kind runtime.Object, resync time.Duration, trim cache.TransformFunc, indexers cache.Indexers,
 	watch func(context.Context, metav1.ListOptions) (watch.Interface, error),
@@ -58,7 +58,7 @@ func newInformer(
 	return cache.NewSharedIndexInformer(cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 		WatchFuncWithContext: watch,
 		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-			// "Any version" is answered from the server's cache, in one piece.
+			// The server answers "any version" from its cache, in one piece.
 			if options.ResourceVersion == "0" {
 				options.ResourceVersion = ""
 			}
@@ -74,13 +74,13 @@ func newInformer(
 	}, client), kind, resync, indexers)
 }
 
-// trimmer makes objects small before they are cached. It takes out what nobody
-// here reads, and lets objects share what is the same in many: half of what a
-// volume and its claim take are maps with one or few entries, each of which has
-// room for eight. As all that is cached, what is shared is not to be changed.
+// trimmer makes objects small before they are cached. It removes what this process
+// never reads, and lets objects share what many have in common: half of the memory of a
+// volume and its claim is maps of one or a few entries, each with room for eight. Like
+// all cached objects, shared maps must not be changed.
 //
-// Nothing is lost to others. A claim that waits for a volume stays whole, as the
-// library may write it back; of others, and of volumes, it only ever sends the
+// Others lose nothing. A claim that waits for a volume stays whole, since the library
+// may write it back; of other claims, and of volumes, the library only ever sends the
 // difference between two copies of the trimmed object.
 type trimmer struct {
 	texts     pool[map[string]string]
@@ -99,7 +99,7 @@ func (t *trimmer) trim(obj any) (any, error) {
 		if object.Spec.VolumeName == "" {
 			break
 		}
-		// As in volume.Trim.
+		// volume.Trim does the same.
 		maps.DeleteFunc(object.Annotations, func(key, _ string) bool {
 			return key == corev1.LastAppliedConfigAnnotation
 		})
@@ -113,7 +113,7 @@ func (t *trimmer) trim(obj any) (any, error) {
 	case metav1.Object:
 		object.SetManagedFields(nil)
 	}
-	// A tombstone needs nothing taken out.
+	// A tombstone needs no trimming.
 	return obj, nil
 }
 
@@ -167,20 +167,20 @@ func (t *trimmer) shareResources(resources corev1.ResourceList) corev1.ResourceL
 	return t.resources.share(key, resources)
 }
 
-// poolSize is how many different maps are shared at most. Users may give each
-// claim another annotation; those maps would only be held twice.
+// poolSize limits how many different maps are shared. Users may give each claim its own
+// annotation; sharing those maps would only hold them twice.
 const poolSize = 1000
 
-// keyRoom is enough for what most maps have in them.
+// keyRoom is enough for most maps.
 const keyRoom = 512
 
-// pool has maps that many objects share. The zero pool is empty.
+// pool holds maps that many objects share. The zero pool is empty.
 type pool[M any] struct {
 	mu   sync.Mutex // guards maps
 	maps map[string]M
 }
 
-// share returns a map that is equal to m, as all of that key are.
+// share returns a map that is equal to m: all maps of one key are equal.
 func (p *pool[M]) share(key []byte, m M) M {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -20,8 +20,8 @@ import (
 // clients are the connections to the API server.
 type clients struct {
 	main kubernetes.Interface
-	// leases has limits of its own: a burst of claims must not keep the lease
-	// from being renewed.
+	// leases has its own limits: a burst of claims must not keep us from renewing the
+	// lease.
 	leases kubernetes.Interface
 }
 
@@ -35,8 +35,8 @@ func newClients(o *options) (*clients, error) {
 	config.Burst = o.burst
 	config.ContentType = runtime.ContentTypeProtobuf
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
-	// The server warns of every volume that in-tree rbd is deprecated: once
-	// is enough.
+	// For every volume, the server warns that in-tree rbd is deprecated: once is
+	// enough.
 	config.WarningHandlerWithContext = new(warningLog)
 	main, err := kubernetes.NewForConfig(config)
 	if err != nil {
@@ -66,8 +66,8 @@ func restConfig(o *options) (*rest.Config, error) {
 	return config, nil
 }
 
-// lacksInTreeRBD reports whether a server is of a version whose kubelet and
-// controller manager have no rbd plugin any more.
+// lacksInTreeRBD reports whether a server's version is one whose kubelet and controller
+// manager no longer have an rbd plugin.
 func lacksInTreeRBD(v *apiversion.Info) bool {
 	parsed, err := utilversion.ParseGeneric(v.GitVersion)
 	return err == nil && parsed.AtLeast(utilversion.MajorMinor(1, 31))

@@ -13,20 +13,20 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// clusterNamespace is there from a cluster's first minute to its last; its UID
-// stands for the cluster.
+// clusterNamespace exists from a cluster's first minute to its last; its UID identifies
+// the cluster.
 const clusterNamespace = metav1.NamespaceSystem
 
-// rightsDelay is for how long a right that is missing at the start is waited for: what
-// is applied together does not come into force all at once.
+// rightsDelay is how long the start waits for a missing right: manifests that are
+// applied together do not come into force all at once.
 const rightsDelay = 10 * time.Second
 
-// clusterUIDTimeout bounds one question for it.
+// clusterUIDTimeout bounds one attempt to read it.
 const clusterUIDTimeout = 10 * time.Second
 
-// readClusterUID returns the identity of the Kubernetes cluster, or an empty text
-// when it may not be read: the log then says what is missing. It returns an error
-// only when ctx ends.
+// readClusterUID returns the identity of the Kubernetes cluster, or an empty string
+// when we may not read it: the log then says what is missing. It returns an error only
+// when ctx ends.
 func readClusterUID(ctx context.Context, client corev1client.NamespacesGetter) (uid string, err error) {
 	logger := klog.FromContext(ctx)
 	said := false

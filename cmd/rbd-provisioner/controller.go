@@ -25,53 +25,53 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/ownership"
 )
 
-// Backoff of a claim or volume that fails: somebody who mends the cause should
-// not wait long, and what stays broken should not make noise. The cap is how long
-// claims may wait after the end of an outage; one that fails meanwhile costs
-// three or four requests to the API server a minute.
+// Backoff of a claim or volume that fails: an administrator who fixes the cause should
+// not wait long, and a lasting fault should not make noise. The cap is how long claims
+// may wait after the end of an outage; one that fails meanwhile costs three or four
+// requests to the API server a minute.
 const (
 	backoffStart = time.Second
 	backoffCap   = time.Minute
 )
 
-// drainGrace is what operations under way get on a stop beyond the deadline of a
+// drainGrace is how long operations in flight get on a stop, beyond the deadline of a
 // Ceph call. They take milliseconds, unless Ceph does not answer.
 const drainGrace = 2 * time.Second
 
-// controllerConfig has what a controller is made from. All of it is required, where it
-// does not say otherwise.
+// controllerConfig has what newController needs. All fields are required unless they
+// say otherwise.
 type controllerConfig struct {
 	options *options
-	// clusterUID is empty where it may not be read.
+	// clusterUID is empty where we may not read it.
 	clusterUID string
 	client     kubernetes.Interface
 	// informers are not started yet.
 	informers informers.SharedInformerFactory
 	access    *access.Access
-	// guard counts the operations of all that is made.
+	// guard counts the operations of all parts of the controller.
 	guard    *lease.Guard
 	registry prometheus.Registerer
 }
 
-// controller has what works while this replica leads.
+// controller holds the parts that work while this replica leads.
 type controller struct {
 	config      controllerConfig
 	provisioner *provisioner.Provisioner
 	jobs        *jobs
-	// expansion is nil when volumes are not to be grown, ownership when this cluster
-	// has no identity.
+	// expansion is nil when volumes are not to grow, ownership when this cluster has no
+	// identity.
 	expansion *expansion
 	ownership *ownership.Loop
 	events    record.EventBroadcaster
-	// loop is the library's, metrics what it counts.
+	// loop is the library's, metrics are its counters.
 	loop    *loop
 	metrics libmetrics.Metrics
 }
 
-// newController connects what works while this replica leads, and has the caches made
-// that it needs.
+// newController connects the parts that work while this replica leads, and requests the
+// caches that they need.
 func newController(ctx context.Context, c controllerConfig) (_ *controller, err error) {
-	// Events of what is under way are still sent when ctx has ended.
+	// Operations in flight still send events after ctx has ended.
 	events := record.NewBroadcaster(record.WithContext(context.WithoutCancel(ctx)))
 	defer func() {
 		if err != nil {
@@ -113,7 +113,7 @@ func newController(ctx context.Context, c controllerConfig) (_ *controller, err 
 	return made, nil
 }
 
-// newProvisioner returns our provisioner, which the cache of volumes tells of each.
+// newProvisioner returns our provisioner. The cache of volumes tells it of each volume.
 func newProvisioner(c controllerConfig, work *jobs, activity *lease.Activity, events record.EventRecorder) (*provisioner.Provisioner, error) {
 	core := c.informers.Core().V1()
 	p, err := provisioner.New(provisioner.Config{
@@ -145,8 +145,8 @@ func newProvisioner(c controllerConfig, work *jobs, activity *lease.Activity, ev
 	return p, nil
 }
 
-// onSeen calls seen for each volume that a cache of volumes gets to know, and when the
-// cache is gone through again.
+// onSeen calls seen for each volume that the cache adds or updates, and for all of them
+// at each resync.
 func onSeen(volumes cache.SharedInformer, seen func(before, pv *corev1.PersistentVolume)) error {
 	see := func(before *corev1.PersistentVolume, obj any) {
 		if pv, ok := obj.(*corev1.PersistentVolume); ok {
@@ -163,9 +163,9 @@ func onSeen(volumes cache.SharedInformer, seen func(before, pv *corev1.Persisten
 	return err
 }
 
-// run works on claims and volumes until ctx ends, and then until what is under way is
-// done. It returns an error if draining timed out. Call it once, when this replica
-// leads: the caches may be filled by then.
+// run works on claims and volumes until ctx ends, and then until no operation is in
+// flight. It returns an error if an informer has ended or draining timed out. Call it
+// once, when this replica leads: the caches may already be filled.
 func (c *controller) run(ctx context.Context) error {
 	logger := klog.FromContext(ctx)
 	logger.Info("Leading")
@@ -182,13 +182,13 @@ func (c *controller) run(ctx context.Context) error {
 		return err
 	}
 
-	// An operation makes several calls, but each begun one ends by then.
+	// An operation makes several calls, but each call in flight ends by then.
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.config.options.commandTimeout+drainGrace)
 	defer cancel()
 	if err := c.config.guard.Drain(drain); err != nil {
 		return err
 	}
-	// Nothing of it is under way any more: it ends at once.
+	// They have no operation in flight any more, so they end at once.
 	keeping.Wait()
 	return nil
 }

@@ -17,24 +17,24 @@ import (
 )
 
 const (
-	// maxExpansionWorkers is how many claims grow at a time, at most. Each
-	// takes one Ceph call and a few requests; external-resizer has as many.
+	// maxExpansionWorkers is the most claims that grow at a time. Each takes one Ceph
+	// call and a few requests; external-resizer has as many.
 	maxExpansionWorkers = 10
-	// expansionRetry is how often a leader that may not grow volumes asks
-	// whether it may now.
+	// expansionRetry is how often a leader that may not grow volumes asks whether it
+	// may now.
 	expansionRetry = 10 * time.Second
 	// expansionTimeout bounds one such question.
 	expansionTimeout = 10 * time.Second
 )
 
-// expansion is the loop that grows volumes, once that is allowed: its rights are
-// a piece of rbac/ of their own, which an administrator may leave out.
+// expansion is the loop that grows volumes, once that is allowed: its rights are a
+// separate part of rbac/, which an administrator may leave out.
 type expansion struct {
 	loop    *resize.Loop
 	reviews authorizationclient.SelfSubjectAccessReviewInterface
 }
 
-// newExpansion returns nil when volumes are not to be grown.
+// newExpansion returns nil when volumes are not to grow.
 func newExpansion(c controllerConfig, keeper ownership.Keeper, volumes access.Volumes) (*expansion, error) {
 	if !c.options.expansion {
 		return nil, nil
@@ -65,9 +65,9 @@ func (e *expansion) run(ctx context.Context) {
 	e.loop.Run(ctx)
 }
 
-// waitAllowed waits for the right without which claims could not be told what
-// becomes of them, and says once that it does. It returns an error only when ctx
-// ends.
+// waitAllowed waits for the right to patch a claim's status, without which claims could
+// not show how their expansion goes. It logs once that it waits. It returns an error
+// only when ctx ends.
 func (e *expansion) waitAllowed(ctx context.Context) error {
 	logger := klog.FromContext(ctx)
 	said := false

@@ -17,19 +17,20 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// jobs are what runs in the background while this replica leads, beside claims and
-// volumes: each on a queue of its own. They know nothing of one another; what one has
+// jobs are a leader's background work, beside claims and volumes, each on its own
+// queue. They know nothing of one another; newJobs connects them.
 // the others do is said here.
 type jobs struct {
 	journal *journal.Journal
 	// trash removes images of deleted volumes, flatten flattens clones.
 	trash   *trash.Queue
 	flatten *flatten.Queue
-	// pools goes through our pools, for what earlier leaders and attempts left there.
+	// pools visits our pools to find what earlier leaders and attempts left there.
 	pools *pools.Rounds
 }
 
-// newJobs makes the jobs. They give way to what activity counts.
+// newJobs makes the jobs. Removing images gives way to the operations that activity
+// counts.
 func newJobs(c controllerConfig, activity *lease.Activity, events record.EventRecorder) (*jobs, error) {
 	volumes := index.Volumes{Cache: c.informers.Core().V1().PersistentVolumes().Informer().GetIndexer()}
 	j := &jobs{journal: journal.New(c.clusterUID, c.options.provisionerName, c.options.identity)}
@@ -87,7 +88,8 @@ func newJobs(c controllerConfig, activity *lease.Activity, events record.EventRe
 	return j, nil
 }
 
-// loops are what is to run until its context ends.
+// loops returns the functions to run while this replica leads. Each runs until its
+// context ends.
 func (j *jobs) loops() []func(context.Context) {
 	return []func(context.Context){j.trash.Run, j.flatten.Run, j.pools.Run}
 }

@@ -17,31 +17,32 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// errLeaseLost ends the process: another replica may lead from now on, and only
-// a process that is gone surely does nothing.
+// errLeaseLost ends the process: another replica may lead from now on, and only a
+// process that is gone surely does nothing.
 var errLeaseLost = errors.New("the lease was lost")
 
-// giveBackTimeout bounds giving the lease back; it expires by itself otherwise.
+// giveBackTimeout bounds giving the lease back; a lease that is not given back expires
+// by itself.
 const giveBackTimeout = 5 * time.Second
 
-// leaseName is derived from the provisioner's name, like the lock of the retired
-// provisioner.
+// leaseName derives the lease's name from the provisioner's, as the retired provisioner
+// did for its lock.
 func (o *options) leaseName() string {
 	return strings.ToLower(strings.ReplaceAll(o.provisionerName, "/", "-"))
 }
 
-// lead takes part in the election until ctx ends or the lease is lost, which is
-// errLeaseLost. While it leads, work runs; its context ends when ctx does, or
-// when the lease is lost. After the end of ctx the lease is renewed until work
-// has returned.
+// lead takes part in the election until ctx ends or the lease is lost; then it returns
+// errLeaseLost. While this replica leads, work runs; its context ends when ctx does, or
+// when the lease is lost. After the end of ctx, lead renews the lease until work has
+// returned.
 //
-// The lease is given back only when work returned without an error, which says
-// that no operation is under way: two replicas never work at the same time. What
-// librbd may go on with then is to remove an image, which is safe to repeat.
-// ReleaseOnCancel would also give back a lease that was lost, and hold up the end
-// of work for that; so it is not used.
+// It gives the lease back only when work returned without an error, which says that no
+// operation is in flight: two replicas never work at the same time. librbd may then
+// still be removing or flattening an image, which is safe to repeat. ReleaseOnCancel
+// would also give back a lease that was lost, and delay the end of work for that; so
+// lead does not use it.
 //
-// tenure tells meanwhile whether this replica leads.
+// Meanwhile, tenure tells whether this replica leads.
 func lead(ctx context.Context, o *options, client kubernetes.Interface, watchdog *leaderelection.HealthzAdaptor, tenure *tenure, work func(context.Context) error) error {
 	logger := klog.FromContext(ctx)
 	host, err := os.Hostname()
@@ -54,7 +55,7 @@ func lead(ctx context.Context, o *options, client kubernetes.Interface, watchdog
 		LeaseMeta: metav1.ObjectMeta{Namespace: o.leaseNamespace, Name: o.leaseName()},
 		Client:    client.CoordinationV1(),
 		LockConfig: resourcelock.ResourceLockConfig{
-			// Two processes on one host must differ.
+			// Two processes on one host need different identities.
 			Identity: host + "_" + string(uuid.NewUUID()),
 		},
 	}}

@@ -2,8 +2,8 @@
 
 package main
 
-// This file adapts sig-storage-lib-external-provisioner v10 to what we promise. Each
-// adapter names the release that does without it, and the change there by its number in
+// This file adapts sig-storage-lib-external-provisioner v10 to our promises. Each
+// adapter names the release that makes it unnecessary, and the number of that change in
 // kubernetes-sigs/sig-storage-lib-external-provisioner.
 
 import (
@@ -23,17 +23,18 @@ import (
 	libcontroller "sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 )
 
-// newLoop makes the library's control loop. Its defaults give up on claims, delete
-// images whose PersistentVolume could not be saved, and forget claims whose node is
-// gone; each setting here is against one of them.
+// newLoop makes the library's control loop. By default, the library gives up on claims,
+// deletes images whose PersistentVolume it could not save, and forgets claims whose
+// node is gone; the settings here prevent that.
 //
-// It is made before anything of this process uses client-go's Scheme, since it writes to
-// that, and a map that is read meanwhile ends the process. v13.0 does so, too.
+// Call it before this process uses client-go's Scheme for anything else: the library
+// writes to the Scheme, and reading a map meanwhile ends the process. v13.0 does so,
+// too.
 func (c *controller) newLoop(ctx context.Context) *loop {
 	core := c.config.informers.Core().V1()
 	l := new(loop)
 	l.ProvisionController = libcontroller.NewProvisionController(klog.FromContext(ctx), quietClient{c.config.client}, c.config.options.provisionerName, c.provisioner,
-		// We hold the lease, to give it back on a stop.
+		// We hold the lease ourselves, to give it back on a stop.
 		libcontroller.LeaderElection(false),
 		libcontroller.ClaimsInformer(lateInformer{core.PersistentVolumeClaims().Informer(), l}),
 		libcontroller.VolumesInformer(ownVolumes{lateInformer{core.PersistentVolumes().Informer(), l}, c.provisioner.Owns}),
@@ -43,7 +44,7 @@ func (c *controller) newLoop(ctx context.Context) *loop {
 		libcontroller.FailedProvisionThreshold(0),
 		libcontroller.FailedDeleteThreshold(0),
 		libcontroller.RateLimiter(newBackoff()),
-		// Keeps saving for ever; the alternative deletes the image.
+		// Retries saving for ever; the alternative deletes the image.
 		libcontroller.CreateProvisionedPVLimiter(newBackoff()),
 		// A volume deleted before its claim would leak its image.
 		libcontroller.AddFinalizer(true),
@@ -52,16 +53,16 @@ func (c *controller) newLoop(ctx context.Context) *loop {
 	return l
 }
 
-// loop is the library's, whose handlers hear of claims and volumes from when it runs. They
-// put each into work queues, and while nobody works, as on a standby, what is deleted
-// meanwhile stays there.
+// loop is the library's loop, whose handlers hear of claims and volumes only once it
+// runs. They put each into work queues; on a standby, where no worker runs, deleted
+// ones would stay there.
 type loop struct {
 	*libcontroller.ProvisionController
-	// handlers adds each handler to its informer.
+	// handlers are functions that add each handler to its informer.
 	handlers []func() error
 }
 
-// Run works until ctx ends. An error says that an informer has ended.
+// Run works until ctx ends. It returns an error if an informer has ended.
 func (l *loop) Run(ctx context.Context) error {
 	for _, add := range l.handlers {
 		if err := add(); err != nil {
@@ -72,14 +73,14 @@ func (l *loop) Run(ctx context.Context) error {
 	return nil
 }
 
-// lateInformer keeps a handler for when its loop runs.
+// lateInformer holds a handler back until its loop runs.
 type lateInformer struct {
 	cache.SharedIndexInformer
 	loop *loop
 }
 
-// AddEventHandlerWithResyncPeriod is how the library subscribes. It does not look at the
-// registration.
+// AddEventHandlerWithResyncPeriod is how the library subscribes. The library ignores
+// the registration.
 func (i lateInformer) AddEventHandlerWithResyncPeriod(handler cache.ResourceEventHandler, period time.Duration) (cache.ResourceEventHandlerRegistration, error) {
 	i.loop.handlers = append(i.loop.handlers, func() error {
 		_, err := i.SharedIndexInformer.AddEventHandlerWithResyncPeriod(handler, period)
@@ -88,15 +89,15 @@ func (i lateInformer) AddEventHandlerWithResyncPeriod(handler cache.ResourceEven
 	return nil, nil
 }
 
-// newBackoff returns a limiter for work queues of the library. v12 takes a typed one
-// (#191).
+// newBackoff returns a rate limiter for the library's work queues. v12 takes a typed
+// one (#191).
 func newBackoff() workqueue.RateLimiter { //nolint:staticcheck // the library takes no typed one
 	return workqueue.NewItemExponentialFailureRateLimiter(backoffStart, backoffCap) //nolint:staticcheck // as above
 }
 
-// ownVolumes keeps the library from volumes of a provisioner with our name and another
-// identity: it would put its finalizer on them, and nobody would take it off again. v13.0
-// has nothing for that.
+// ownVolumes hides from the library the volumes of a provisioner with our name but
+// another identity: the library would put its finalizer on them, where it would stay.
+// v13.0 has nothing for that.
 type ownVolumes struct {
 	cache.SharedIndexInformer
 	owns func(*corev1.PersistentVolume) bool
@@ -107,32 +108,32 @@ func (v ownVolumes) AddEventHandlerWithResyncPeriod(handler cache.ResourceEventH
 	return v.SharedIndexInformer.AddEventHandlerWithResyncPeriod(cache.FilteringResourceEventHandler{
 		FilterFunc: func(obj any) bool {
 			pv, ok := obj.(*corev1.PersistentVolume)
-			// What stands for a deleted volume that was missed is only
-			// forgotten.
+			// A tombstone of a deleted volume only makes the library forget it.
 			return !ok || v.owns(pv)
 		},
 		Handler: handler,
 	}, period)
 }
 
-// savedFor is how long a volume counts as saved that the informer has not shown. After
-// that its claim would be provisioned again, which finds the image and the volume.
+// savedFor is how long a volume counts as saved while the informer has not shown it.
+// After that, the library would provision its claim again, which finds the image and
+// the volume.
 const savedFor = time.Minute
 
-// GetStore is how the library gets at volumes.
+// GetStore is how the library gets its store of volumes.
 func (v ownVolumes) GetStore() cache.Store {
 	return savedVolumes{v.SharedIndexInformer.GetStore(), utilcache.NewExpiring()}
 }
 
-// savedVolumes is the informer's store for the library, which adds each volume to it
-// that it has saved, as it was before that. In the informer's own store this would
-// replace what the informer has seen since: a volume whose claim was deleted at once is
-// released by then, would look as if it was not, and would stay for ever with its image.
-// v11 adds nothing any more (#179).
+// savedVolumes is the informer's store for the library, which adds each volume that it
+// has saved, as it was before the save. In the informer's own store, this would replace
+// what the informer has seen since: a volume whose claim was deleted at once is
+// released by then, would look as if it was not, and would stay for ever with its
+// image. v11 no longer adds anything (#179).
 type savedVolumes struct {
 	cache.Store
-	// saved has the volumes that the library added, by name, until the informer
-	// has them.
+	// saved holds the volumes that the library added, by name, until the informer has
+	// them.
 	saved *utilcache.Expiring
 }
 
@@ -156,10 +157,10 @@ func (s savedVolumes) GetByKey(key string) (item any, exists bool, err error) {
 	return item, exists, nil
 }
 
-// anyNode is a NodeLister that knows every node. Images can be reached from any of them,
-// so the node of a claim does not matter; and the library drops a claim whose node is
-// gone, even after its image was made. Asking nobody also needs no right to read nodes.
-// v13 looks no node up (#194).
+// anyNode is a NodeLister that knows every node. Every node can reach the images, so a
+// claim's node does not matter; but the library drops a claim whose node is gone, even
+// after its image was made. anyNode also needs no right to read nodes. v13 looks no
+// node up (#194).
 type anyNode struct{}
 
 var _ corelisters.NodeLister = anyNode{}
@@ -172,16 +173,16 @@ func (anyNode) Get(name string) (*corev1.Node, error) {
 // List returns nothing; the library does not call it.
 func (anyNode) List(labels.Selector) ([]*corev1.Node, error) { return nil, nil }
 
-// reasonProvisioning is that of the event with which the library tells a claim that
-// its volume is being made.
+// reasonProvisioning is the reason of the event with which the library tells a claim
+// that it is making its volume.
 const reasonProvisioning = "Provisioning"
 
-// quietClient is a client for the library that drops the events of
-// reasonProvisioning. They would be one more request, beside five or so, for each
-// claim, and say nothing new: kube-controller-manager has told the claim that it waits
-// for this provisioner, and ProvisioningSucceeded or ProvisioningFailed will tell what
-// became of it. The library makes its recorder from its client, and has no setting for
-// this, v13.0 neither.
+// quietClient is a client for the library that drops the events of reasonProvisioning.
+// For each claim, they would be one more request, beside five or so, and would say
+// nothing new: kube-controller-manager has told the claim that it waits for this
+// provisioner, and ProvisioningSucceeded or ProvisioningFailed will tell the result.
+// The library makes its recorder from its client, and has no setting for this; neither
+// has v13.0.
 type quietClient struct{ kubernetes.Interface }
 
 // CoreV1 implements kubernetes.Interface.
@@ -196,8 +197,8 @@ func (c quietCore) Events(namespace string) corev1client.EventInterface {
 	return quietEvents{c.CoreV1Interface.Events(namespace)}
 }
 
-// quietEvents has the two methods that a recorder calls: one for an event that is
-// new, one for an event that repeats.
+// quietEvents has the two methods that a recorder calls: one for a new event, one for a
+// repeated event.
 type quietEvents struct{ corev1client.EventInterface }
 
 // CreateWithEventNamespace implements corev1client.EventExpansion.

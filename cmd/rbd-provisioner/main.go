@@ -30,8 +30,8 @@ func main() {
 	os.Exit(run(os.Args[1:], os.Getenv, os.Stdout, os.Stderr))
 }
 
-// run is the program: 0 after an orderly stop, 1 after a failure, 2 for wrong
-// arguments.
+// run is the program. It returns 0 after an orderly stop, 1 after a failure, 2 for
+// wrong arguments.
 func run(args []string, getenv func(string) string, stdout, stderr io.Writer) int {
 	options, err := parseOptions(args, getenv, stdout)
 	switch {

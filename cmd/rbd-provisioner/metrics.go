@@ -17,8 +17,8 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/trash"
 )
 
-// newRegistry returns a registry of our own: what else lives in the default one
-// is no promise to anybody.
+// newRegistry returns our own registry: we make no promise about other metrics in the
+// default one.
 func newRegistry() *prometheus.Registry {
 	registry := prometheus.NewRegistry()
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
@@ -51,21 +51,21 @@ func newRegistry() *prometheus.Registry {
 	return registry
 }
 
-// leaderGauge tells who leads, under the name that the components of Kubernetes
-// give it. client-go sets it.
+// leaderGauge shows who leads, under the name that the components of Kubernetes give
+// it. client-go sets it.
 type leaderGauge struct{ *prometheus.GaugeVec }
 
 func (g leaderGauge) NewLeaderMetric() leaderelection.LeaderMetric { return g }
 func (g leaderGauge) On(name string)                               { g.WithLabelValues(name).Set(1) }
 func (g leaderGauge) Off(name string)                              { g.WithLabelValues(name).Set(0) }
 
-// SlowpathExercised counts renewals that had to read the lease first, which says
+// SlowpathExercised ignores renewals that had to read the lease first: they mean
 // nothing to an administrator.
 func (g leaderGauge) SlowpathExercised(string) {}
 
-// requestCounter counts requests to the API server, under the name that the
-// components of Kubernetes give it. client-go counts. The adapter in
-// component-base can't be used: it keeps to a registry of its own.
+// requestCounter counts requests to the API server, under the name that the components
+// of Kubernetes give it. client-go counts. We can't use the adapter in component-base:
+// it keeps to its own registry.
 type requestCounter struct{ *prometheus.CounterVec }
 
 // Increment implements clientmetrics.ResultMetric.
@@ -73,7 +73,7 @@ func (c requestCounter) Increment(_ context.Context, code, method, host string) 
 	c.WithLabelValues(code, method, host).Inc()
 }
 
-// newRecoveredCounter counts what recovery did about images that were left.
+// newRecoveredCounter counts leftover images by what orphan collection did about them.
 func newRecoveredCounter(registry prometheus.Registerer) func(orphan.Outcome) {
 	counter := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "rbd_provisioner_recovered_images_total",
@@ -81,7 +81,7 @@ func newRecoveredCounter(registry prometheus.Registerer) func(orphan.Outcome) {
 	}, []string{"outcome"})
 	registry.MustRegister(counter)
 	for _, outcome := range []orphan.Outcome{orphan.OutcomeRemoved, orphan.OutcomeForeign, orphan.OutcomeKept} {
-		counter.WithLabelValues(string(outcome)) // so that it is there from the start, at 0
+		counter.WithLabelValues(string(outcome)) // shown from the start, as 0
 	}
 	return func(outcome orphan.Outcome) { counter.WithLabelValues(string(outcome)).Inc() }
 }
@@ -103,21 +103,21 @@ func registerTrash(registry prometheus.Registerer, count func() (waiting, kept i
 	)
 }
 
-// newPurgedCounter counts the images that were removed from the trash.
+// newPurgedCounter counts images removed from the trash.
 func newPurgedCounter(registry prometheus.Registerer) func(by string) {
 	counter := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "rbd_provisioner_purged_images_total",
 		Help: "Images of deleted volumes that were removed from the trash, by Ceph's manager or by this process (provisioner).",
 	}, []string{"by"})
 	for _, by := range []string{trash.ByManager, trash.ByProvisioner} {
-		counter.WithLabelValues(by) // shown from the beginning, as 0
+		counter.WithLabelValues(by) // shown from the start, as 0
 	}
 	registry.MustRegister(counter)
 	return func(by string) { counter.WithLabelValues(by).Inc() }
 }
 
-// registerClones shows how many clones are to be flattened. Only the leader knows;
-// others show 0.
+// registerClones shows how many clones are still to be flattened. Only the leader
+// knows; others show 0.
 func registerClones(registry prometheus.Registerer, count func() int) {
 	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "rbd_provisioner_unflattened_clones",
@@ -125,7 +125,7 @@ func registerClones(registry prometheus.Registerer, count func() int) {
 	}, func() float64 { return float64(count()) }))
 }
 
-// newFlattenedCounter counts the clones that were flattened.
+// newFlattenedCounter counts flattened clones.
 func newFlattenedCounter(registry prometheus.Registerer) func() {
 	counter := prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "rbd_provisioner_flattened_clones_total",
@@ -142,7 +142,7 @@ func newResizedCounter(registry prometheus.Registerer) func(error) {
 		Help: "Attempts to give the image of a volume the size that its claim asks for, by result: success or failure (tried again).",
 	}, []string{"result"})
 	registry.MustRegister(counter)
-	// Both are there from the start, at 0.
+	// Shown from the start, as 0.
 	success, failure := counter.WithLabelValues("success"), counter.WithLabelValues("failure")
 	return func(err error) {
 		if err != nil {
@@ -153,8 +153,8 @@ func newResizedCounter(registry prometheus.Registerer) func(error) {
 	}
 }
 
-// newLibraryMetrics returns the counters and histograms that the library keeps, under
-// names that begin with "controller".
+// newLibraryMetrics returns the library's counters and histograms, under names that
+// begin with "controller".
 func newLibraryMetrics(registry prometheus.Registerer) libmetrics.Metrics {
 	m := libmetrics.New("controller")
 	registry.MustRegister(

@@ -51,23 +51,23 @@ type options struct {
 
 	printVersion bool
 	logging      *logsapi.LoggingConfiguration
-	// ignored are flags of the retired provisioner that were given and have
-	// no effect any more.
+	// ignored are the given flags of the retired provisioner that no longer have an
+	// effect.
 	ignored []string
 }
 
-// The environment.
+// Environment variables.
 const (
 	envProvisionerName = "PROVISIONER_NAME"
 	envPodNamespace    = "POD_NAMESPACE"
 )
 
-// namespaceFile says a Pod's namespace, also where the Deployment sets no
-// POD_NAMESPACE, as that of the retired provisioner.
+// namespaceFile holds a Pod's namespace, even where the Deployment sets no
+// POD_NAMESPACE, as the retired provisioner's does not.
 const namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
-// parseOptions reads flags and environment. The error tells all that is wrong
-// at once; it is flag.ErrHelp when help was asked for and given on stdout.
+// parseOptions reads flags and environment. The error names all faults at once; it is
+// flag.ErrHelp after printing requested help to stdout.
 func parseOptions(args []string, getenv func(string) string, stdout io.Writer) (*options, error) {
 	o := &options{
 		provisionerName: getenv(envProvisionerName),
@@ -79,7 +79,7 @@ func parseOptions(args []string, getenv func(string) string, stdout io.Writer) (
 	var commandTimeout, metricsPort int
 
 	fs := flag.NewFlagSet("rbd-provisioner", flag.ContinueOnError)
-	// What is wrong is told once, by run.
+	// run prints the error, once.
 	fs.SetOutput(io.Discard)
 	fs.StringVar(&o.master, "master", "", "address of the API server, when it is not the one of the kubeconfig or the cluster")
 	fs.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig `file`, when not running in a Pod")
@@ -118,8 +118,8 @@ func parseOptions(args []string, getenv func(string) string, stdout io.Writer) (
 	return o, o.complete(commandTimeout, metricsPort, getenv)
 }
 
-// addLoggingFlags adds those of component-base's flags that are stable; the
-// others are about buffers.
+// addLoggingFlags adds the stable flags of component-base; the others are about
+// buffers.
 func (o *options) addLoggingFlags(fs *flag.FlagSet) {
 	all := flag.NewFlagSet("", flag.ContinueOnError)
 	logsapi.AddGoFlags(o.logging, all)
@@ -132,9 +132,8 @@ func (o *options) addLoggingFlags(fs *flag.FlagSet) {
 // retiredUsage marks flags that -help does not list.
 const retiredUsage = "has no effect; accepted for Deployments of the retired provisioner"
 
-// addRetiredFlags accepts the logging flags that the retired provisioner had
-// from glog: an existing Deployment keeps working. The log goes to standard
-// error, as it does.
+// addRetiredFlags accepts the logging flags that the retired provisioner had from glog:
+// an existing Deployment keeps working. The log goes to standard error anyway.
 func (o *options) addRetiredFlags(fs *flag.FlagSet) {
 	ignore := func(name string) func(string) error {
 		return func(string) error { o.ignored = append(o.ignored, "-"+name); return nil }
@@ -147,7 +146,7 @@ func (o *options) addRetiredFlags(fs *flag.FlagSet) {
 	}
 }
 
-// complete checks what flags say together, and fills in what the environment
+// complete checks flags, also against one another, and fills in what the environment
 // knows.
 func (o *options) complete(commandTimeout, metricsPort int, getenv func(string) string) error {
 	var faults []error

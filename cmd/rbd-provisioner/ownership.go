@@ -12,7 +12,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/ownership"
 )
 
-// newOwnership returns the loop that has images say which cluster they belong to, or
+// newOwnership returns the loop that makes images name the cluster they belong to, or
 // nil for a cluster that does not know its own UID.
 func newOwnership(c controllerConfig, keeper ownership.Keeper, volumes access.Volumes, events record.EventRecorder) (*ownership.Loop, error) {
 	if keeper.Cluster == "" {

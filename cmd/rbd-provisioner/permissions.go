@@ -14,24 +14,23 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// permissionsTimeout bounds all questions about permissions together.
+// permissionsTimeout bounds all permission checks together.
 const permissionsTimeout = 30 * time.Second
 
 // permission is what the process must be allowed to do with a resource.
 type permission struct {
 	group, resource string
 	verbs           []string
-	// namespace is empty for all of them, and for resources without one.
+	// namespace is empty for all namespaces, and for resources without one.
 	namespace string
 	// name is empty for any object.
 	name string
 }
 
-// expansionPermission is what growing volumes needs beside all that is needed
-// anyway.
+// expansionPermission is the one right that only growing volumes needs.
 var expansionPermission = permission{resource: "persistentvolumeclaims/status", verbs: []string{"patch"}}
 
-// permissions are those that rbac/ grants; a test holds the two together.
+// permissions returns the rights that rbac/ grants; a test keeps the two in step.
 func (o *options) permissions(podNamespace string) []permission {
 	list := []permission{
 		{resource: "persistentvolumes", verbs: []string{"list", "watch", "create", "patch", "delete"}},
@@ -53,9 +52,8 @@ func (o *options) permissions(podNamespace string) []permission {
 	return list
 }
 
-// logMissingPermissions names each permission that the API server says we lack
-// in one line, so that an administrator does not meet them one by one in
-// failures.
+// logMissingPermissions logs each permission that we lack according to the API server,
+// one per line, so that an administrator does not meet them one by one in failures.
 func logMissingPermissions(ctx context.Context, client authorizationclient.SelfSubjectAccessReviewInterface, list []permission) {
 	logger := klog.FromContext(ctx)
 	ctx, cancel := context.WithTimeout(ctx, permissionsTimeout)
@@ -64,7 +62,7 @@ func logMissingPermissions(ctx context.Context, client authorizationclient.SelfS
 		for _, verb := range p.verbs {
 			allowed, err := p.allowed(ctx, client, verb)
 			if err != nil {
-				// Every account may ask, unless somebody removed the cluster's
+				// Every account may ask, unless an administrator removed the cluster's
 				// own roles; then requests will tell.
 				logger.Error(err, "Permissions could not be checked")
 				return

@@ -26,24 +26,22 @@ import (
 )
 
 const (
-	// closeTimeout bounds the wait for connections to Ceph on an orderly stop.
-	// The removal of a large image may still use one; the next leader takes it
-	// up.
+	// closeTimeout bounds closing connections to Ceph on an orderly stop. The removal
+	// of a large image may still use one; the next leader takes it up.
 	closeTimeout = 5 * time.Second
-	// resyncPeriod is when everything is looked at again, whatever was
-	// missed. It is that of the library.
+	// resyncPeriod is how often the loops look at everything again, in case they missed
+	// something. The library has the same.
 	resyncPeriod = 15 * time.Minute
-	// serverRetry is how often an API server that does not answer at the
-	// start is asked.
+	// serverRetry is how often the start asks an API server that does not answer.
 	serverRetry = 2 * time.Second
-	// watchdogTimeout is how far behind a leader may be with renewing its
-	// lease before /healthz says so.
+	// watchdogTimeout is how late a leader may be with renewing its lease before
+	// /healthz says so.
 	watchdogTimeout = 20 * time.Second
 )
 
-// serve works until ctx ends. What it started has stopped when it returns nil.
+// serve works until ctx ends. When it returns nil, all that it started has stopped.
 func serve(ctx context.Context, o *options) (err error) {
-	// Nothing is closed in order when the lease was lost: the process has to end.
+	// A lost lease skips the orderly close: the process has to end.
 	var closers []func()
 	defer func() {
 		if errors.Is(err, errLeaseLost) {
@@ -110,8 +108,8 @@ func serve(ctx context.Context, o *options) (err error) {
 	if err != nil {
 		return err
 	}
-	// The caches are filled before this replica leads, so that it can work at
-	// once when it does.
+	// The caches fill before this replica leads, so that it can work at once when it
+	// does.
 	cachesCtx, stopCaches := context.WithCancel(context.WithoutCancel(ctx))
 	closers = append(closers, factory.Shutdown, stopCaches)
 	factory.StartWithContext(cachesCtx)
@@ -130,7 +128,7 @@ func serve(ctx context.Context, o *options) (err error) {
 	return lead(ctx, o, clients.leases, watchdog, tenure, c.run)
 }
 
-// waitForCaches returns an error when ctx ends first.
+// waitForCaches returns an error if ctx ends first.
 func waitForCaches(ctx context.Context, factory informers.SharedInformerFactory) error {
 	for kind, synced := range factory.WaitForCacheSync(ctx.Done()) {
 		if !synced {
@@ -168,8 +166,8 @@ func checkServer(ctx context.Context, o *options, client kubernetes.Interface) e
 	return nil
 }
 
-// serveHTTP answers on address, if it is not empty, until the returned function
-// is called. It keeps answering while an orderly stop drains.
+// serveHTTP answers on address, if it is not empty, until its caller calls the returned
+// function. It keeps answering while an orderly stop drains.
 func serveHTTP(ctx context.Context, address string, registry prometheus.Gatherer, watchdog *leaderelection.HealthzAdaptor, ready *atomic.Bool) (func(), error) {
 	if address == "" {
 		return func() {}, nil
@@ -201,8 +199,8 @@ func serveHTTP(ctx context.Context, address string, registry prometheus.Gatherer
 	return func() { cancel(); serving.Wait() }, nil
 }
 
-// closeConnector closes connections to Ceph; one that does not answer is left
-// to the end of the process.
+// closeConnector closes connections to Ceph; one that does not answer stays open until
+// the process ends.
 func closeConnector(ctx context.Context, connector *goceph.Connector) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()

@@ -10,24 +10,23 @@ import (
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
 
-// tenure knows whether this replica surely leads, also where the elector could
-// not notice yet that it does not: in a process that was halted, as by SIGSTOP, a
-// debugger or a machine without time for it, and goes on.
+// tenure knows whether this replica surely leads, even where the elector can't have
+// noticed yet that it does not: in a process that was halted, as by SIGSTOP, a debugger
+// or a machine without time for it, and goes on.
 //
-// Others count a lease's duration from when they see it renewed, which is after
-// the request for that was sent: so it counts from there. It ends with the renew
-// deadline, so that calls to Ceph that were begun before have the rest of the
-// lease to end in.
+// Other replicas count a lease's duration from when they see it renewed, which is after
+// the request was sent: so tenure counts from there. It ends with the renew deadline,
+// so that calls to Ceph that began before have the rest of the lease to end in.
 //
-// time.Now has a monotonic reading. On Linux that is CLOCK_MONOTONIC, which goes
-// on while a process is stopped and not while the machine is suspended: after
-// that the elector has to notice.
+// time.Now has a monotonic reading. On Linux that is CLOCK_MONOTONIC, which goes on
+// while a process is stopped but not while the machine is suspended: after that, the
+// elector has to notice.
 type tenure struct {
 	length time.Duration
 
 	mu sync.Mutex // guards renewed
-	// renewed is when the last renewal that went well was sent; zero for a
-	// replica that does not lead.
+	// renewed is when the last successful renewal was sent; zero if this replica does
+	// not lead.
 	renewed time.Time
 }
 
@@ -45,7 +44,7 @@ func (t *tenure) set(renewed time.Time) {
 	t.renewed = renewed
 }
 
-// led reports whether this replica led, and may lead still.
+// led reports whether this replica has led, and may still lead.
 func (t *tenure) led() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -56,8 +55,8 @@ func (t *tenure) led() bool {
 type watchedLock struct {
 	resourcelock.Interface
 	tenure *tenure
-	// lost is called when another replica turns out to have the lease; the
-	// elector would keep trying until its renew deadline.
+	// Get calls lost when another replica turns out to have the lease; the elector
+	// would keep trying until its renew deadline.
 	lost func()
 }
 
@@ -84,7 +83,7 @@ func (l *watchedLock) Create(ctx context.Context, record resourcelock.LeaderElec
 // Update implements resourcelock.Interface.
 func (l *watchedLock) Update(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
 	if record.HolderIdentity != l.Identity() {
-		// It is given back, from when the request is sent.
+		// This gives the lease back, which counts from when the request is sent.
 		l.tenure.set(time.Time{})
 		return l.Interface.Update(ctx, record)
 	}
