@@ -17,18 +17,18 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/access"
 )
 
-// reasonUserSecret is the event about a secret that kubelet may take the wrong entry of.
+// reasonUserSecret is the reason of the event about a secret of which kubelet may take
+// the wrong entry.
 const reasonUserSecret = "UserSecretType"
 
-// stillWanted looks at the claim once more, since the library's copy may be
-// from its memory, as it is after an unclear outcome. It returns an IgnoredError
-// when the claim already has this very volume, and false when it is gone, going,
-// or was given another.
+// stillWanted looks at the claim once more, since the library's copy may be from its
+// memory, as it is after an unclear outcome. It returns an IgnoredError when the claim
+// already has this very volume, and false when the claim is gone, is being deleted, or
+// has another one.
 //
-// A cache that says that the claim waits is believed where the volume is to be
-// deleted with its claim: when the cache lags behind, a volume is made for nobody,
-// which Kubernetes releases and deletes. With another policy it would stay. All else
-// is asked of the API server.
+// It trusts a cache that shows the claim waiting if the volume is to be deleted with
+// its claim: when the cache lags behind, Kubernetes releases and deletes the unwanted
+// volume. With another policy it would stay. In all other cases it asks the API server.
 func (p *Provisioner) stillWanted(ctx context.Context, options controller.ProvisionOptions) (bool, error) {
 	claim := options.PVC
 	if ptr.Deref(options.StorageClass.ReclaimPolicy, corev1.PersistentVolumeReclaimDelete) == corev1.PersistentVolumeReclaimDelete {
@@ -53,13 +53,13 @@ func (p *Provisioner) stillWanted(ctx context.Context, options controller.Provis
 	return waits(live), nil
 }
 
-// waits reports whether a claim is to get a volume.
+// waits reports whether a claim still waits for a volume.
 func waits(claim *corev1.PersistentVolumeClaim) bool {
 	return claim.Spec.VolumeName == "" && claim.DeletionTimestamp == nil
 }
 
-// checkUserSecret looks at the secret that kubelet will use, so that a mistake
-// shows on the claim and not on a Pod that does not start.
+// checkUserSecret looks at the secret that kubelet will use, so that a mistake shows on
+// the claim, not on a Pod that does not start.
 func (p *Provisioner) checkUserSecret(ctx context.Context, claim *corev1.PersistentVolumeClaim, r request) error {
 	warning, err := p.config.Access.CheckUserSecret(ctx, r.userSecret)
 	if errors.Is(err, access.ErrSecretForbidden) {

@@ -21,15 +21,15 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// deletedFor is how long it is remembered that a volume's image was deleted. The
-// library asks again for every second volume or so, as its cache does not yet show
-// that it deleted that: Ceph need not be asked again, too.
+// deletedFor is how long the provisioner remembers that it deleted a volume's image.
+// The library asks again for every second volume or so, since its cache does not yet
+// show that it deleted the volume: we need not ask Ceph again, too.
 const deletedFor = time.Minute
 
-// Delete moves the image of a released volume to the trash, from where it is
-// removed in the background; the library then deletes the volume. It returns nil
-// when the image is there or gone, a bare IgnoredError for volumes of another
-// provisioner, and else an error upon which the library tries again.
+// Delete moves the image of a released volume to the trash, for removal in the
+// background; the library then deletes the volume. It returns nil when the image is in
+// the trash or gone, a bare IgnoredError for volumes of another provisioner, and
+// otherwise an error that makes the library try again.
 func (p *Provisioner) Delete(ctx context.Context, pv *corev1.PersistentVolume) error {
 	ctx, end, err := p.begin(ctx)
 	if err != nil {
@@ -57,20 +57,20 @@ func (p *Provisioner) Delete(ctx context.Context, pv *corev1.PersistentVolume) e
 	if err := (deletion{p, pool, pv, record}).run(ctx); err != nil {
 		return access.Explain(err, pool.Location)
 	}
-	if pv.UID != "" { // as every volume has that was saved
+	if pv.UID != "" { // every saved volume has one
 		p.deleted.Set(pv.UID, true, deletedFor)
 	}
 	return nil
 }
 
-// Owns reports whether a volume that names our provisioner is one of ours.
-// Without the annotation of its identity it is, by
-// pv.kubernetes.io/provisioned-by, which the library looks at.
+// Owns reports whether a volume that names our provisioner is one of ours. Without the
+// annotation of its identity it is, by pv.kubernetes.io/provisioned-by, which the
+// library checks.
 func (p *Provisioner) Owns(pv *corev1.PersistentVolume) bool {
 	return volume.IsOf(pv, p.config.Identity)
 }
 
-// deletion is that of one volume's image.
+// deletion deletes one volume's image.
 type deletion struct {
 	*Provisioner
 	pool   *access.Pool
@@ -78,22 +78,22 @@ type deletion struct {
 	record volume.Record
 }
 
-// String begins errors about it.
+// String names the image, to begin errors with.
 func (d deletion) String() string {
 	return fmt.Sprintf("image %q in pool %q", d.record.Image, d.record.Pool)
 }
 
 func (d deletion) image() volume.ImageID { return d.pool.ID.Image(d.record.Image) }
 
-// run moves the image to the trash, unless it is somebody else's or in use.
+// run moves the image to the trash, unless it is foreign or in use.
 func (d deletion) run(ctx context.Context) error {
-	// Who works off the trash finds either nothing begun or all done.
+	// The trash finds a deletion either not begun or complete.
 	unlock := d.config.Journal.Locks.Lock(d.image())
 	defer unlock()
 	image, err := d.lookAt(ctx)
 	if err == nil {
-		// Last, so that nothing else keeps the image from the trash when this has been
-		// asked.
+		// Last, so that it is asked only when nothing else keeps the image from the
+		// trash.
 		var waited bool
 		if waited, err = d.fresh.CatchUp(ctx, d.pv); err == nil && waited {
 			image, err = d.lookAt(ctx)
@@ -110,8 +110,8 @@ func (d deletion) run(ctx context.Context) error {
 	return d.trash(ctx, image)
 }
 
-// lookAt returns the image, if nothing keeps it from being removed. Snapshots that
-// attempts to clone it left do not: they are removed on the way.
+// lookAt returns the image, unless something keeps it from being removed. Leftover
+// snapshots of attempts to clone it do not: lookAt removes them on the way.
 func (d deletion) lookAt(ctx context.Context) (rbd.Image, error) {
 	found, err := d.pool.Image(ctx, d.record.Image)
 	if err != nil {
@@ -134,8 +134,8 @@ func (d deletion) lookAt(ctx context.Context) (rbd.Image, error) {
 	return found, err
 }
 
-// checkOthers returns an error while a volume other than the one that is deleted names
-// its image.
+// checkOthers returns an error while a volume other than the deleted one names its
+// image.
 func (d deletion) checkOthers() error {
 	volumes, err := d.config.VolumeIndex.Of(d.image())
 	if err != nil {
@@ -155,7 +155,7 @@ func (d deletion) checkOthers() error {
 	return nil
 }
 
-// trash notes that the image is to be removed and moves it to the trash.
+// trash notes the pending deletion and moves the image to the trash.
 func (d deletion) trash(ctx context.Context, image rbd.Image) error {
 	removal := journal.Removal{
 		ID:        image.ID,
@@ -172,11 +172,11 @@ func (d deletion) trash(ctx context.Context, image rbd.Image) error {
 	}
 	switch {
 	case errors.Is(err, rbd.ErrImageNotFound):
-		// Somebody else removed it since.
+		// Another client has removed it since.
 		return d.finish(ctx)
 	case errors.Is(err, rbd.ErrPoolFull) && removal.Keep == 0:
-		// There is no room for a note or for a trash in a pool that never had
-		// one. What makes room must not fail for lack of it.
+		// The pool has no room for a note, or for a trash if it never had one.
+		// Deletions make room, so they must not fail for lack of it.
 		return d.removeInPlace(ctx, "Image removed")
 	case err != nil:
 		return err
@@ -190,9 +190,9 @@ func (d deletion) trash(ctx context.Context, image rbd.Image) error {
 	return nil
 }
 
-// finish is for an image that nobody can open any more. An earlier attempt may
-// have moved it to the trash, or been cut off in that; or removed it, or been cut
-// off in that, which leaves the data in the trash or remains that hold the name.
+// finish is for an image that no client can open any more. An earlier attempt may have
+// moved it to the trash or removed it, or been cut off in either. A removal that was
+// cut off leaves the data in the trash, or leftovers that hold the name.
 func (d deletion) finish(ctx context.Context) error {
 	removals, _, err := d.config.Journal.Removals.Read(ctx, d.pool)
 	if err != nil {
@@ -204,8 +204,8 @@ func (d deletion) finish(ctx context.Context) error {
 			continue
 		}
 		done = "Image was in the trash already"
-		// The move may have ended long after it was noted, where an OSD did not answer:
-		// by the note of then, it would be somebody else's.
+		// If an OSD did not answer, the move may have ended long after its note: by the
+		// old time, someone else would have put the image there.
 		again := removal
 		again.At = time.Now()
 		if err := d.config.Journal.Removals.Write(ctx, d.pool, again); err == nil {
@@ -213,7 +213,7 @@ func (d deletion) finish(ctx context.Context) error {
 		} else if !errors.Is(err, rbd.ErrPoolFull) {
 			return err
 		}
-		// Ends a move that was cut off; usually none was.
+		// Completes a move that was cut off; usually none was.
 		if err := d.pool.TrashImage(ctx, removal.Image, removal.Keep); err != nil && !errors.Is(err, rbd.ErrImageNotFound) {
 			return err
 		}
@@ -239,8 +239,8 @@ func (d deletion) removeInPlace(ctx context.Context, done string) error {
 	return nil
 }
 
-// stillRemoving is about a removal that outlives its deadline. Nothing need be
-// wrong with Ceph: librbd deletes every object that the image could have.
+// stillRemoving is the error of a removal that outlives its deadline. Ceph need not be
+// at fault: librbd deletes every object that the image could have.
 func (d deletion) stillRemoving() error {
 	return fmt.Errorf("%s is still being removed, which takes longer the larger it is: it goes on by itself", d)
 }

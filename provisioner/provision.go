@@ -15,11 +15,12 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/lease"
 )
 
-// reasonMonitorUnresolved is the event about monitors of a class that have no address.
+// reasonMonitorUnresolved is the reason of the event about a class's monitors that have
+// no address.
 const reasonMonitorUnresolved = "MonitorUnresolved"
 
-// Provision makes an image for a claim and returns its PersistentVolume, which
-// the library saves. See state for what it returns beside an error. Calling it
+// Provision makes an image for a claim and returns its PersistentVolume, which the
+// library saves. See state for the state that it returns beside an error. Calling it
 // again for the same claim finds the same image.
 func (p *Provisioner) Provision(ctx context.Context, options controller.ProvisionOptions) (*corev1.PersistentVolume, controller.ProvisioningState, error) {
 	ctx, end, err := p.begin(ctx)
@@ -41,8 +42,8 @@ func (p *Provisioner) Provision(ctx context.Context, options controller.Provisio
 	return pv, state(nil, changed), nil
 }
 
-// unwrapIgnored returns the IgnoredError in err, bare, since the library looks
-// for it with a type assertion; or else err.
+// unwrapIgnored returns the IgnoredError in err, bare, since the library looks for it
+// with a type assertion; without one, it returns err.
 func unwrapIgnored(err error) error {
 	var ignored *controller.IgnoredError
 	if errors.As(err, &ignored) {
@@ -52,7 +53,7 @@ func unwrapIgnored(err error) error {
 }
 
 // provision makes the image and returns the volume. Beside an error, changed says that
-// there may be an image that was made for the claim, by this call or an earlier one.
+// there may be an image for the claim, made by this call or an earlier one.
 func (p *Provisioner) provision(ctx context.Context, options controller.ProvisionOptions) (pv *corev1.PersistentVolume, changed bool, err error) {
 	ask, err := p.newRequest(options)
 	if err != nil {
@@ -74,8 +75,8 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 		return nil, false, from.Err
 	}
 	if err != nil {
-		// Somebody may have made the image of a claim that is not wanted any more: ask
-		// until it is certain.
+		// An earlier attempt may have made the image of a claim that no longer wants
+		// it: ask until that is certain.
 		return nil, !wanted, err
 	}
 	defer pool.Close()
@@ -91,8 +92,8 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 	return p.newVolume(options, ask, pool, made.Source), true, nil
 }
 
-// checkMonitors returns an error when nodes could not map the image, and tells of
-// monitors that they could not use.
+// checkMonitors returns an error when nodes could not map the image, and reports
+// monitors that nodes could not use.
 func (p *Provisioner) checkMonitors(claim *corev1.PersistentVolumeClaim, pool *access.Pool) error {
 	if len(pool.Monitors.Kernel) == 0 {
 		return errors.New("no monitor that is left speaks message protocol 1 (port 6789), " +
@@ -104,12 +105,12 @@ func (p *Provisioner) checkMonitors(claim *corev1.PersistentVolumeClaim, pool *a
 	return nil
 }
 
-// makeImage makes the image, with an intent in the journal from before it is there; or
-// finds it, for a claim that does not want its volume any more. An earlier attempt may
-// have made that: it gets a volume all the same, which Kubernetes then releases and
-// treats by its reclaim policy, as if the claim had been deleted a moment later. If
-// there is none, the library is told to forget the claim. A clone that must be flattened
-// before it may be used is an error.
+// makeImage makes the image, and notes an intent in the journal before the image
+// exists. For a claim that no longer wants its volume, it only finds the image: an
+// earlier attempt may have made it. That image still gets a volume, which Kubernetes
+// then releases and treats by its reclaim policy, as if the claim had been deleted a
+// moment later. If there is none, makeImage tells the library to forget the claim. A
+// clone that must be flattened before use is an error.
 func (p *Provisioner) makeImage(ctx context.Context, pool *access.Pool, want image.Wanted, wanted bool) (made image.Made, err error) {
 	entry := p.config.Journal.Begin(pool.ID, want.Intent())
 	defer func() { entry.End(err) }()

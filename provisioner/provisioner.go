@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package provisioner makes an image and a PersistentVolume for a claim, and
-// removes the image of a released volume: the interfaces of
+// Package provisioner makes an image and a PersistentVolume for a claim, and removes
+// the image of a released volume. It implements the interfaces of
 // sig-storage-lib-external-provisioner, which decides when. A claim's way is
 // provision.go, a volume's way delete.go; both read from top to bottom.
 package provisioner
@@ -27,45 +27,46 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// DefaultName is what a StorageClass names as its provisioner. The retired
-// rbd-provisioner had the same.
+// DefaultName is the name by which a StorageClass asks for this provisioner. The
+// retired rbd-provisioner had the same.
 const DefaultName = "ceph.com/rbd"
 
-// Trash takes the images of deleted volumes that were moved to their pool's trash, and
-// removes them in the background.
+// Trash removes, in the background, images of deleted volumes that were moved to their
+// pool's trash.
 type Trash interface {
-	// Add takes one. The location is how its pool was opened.
+	// Add takes one image. The location is how its pool was opened.
 	Add(pool volume.PoolID, location volume.Location, removal journal.Removal)
 }
 
 // Flattener flattens clones in the background.
 type Flattener interface {
-	// Request has a clone flattened, unless that is under way. The error says that it
-	// is, and why the last attempt failed; it is never nil. The location is how the
-	// clone's pool was opened, parent the ID of the image that the clone depends on.
+	// Request has a clone flattened, unless that is in progress. The error is never
+	// nil: it says that the clone is being flattened, or why the last attempt failed.
+	// The location is how the clone's pool was opened, parent the ID of the image that
+	// the clone depends on.
 	Request(clone volume.ImageID, location volume.Location, parent string) error
 }
 
-// Config has what New needs. All are required, where they do not say otherwise.
+// Config has what New needs. All fields are required unless they say otherwise.
 type Config struct {
-	// Name is what a StorageClass names as its provisioner.
+	// Name is the provisioner that a StorageClass names.
 	Name string
-	// Identity is written on volumes and images; those with another one are
-	// left alone.
+	// Identity is written on volumes and images; the provisioner leaves those of
+	// another identity alone.
 	Identity string
 	// UsePVName names images like their PersistentVolume instead of
 	// kubernetes-dynamic-pvc-UID.
 	UsePVName bool
-	// ClusterUID is the identity of the Kubernetes cluster: others may share the
-	// pools, and copies of volumes be restored in them. Empty means not to remove an
-	// image that belongs to a cluster.
+	// ClusterUID is the identity of the Kubernetes cluster: other clusters may share
+	// the pools, and restore copies of volumes. If it is empty, no image that belongs
+	// to a cluster is removed.
 	ClusterUID string
 
-	// Claims and ClaimLister are the server's claims, and the cache's.
+	// Claims asks the API server, ClaimLister the cache.
 	Claims      corev1client.PersistentVolumeClaimsGetter
 	ClaimLister corelisters.PersistentVolumeClaimLister
-	// Volumes and VolumeLister are the server's volumes, and the cache's. VolumeIndex
-	// is the cache itself.
+	// Volumes asks the API server, VolumeLister the cache. VolumeIndex is the cache
+	// itself.
 	Volumes      corev1client.PersistentVolumesGetter
 	VolumeLister corelisters.PersistentVolumeLister
 	VolumeIndex  index.Volumes
@@ -74,16 +75,16 @@ type Config struct {
 	Journal      *journal.Journal
 	Trash        Trash
 	Flattener    Flattener
-	// Events tells people of what does not keep a volume from being made.
+	// Events reports problems that do not keep a volume from being made.
 	Events record.EventRecorder
-	// MaxCloneDepth is on how many images a clone may depend, one through the
-	// other; one that depends on more is flattened, in the background, before it
-	// gets its volume. 0 flattens every clone; at most image.CloneDepthLimit.
+	// MaxCloneDepth is the most images that a clone may depend on, one through the
+	// other. A clone that depends on more is flattened in the background before it gets
+	// its volume. 0 flattens every clone; the highest value is image.CloneDepthLimit.
 	MaxCloneDepth int
 	// Lease guards what this replica does, and counts its operations: Drain it before
-	// the lease is given back. Nil means that there is no lease.
+	// giving the lease back. Nil means that there is no lease.
 	Lease *lease.Guard
-	// Activity counts the operations, for others to give way to; nil for nobody.
+	// Activity counts the operations, for other work to give way to. It may be nil.
 	Activity *lease.Activity
 }
 
@@ -94,14 +95,14 @@ type Provisioner struct {
 	// forbidden holds the namespaces whose user secrets RBAC keeps from us,
 	// so that the log says it once.
 	forbidden sync.Map
-	// deleted has the UIDs of volumes whose image was deleted lately.
+	// deleted holds the UIDs of volumes whose image was deleted lately.
 	deleted *utilcache.Expiring
 	fresh   *index.Freshness
 }
 
 var _ controller.BlockProvisioner = (*Provisioner)(nil)
 
-// New returns a Provisioner, or an error that names what c lacks.
+// New returns a Provisioner, or an error that names the missing fields.
 func New(c Config) (*Provisioner, error) {
 	if c.Name == "" || c.Identity == "" {
 		return nil, errors.New("provisioner: Name and Identity are required")
@@ -121,12 +122,12 @@ func New(c Config) (*Provisioner, error) {
 	return &Provisioner{config: c, deleted: utilcache.NewExpiring(), fresh: index.NewFreshness(c.VolumeIndex, c.Volumes)}, nil
 }
 
-// keeper says whose images are ours.
+// keeper decides which images are ours.
 func (p *Provisioner) keeper() ownership.Keeper {
 	return ownership.Keeper{Identity: p.config.Identity, Cluster: p.config.ClusterUID}
 }
 
-// ownerOf is whom the image for a claim is to belong to.
+// ownerOf returns the owner of the image for a claim.
 func (p *Provisioner) ownerOf(options controller.ProvisionOptions) volume.Owner {
 	return volume.Owner{
 		Volume: options.PVName, Identity: p.config.Identity, Cluster: p.config.ClusterUID,
@@ -134,25 +135,25 @@ func (p *Provisioner) ownerOf(options controller.ProvisionOptions) volume.Owner 
 	}
 }
 
-// Seen says that the cache shows a volume: its image is not in flight any more, and
-// volumes that were there before it was released are known. To be called for every volume
-// that is added (before is nil), updated, or looked at once more.
+// Seen notes that the cache shows a volume: its image is no longer in flight, and the
+// cache knows the volumes that existed before this one was released. Call it for every
+// volume that the cache adds (before is nil), updates, or looks at once more.
 func (p *Provisioner) Seen(before, pv *corev1.PersistentVolume) {
 	p.fresh.Seen(before, pv)
 	if !p.Owns(pv) {
 		return
 	}
-	if record, err := volume.Read(pv); err == nil { // or it was not made by this program
+	if record, err := volume.Read(pv); err == nil { // otherwise another program made it
 		p.config.Journal.InFlight.Saved(pv.Name, record.PoolID().Image(record.Image))
 	}
 }
 
-// SupportsBlock says that volumes may be of mode Block.
+// SupportsBlock says that volumes may have the mode Block.
 func (p *Provisioner) SupportsBlock(context.Context) bool { return true }
 
-// begin counts an operation in and returns what counts it out again, as the lease's
-// guard does. Once that is drained, the error is an IgnoredError, which the library
-// passes over in silence.
+// begin counts an operation in and returns the function that counts it out again, like
+// the lease guard. Once that is drained, the error is an IgnoredError, which the
+// library passes over in silence.
 func (p *Provisioner) begin(ctx context.Context) (context.Context, func(), error) {
 	ctx, end, err := p.config.Lease.Begin(ctx)
 	if errors.Is(err, lease.ErrStopping) {

@@ -16,17 +16,17 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// Linux refuses to mount an XFS whose UUID another one has that is mounted, as the
-// clone of a file system has its source's, unless it is told not to look.
+// Linux refuses to mount an XFS that has the UUID of a mounted one, unless told not to
+// look; and a cloned file system has its source's UUID.
 const (
 	xfs    = "xfs"
 	nouuid = "nouuid"
 )
 
-// newVolume returns the volume of an image that was made; from is what it is a clone of,
-// where that is known.
+// newVolume returns the volume of an image; from is the source that the image is a
+// clone of, where that is known.
 func (p *Provisioner) newVolume(options controller.ProvisionOptions, r request, pool *access.Pool, from *image.Source) *corev1.PersistentVolume {
-	// Claim and class come from caches that others read.
+	// Claim and class come from caches, which others read.
 	claim, class := options.PVC.DeepCopy(), options.StorageClass.DeepCopy()
 	pv := &corev1.PersistentVolume{
 		ObjectMeta: metav1.ObjectMeta{Name: r.pvName},
@@ -66,7 +66,7 @@ func (p *Provisioner) newVolume(options controller.ProvisionOptions, r request, 
 	return pv
 }
 
-// setFileSystem has a clone's volume say that it comes with its source's file system.
+// setFileSystem records in a clone's volume that it has its source's file system.
 func setFileSystem(pv *corev1.PersistentVolume, from *image.Source, sizeBytes int64) {
 	if from.CapacityBytes < sizeBytes {
 		metav1.SetMetaDataAnnotation(&pv.ObjectMeta, volume.AnnFileSystemSize,

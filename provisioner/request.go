@@ -24,24 +24,22 @@ const imagePrefix = "kubernetes-dynamic-pvc-"
 // supportedModes are the access modes that kubelet's rbd plugin implements.
 var supportedModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce, corev1.ReadOnlyMany}
 
-// request is what a claim and its class ask for, checked. Nothing was called to
-// make it.
+// request is what a claim and its class ask for, checked. Making one calls no server.
 type request struct {
 	params    storageclass.Params
 	pvName    string
 	image     string
 	sizeBytes int64
-	// userSecret has a namespace, also where the class names none: there
-	// kubelet takes the Pod's, which is the claim's.
+	// userSecret always has a namespace: where the class names none, kubelet takes the
+	// Pod's, which is the claim's.
 	userSecret volume.SecretRef
 	fsType     string
-	// sourceClaim is the claim whose content is asked for; empty for none.
+	// sourceClaim names the claim to clone; empty for none.
 	sourceClaim string
 	claimUID    string
 }
 
-// wants returns the image that is asked for: whose it is to be, and what it is to be a
-// clone of, if it is.
+// wants returns the requested image, with its owner and, for a clone, its source.
 func (r request) wants(pool *access.Pool, owner volume.Owner, from *image.Source) image.Wanted {
 	return image.Wanted{
 		Image:     pool.ID.Image(r.image),
@@ -53,8 +51,8 @@ func (r request) wants(pool *access.Pool, owner volume.Owner, from *image.Source
 	}
 }
 
-// newRequest checks class and claim. The error tells all faults of the class,
-// or else all faults of the claim, in one line.
+// newRequest checks class and claim. The error names all faults of the class, or else
+// all faults of the claim, in one line.
 func (p *Provisioner) newRequest(options controller.ProvisionOptions) (request, error) {
 	params, err := storageclass.Parse(options.StorageClass.Parameters)
 	if err != nil {
@@ -92,7 +90,7 @@ func (p *Provisioner) newRequest(options controller.ProvisionOptions) (request, 
 	return r, nil
 }
 
-// checkClaim refuses what would be given an empty or unfit volume otherwise.
+// checkClaim refuses claims that would otherwise get an empty or unfit volume.
 func checkClaim(claim *corev1.PersistentVolumeClaim) []error {
 	var faults []error
 	if claim.Spec.Selector != nil {

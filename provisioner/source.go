@@ -18,11 +18,11 @@ import (
 
 const claimKind = "PersistentVolumeClaim"
 
-// sourceClaim returns the name of the claim whose content a claim asks for, or an
-// empty one when it asks for none.
+// sourceClaim returns the name of the claim whose content a claim asks for; empty if it
+// asks for none.
 func sourceClaim(claim *corev1.PersistentVolumeClaim) (string, error) {
-	// The API server writes into the one what it finds in the other, but for
-	// kinds that only the second may have, and for other namespaces.
+	// The API server copies dataSource and dataSourceRef into each other, except for
+	// kinds that only dataSourceRef may have, and for other namespaces.
 	ref := claim.Spec.DataSourceRef
 	if ref == nil {
 		if claim.Spec.DataSource == nil {
@@ -46,9 +46,9 @@ func sourceClaim(claim *corev1.PersistentVolumeClaim) (string, error) {
 	return ref.Name, nil
 }
 
-// cloneSource returns the volume whose content a claim asks for, or nil when it asks for
-// none. No call to Ceph is made. Of a claim that does not want its volume any more, only
-// the source's claim is known. Err says what keeps it from being cloned, and is the same
+// cloneSource returns the volume whose content a claim asks for, or nil if it asks for
+// none. It makes no call to Ceph. For a claim that no longer wants its volume, only the
+// source's claim is known. Err says why the source can't be cloned, and stays the same
 // until that changes.
 func (p *Provisioner) cloneSource(ctx context.Context, claim *corev1.PersistentVolumeClaim, r request, wanted bool) *image.Source {
 	if r.sourceClaim == "" {
@@ -72,7 +72,7 @@ func (p *Provisioner) cloneSource(ctx context.Context, claim *corev1.PersistentV
 func (p *Provisioner) sourceVolume(ctx context.Context, claim *corev1.PersistentVolumeClaim, s *image.Source) (*corev1.PersistentVolume, error) {
 	ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
 	defer cancel()
-	// Not from the cache, which may not know yet that it goes.
+	// Not from the cache, which may not know yet that the claim is being deleted.
 	live, err := p.config.Claims.PersistentVolumeClaims(claim.Namespace).Get(ctx, s.Claim, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
@@ -88,7 +88,8 @@ func (p *Provisioner) sourceVolume(ctx context.Context, claim *corev1.Persistent
 	}
 	pv, err := p.config.VolumeLister.Get(live.Spec.VolumeName)
 	if apierrors.IsNotFound(err) || err == nil && (pv.Spec.ClaimRef == nil || pv.Spec.ClaimRef.UID != live.UID) {
-		// It was bound a moment ago; or somebody deleted the volume by hand.
+		// The claim was bound a moment ago; or an administrator deleted the volume by
+		// hand.
 		return nil, fmt.Errorf("%s has no volume that is bound to it", s)
 	}
 	if err != nil {
@@ -97,7 +98,7 @@ func (p *Provisioner) sourceVolume(ctx context.Context, claim *corev1.Persistent
 	return pv, nil
 }
 
-// readSource fills in what the source's volume says, and compares it with what the claim
+// readSource fills in s from the source's volume, and compares it with what the claim
 // and its class ask for.
 func (p *Provisioner) readSource(claim *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, r request, s *image.Source) error {
 	record, err := volume.Read(pv)
