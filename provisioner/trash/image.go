@@ -18,31 +18,31 @@ import (
 )
 
 const (
-	// moveTime is how long after it was begun a move to the trash may end. An image
-	// that went there later was restored by somebody and put there again.
+	// moveTime is the longest that a move to the trash may take. If an image got there
+	// later, someone restored it and put it there again.
 	moveTime = 10 * time.Minute
-	// absentFor is how long an image must not be there before its note is cleared: a
-	// call of a client that died, or of a process that was stopped and goes on, may
-	// still reach an OSD.
+	// absentFor is how long an image must be absent before its note is cleared: a call
+	// of a client that died, or of a process that was stopped and goes on, may still
+	// reach an OSD.
 	absentFor = time.Minute
 )
 
-// reasonImageInTrash is that of events on volumes.
+// reasonImageInTrash is the reason of events on volumes.
 const reasonImageInTrash = "ImageInTrash"
 
-// errGoesOn says that librbd is still removing an image, which takes the longer the
-// larger it is.
+// errGoesOn says that librbd is still removing an image; the larger the image, the
+// longer that takes.
 var errGoesOn = errors.New("the removal goes on")
 
-// removing is the removal of a pool's images, while the pool is open.
+// removing removes a pool's images while the pool is open.
 type removing struct {
 	*Queue
 	in   *pool
 	open *access.Pool
 }
 
-// settle has one image removed, or postpones it. An error says that it would fail with
-// others in the pool, too; or is errGoesOn.
+// settle removes one image, leaves it to Ceph's manager, or postpones it. An error
+// other than errGoesOn means that the pool's other images would fail, too.
 func (r removing) settle(ctx context.Context, one *item) error {
 	removal := one.removal
 	logger := klog.FromContext(ctx).WithValues("image", removal.Image, "id", removal.ID, "PV", removal.Volume)
@@ -57,7 +57,7 @@ func (r removing) settle(ctx context.Context, one *item) error {
 		r.postpone(one, absentFor)
 		return nil
 	case found.Since.After(removal.At.Add(moveTime)) && r.isBeingDeleted(one):
-		// The move took long, and the deletion, which goes on, notes that.
+		// The move took long; the deletion still runs, and will note that.
 		r.postpone(one, r.retries.When(one))
 		return nil
 	case found.Name != removal.Image || found.Since.After(removal.At.Add(moveTime)):
@@ -68,22 +68,22 @@ func (r removing) settle(ctx context.Context, one *item) error {
 	if kept, err := r.keepRestored(ctx, one); err != nil || kept {
 		return err
 	}
-	// A move that was cut off, only RemoveTrashed ends.
+	// Only RemoveTrashed completes a move that was cut off.
 	if !found.Moving && r.leaveToManager(ctx, one) {
 		return nil
 	}
 	return r.remove(ctx, one)
 }
 
-// lookUp looks for an image in the trash. It returns nil when it is not there: it was
-// removed, which by says then, or somebody has restored it; or a call that was cut off
-// still reaches an OSD, so it is looked for again.
+// lookUp looks for an image in the trash. It returns nil if the image is absent. If by
+// is set then, the image was removed; otherwise someone has restored it, or a call that
+// was cut off may still reach an OSD, so settle looks again.
 func (r removing) lookUp(ctx context.Context, one *item) (*rbd.Trashed, error) {
 	// Not in the middle of its deletion.
 	defer r.lock(one)()
 	if one.by == "" && !one.absent.IsZero() && time.Since(one.absent) >= absentFor {
 		// The note is about to be cleared. A move by this process may still wait for an
-		// OSD, however long; it has the name until then, for which this waits.
+		// OSD, however long; it holds the name until then, and this call waits for it.
 		if _, err := r.open.Image(ctx, one.removal.Image); err != nil && !errors.Is(err, rbd.ErrImageNotFound) {
 			return nil, err
 		}
@@ -91,7 +91,7 @@ func (r removing) lookUp(ctx context.Context, one *item) (*rbd.Trashed, error) {
 	found, err := r.open.Trashed(ctx, one.removal.ID)
 	if err == nil && found.Moving {
 		if _, err = r.open.Image(ctx, one.removal.Image); errors.Is(err, rbd.ErrImageNotFound) {
-			// No other image has the name: this one's move is ended.
+			// No other image has the name: complete this one's move.
 			err = r.open.TrashImage(ctx, one.removal.Image, one.removal.Keep)
 		}
 	}
@@ -118,8 +118,7 @@ func (r removing) lookUp(ctx context.Context, one *item) (*rbd.Trashed, error) {
 	return nil, err
 }
 
-// isBeingDeleted reports whether the volume of an image is there still, and its deletion
-// under way.
+// isBeingDeleted reports whether an image's volume still exists and is being deleted.
 func (r removing) isBeingDeleted(one *item) bool {
 	volumes, err := r.config.Volumes.Of(r.in.id.Image(one.removal.Image))
 	return err == nil && slices.ContainsFunc(volumes, func(pv *corev1.PersistentVolume) bool {
@@ -131,9 +130,9 @@ func (r removing) lock(one *item) (unlock func()) {
 	return r.config.Journal.Locks.Lock(r.in.id.Image(one.removal.Image))
 }
 
-// keepRestored reports whether a volume names the image again: somebody has restored
-// one from a backup, or made a second one. The image then stays in the trash, from
-// where it can be brought back.
+// keepRestored reports whether a volume names the image again: someone has restored one
+// from a backup, or made a second one. The image then stays in the trash, from where an
+// administrator can bring it back.
 func (r removing) keepRestored(ctx context.Context, one *item) (bool, error) {
 	removal := one.removal
 	pv, err := r.config.Volumes.Stays(r.in.id.Image(removal.Image))
@@ -141,7 +140,8 @@ func (r removing) keepRestored(ctx context.Context, one *item) (bool, error) {
 		return false, err
 	}
 	r.postpone(one, r.retries.When(one))
-	// What Ceph's manager was asked to remove, it may still remove: no promise is made.
+	// Ceph's manager may still remove an image that it was asked to remove: promise
+	// nothing.
 	if !one.told && one.by != ByManager {
 		klog.FromContext(ctx).Info("An image of a deleted volume stays in the trash, since another volume names it", "by", pv.Name)
 		r.config.Events.Eventf(pv, corev1.EventTypeWarning, reasonImageInTrash, "image %q in pool %q was deleted with volume %q: "+
@@ -152,7 +152,7 @@ func (r removing) keepRestored(ctx context.Context, one *item) (bool, error) {
 	return true, nil
 }
 
-// remove is settle for an image that this process removes.
+// remove settles an image by removing it in this process.
 func (r removing) remove(ctx context.Context, one *item) error {
 	listed := one.by == ByManager
 	one.by = ByProvisioner
@@ -161,8 +161,8 @@ func (r removing) remove(ctx context.Context, one *item) error {
 	case err == nil, errors.Is(err, rbd.ErrImageNotFound):
 		return r.done(ctx, one)
 	case errors.Is(err, rbd.ErrTimeout):
-		// The next attempt waits for it. When nothing answers, looking the image
-		// up then shows it.
+		// The next attempt waits for it. If nothing answers, looking the image up then
+		// shows that.
 		klog.FromContext(ctx).V(2).Info("The image is still being removed from the trash")
 		return errGoesOn
 	case errors.Is(err, rbd.ErrImageHasSnapshots):
@@ -170,8 +170,8 @@ func (r removing) remove(ctx context.Context, one *item) error {
 	case !errors.Is(err, rbd.ErrImageInUse):
 		return err
 	}
-	one.by = "" // when it is gone the next time, that was somebody else
-	// It may be the manager that has it open; if not, that is to try no more.
+	one.by = "" // if it is gone next time, another client removed it
+	// The manager may have it open; if not, asking again makes it stop trying.
 	listed = listed && r.askManager(ctx, one)
 	r.postpone(one, r.retries.When(one))
 	if !one.said && !listed {
@@ -181,8 +181,8 @@ func (r removing) remove(ctx context.Context, one *item) error {
 	return nil
 }
 
-// removeCloneSnapshots removes from an image in the trash what attempts to clone it
-// left. Nobody can go on with them: its claim is gone.
+// removeCloneSnapshots removes from an image in the trash the leftovers of attempts to
+// clone it. No attempt can go on with them: the image's claim is gone.
 func (r removing) removeCloneSnapshots(ctx context.Context, id string) {
 	snapshots, err := r.open.Snapshots(ctx, id)
 	if err == nil {
@@ -193,17 +193,16 @@ func (r removing) removeCloneSnapshots(ctx context.Context, id string) {
 	}
 }
 
-// done clears the note of an image for which nothing is left to do, and forgets the
-// image. If somebody was asked to remove it, they have, and its parent may be waiting for
-// that.
+// done clears the note of an image that needs nothing more, and forgets the image. If
+// by is set, the image was removed as asked, and its parent may be waiting for that.
 func (r removing) done(ctx context.Context, one *item) error {
-	// The note of an image that was deleted again meanwhile is another one.
+	// If the image was deleted again meanwhile, its note is a new one.
 	defer r.lock(one)()
 	if !r.isCurrent(r.in, one) {
 		return nil
 	}
 	if err := r.config.Journal.Removals.Clear(ctx, r.open, one.removal.ID); err != nil {
-		return err // and it is found gone by the next attempt
+		return err // the next attempt finds the image gone
 	}
 	r.forget(r.in, one)
 	if one.by != "" {

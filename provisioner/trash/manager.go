@@ -15,38 +15,39 @@ import (
 )
 
 const (
-	// managerWait is how long a manager has to take an image on: some milliseconds
-	// are common.
+	// managerWait is how long a manager has to accept an image: some milliseconds are
+	// common.
 	managerWait = 10 * time.Second
-	// managerAgain is how long one is left alone that did not, as none does without
-	// the cap for it.
+	// managerAgain is how long we leave alone a manager that did not accept one; without
+	// the cap for it, none does.
 	managerAgain = 10 * time.Minute
-	// managerLook is when an image is first looked for that a manager took on. The
-	// time doubles with each look.
+	// managerLook is when we first look for an image that a manager accepted. The time
+	// doubles with each look.
 	managerLook = 4 * time.Second
-	// managerTime is how long a manager has for an image: it removes some 20 TiB in
-	// that time, or some thousand small images. What it has not removed by then, since
-	// it works on others, has failed or is gone, is removed here. That both remove an
-	// image at the same time is harmless.
+	// managerTime is how long a manager has for an image: in that time it removes some
+	// 20 TiB, or some thousand small images. This process removes what is left by then,
+	// since the manager works on others, has failed or is gone. If both remove an image
+	// at the same time, that is harmless.
 	managerTime = 10 * time.Minute
 )
 
-// Who removes an image, in the log and for Config.Purged.
+// ByManager and ByProvisioner name the remover of an image, in the log and for
+// Config.Purged.
 const (
 	ByManager     = "manager"
 	ByProvisioner = "provisioner"
 )
 
-// manager is what is known of the one that a pool's images are left to.
+// manager is what we know of the one to which we leave a pool's images.
 type manager struct {
-	// alone is until when it is left alone, said says that the log has why.
+	// alone is until when we leave it alone; said means that the log has the reason.
 	alone time.Time
 	said  bool
 }
 
-// leaveToManager reports whether an image is left to Ceph's manager, which goes on when
-// this process ends, and takes none of its time. It is asked when it has not been, and
-// the image is looked for again later.
+// leaveToManager reports whether to leave an image to Ceph's manager, which goes on
+// when this process ends, and takes none of its time. It asks a manager that was not
+// asked yet, and postpones the image.
 func (r removing) leaveToManager(ctx context.Context, one *item) bool {
 	now := time.Now()
 	if one.ours.IsZero() && r.askManager(ctx, one) {
@@ -55,14 +56,15 @@ func (r removing) leaveToManager(ctx context.Context, one *item) bool {
 	if !now.Before(one.ours) || now.Before(r.in.manager.alone) {
 		return false
 	}
-	// Each look comes as long after the last one as that came after the request.
+	// Each look doubles the time since the request.
 	age := now.Sub(one.ours.Add(-managerTime))
 	r.postpone(one, min(max(age, managerLook), one.ours.Sub(now)))
 	return true
 }
 
-// askManager has Ceph's manager remove an image, and reports whether that is on its list
-// now. Asking again takes an image off the list that it has failed with.
+// askManager asks Ceph's manager to remove an image, and reports whether the manager's
+// list now has it. If the manager has failed with the image, asking again takes it off
+// the list.
 func (r removing) askManager(ctx context.Context, one *item) bool {
 	m := &r.in.manager
 	if time.Now().Before(m.alone) {

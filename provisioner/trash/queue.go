@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package trash removes the images of deleted volumes from the trash, once they have
-// been there for as long as they are kept. It removes those alone that a note of the
-// journal names.
+// Package trash removes the images of deleted volumes from the trash, once their
+// retention has passed. It removes only images that a note of the journal names.
 package trash
 
 import (
@@ -23,85 +22,86 @@ import (
 )
 
 const (
-	// width is in how many pools images are removed at the same time; in each it is
-	// one at a time.
+	// width is the number of pools in which images are removed at the same time; in
+	// each pool, it is one image at a time.
 	width = 4
-	// patience is how long the removal of an image gives way to claims and volumes.
-	// Nobody waits for it, but for the room that the image takes.
+	// patience is how long the removal of an image gives way to claims and volumes. No
+	// user waits for a removal, only for the room that the image takes.
 	patience = 10 * time.Second
-	// quiet is how long nothing has happened to claims and volumes when it begins.
+	// quiet is how long claims and volumes must have been idle before a removal begins.
 	// Ceph's manager takes a hundred times the CPU for an image that its volume's
-	// deletion does, of the cores that may serve claims, too.
+	// deletion does, on cores that may serve claims, too.
 	quiet = time.Second
-	// pause is the least time between two rounds through a pool that nobody asks for.
+	// pause is the least time between two rounds through a pool, unless a call asks for
+	// one.
 	pause = time.Second
 )
 
 // Config has what New needs. All fields are required but Quiet and Purged.
 type Config struct {
-	// Access opens pools. It knows of the lease, if there is one.
+	// Access opens pools. It knows the lease, if there is one.
 	Access  *access.Access
 	Journal *journal.Journal
-	// Volumes shows which volumes name an image again.
+	// Volumes finds volumes that name an image again.
 	Volumes index.Volumes
 	// Events tells such a volume that its image is in the trash.
 	Events record.EventRecorder
-	// Quiet reports whether no claim or volume is worked on, nor was within d. Nil
-	// means that it is always quiet.
+	// Quiet reports whether no operation on a claim or volume is in flight, or was
+	// within d. Nil means that it is always quiet.
 	Quiet func(d time.Duration) bool
-	// Purged is told of each image that was removed, and of who did that: ByManager
-	// or ByProvisioner. It is called by several goroutines; nil for nobody.
+	// Purged is called for each removed image, with its remover: ByManager or
+	// ByProvisioner. Several goroutines call it; it may be nil.
 	Purged func(by string)
 }
 
-// Queue has the images that are to be removed. It is safe for concurrent use.
+// Queue holds the images to remove. It is safe for concurrent use.
 type Queue struct {
 	config Config
-	// work has the pools, not the images: those of a pool are removed one after the
-	// other, and on one connection.
+	// work holds pools, not images: a pool's images are removed one after the other, on
+	// one connection.
 	work *work.Queue[volume.PoolID]
-	// retries says when an image that can't be removed is tried again.
+	// retries says when to retry an image that could not be removed.
 	retries workqueue.TypedRateLimiter[*item]
-	// visited has the pools whose notes were taken up.
+	// visited holds the pools whose notes were taken up.
 	visited sync.Map
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the fields below
 	pools map[volume.PoolID]*pool
 }
 
-// pool has images to remove. The worker that is in it owns the fields that Queue.mu
-// does not guard.
+// pool holds images to remove. The worker in it owns the fields that Queue.mu does not
+// guard.
 type pool struct {
 	id volume.PoolID
-	// location opens it, items are by image ID; guarded by Queue.mu.
+	// location opens it; items are by image ID. Queue.mu guards both.
 	location volume.Location
 	items    map[string]*item
-	// failing says that the last round failed, and that the log has why.
+	// failing means that the last round failed, and that the log has the reason.
 	failing bool
 	manager manager
 }
 
-// item is an image to remove. The worker that is in its pool owns the fields that
-// Queue.mu does not guard.
+// item is an image to remove. The worker in its pool owns the fields that Queue.mu does
+// not guard.
 type item struct {
 	removal journal.Removal
-	// due is when it is looked at next, woken that Wake has brought that forward;
-	// guarded by Queue.mu.
+	// due is when a round looks at it next; woken means that Wake has brought that
+	// forward. Queue.mu guards both.
 	due   time.Time
 	woken bool
-	// absent is since when it is not in the trash; zero while it is.
+	// absent is since when it has been missing from the trash; zero while it is there.
 	absent time.Time
-	// by names who was last asked to remove it; empty for nobody.
+	// by names the remover that was last asked; empty for none.
 	by string
-	// ours is from when on it is removed here; zero if Ceph's manager has not been
-	// asked to.
+	// ours is the time from which this process removes it; zero if Ceph's manager has
+	// not been asked.
 	ours time.Time
-	// said says that the log has why it stays, told that a volume that names it again
-	// was told.
+	// said means that the log has the reason why it stays; told, that an event told a
+	// volume that names it again.
 	said, told bool
 }
 
-// New returns an empty queue, which is to be Run; or an error that names what c lacks.
+// New returns an empty queue to Run, or an error that names the missing fields.
 func New(c Config) (*Queue, error) {
 	if c.Access == nil || c.Journal == nil || c.Volumes.Cache == nil || c.Events == nil {
 		return nil, errors.New("trash: Access, Journal, Volumes and Events are required")
@@ -116,19 +116,18 @@ func New(c Config) (*Queue, error) {
 		pools: map[volume.PoolID]*pool{}}, nil
 }
 
-// Run removes images when they are due, until ctx ends and the calls that are under way
-// have returned. What it is in the middle of then, the next leader goes on with. It is
-// to be called once.
+// Run removes images when they are due, until ctx ends and calls in flight have
+// returned. The next leader goes on with unfinished removals. Call it once.
 func (q *Queue) Run(ctx context.Context) { q.work.Run(ctx, width, q.round) }
 
-// Add says that an image is to be removed, of which the journal has a note. The location
-// is how its pool was opened. Call it with the image locked in the journal.
+// Add queues an image to remove, of which the journal has a note. The location is how
+// its pool was opened. Call it with the image locked in the journal.
 func (q *Queue) Add(id volume.PoolID, location volume.Location, removal journal.Removal) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	in := q.pool(id)
 	in.location = location
-	// One that was restored since, and deleted again, has a removal anew.
+	// An image that was restored and deleted again has a new pending deletion.
 	if known := in.items[removal.ID]; known == nil || !known.removal.At.Equal(removal.At) {
 		q.retries.Forget(known)
 		in.items[removal.ID] = &item{removal: removal, due: removal.Due()}
@@ -136,8 +135,8 @@ func (q *Queue) Add(id volume.PoolID, location volume.Location, removal journal.
 	}
 }
 
-// Wake says that an image may have no clones any more: if it is to be removed, that is
-// tried now.
+// Wake says that an image may have no clones any more: if its removal is due, a round
+// tries it now.
 func (q *Queue) Wake(id volume.PoolID, imageID string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -148,8 +147,7 @@ func (q *Queue) Wake(id volume.PoolID, imageID string) {
 	}
 }
 
-// Counts returns how many images are to be removed now, and how many are kept for a
-// while.
+// Counts returns how many images are due for removal, and how many are still kept.
 func (q *Queue) Counts() (waiting, kept int) {
 	now := time.Now()
 	q.mu.Lock()
@@ -166,8 +164,8 @@ func (q *Queue) Counts() (waiting, kept int) {
 	return waiting, kept
 }
 
-// Visit takes up what earlier leaders were to remove in a pool, once for each pool. The
-// errors are those of reading notes.
+// Visit takes up the pending deletions of earlier leaders in a pool, once for each
+// pool. It returns the errors of reading notes.
 func (q *Queue) Visit(ctx context.Context, open *access.Pool) error {
 	if _, visited := q.visited.Load(open.ID); visited {
 		return nil
@@ -190,7 +188,7 @@ func (q *Queue) Visit(ctx context.Context, open *access.Pool) error {
 	return nil
 }
 
-// pool returns a pool. q.mu is held.
+// pool returns the pool of an ID, which it makes if need be. The caller holds q.mu.
 func (q *Queue) pool(id volume.PoolID) *pool {
 	in := q.pools[id]
 	if in == nil {

@@ -15,7 +15,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/work"
 )
 
-// round removes what is due in a pool, and says when the pool comes again.
+// round removes the due images of a pool, and says when the pool comes again.
 func (q *Queue) round(ctx context.Context, id volume.PoolID) error {
 	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("pool", id.Pool))
 	in, location, due, again := q.due(id)
@@ -32,8 +32,8 @@ func (q *Queue) round(ctx context.Context, id volume.PoolID) error {
 	return work.Later(pause)
 }
 
-// due returns a pool, how it is opened and the images whose turn it is, the oldest first;
-// and, for where there is none, when to look again: never if that is nil.
+// due returns a pool, its location and the images whose turn it is, the oldest first.
+// If there are none, again says when to look again: never if it is nil.
 func (q *Queue) due(id volume.PoolID) (in *pool, location volume.Location, due []*item, again error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -51,14 +51,14 @@ func (q *Queue) due(id volume.PoolID) (in *pool, location volume.Location, due [
 	return in, in.location, due, again
 }
 
-// isTurn reports whether an image is due, and need not give way to claims and volumes,
-// which somebody waits for. q.mu is held.
+// isTurn reports whether an image is due and need not give way to claims and volumes,
+// which users wait for. The caller holds q.mu.
 func (q *Queue) isTurn(one *item) bool {
 	age := time.Since(one.due)
 	return age >= patience || age >= 0 && q.config.Quiet(quiet)
 }
 
-// removeAll removes images of a pool. An error says that it would fail with others, too.
+// removeAll removes images of a pool. An error means that the others would fail, too.
 func (q *Queue) removeAll(ctx context.Context, in *pool, location volume.Location, due []*item) error {
 	open, err := q.config.Access.OpenForVolume(ctx, location)
 	if err != nil {
@@ -85,8 +85,8 @@ func (q *Queue) removeAll(ctx context.Context, in *pool, location volume.Locatio
 	return nil
 }
 
-// take reports whether it is an image's turn still. Whoever wakes it from here on has it
-// looked at again.
+// take reports whether it is still an image's turn. A Wake from here on makes a round
+// look at it again.
 func (q *Queue) take(one *item) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -94,14 +94,15 @@ func (q *Queue) take(one *item) bool {
 		return false
 	}
 	if one.woken && !one.ours.IsZero() {
-		// What kept it from being removed here, the manager failed with, too.
+		// The manager failed for the same reason that kept this process from removing
+		// it.
 		one.ours = time.Now()
 	}
 	one.woken = false
 	return true
 }
 
-// postpone says when an image is looked at next. One that was woken since it was taken
+// postpone sets when a round looks at an image next. One that was woken since take
 // comes at once: its last clone may have gone meanwhile.
 func (q *Queue) postpone(one *item, wait time.Duration) {
 	q.mu.Lock()
