@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package flatten copies into clones what they share, so that they depend on no other
-// image: those that depend on more images than they may.
+// Package flatten copies into clones the data that they share, so that they depend on
+// no other image: it serves clones that depend on more images than they may.
 package flatten
 
 import (
@@ -22,47 +22,46 @@ import (
 )
 
 const (
-	// width is in how many pools clones are looked after at a time. More may be
-	// flattened: librbd goes on with those whose call has reached its deadline.
+	// width is the number of pools whose clones are handled at a time. More clones may
+	// be flattening: librbd goes on with those whose call has reached its deadline.
 	width = 4
-	// pause is when such a one is looked at again.
+	// pause is how long until such a clone is looked at again.
 	pause = time.Second
 )
 
-// ErrFlattening says that a clone gets its volume later. Not before: while librbd
-// flattens an image it watches it, so that kubelet would not map it; and what is
+// ErrFlattening says that a clone gets its volume later. It can't before: librbd
+// watches an image while flattening it, so kubelet would not map it; and anything
 // cloned from it meanwhile is lost.
 var ErrFlattening = errors.New("its clone is being flattened, since it depends on more images than -max-clone-depth allows " +
 	"or its source has many clones: it gets its volume by itself once all data is copied")
 
-// notFlattened is ErrFlattening after a failure, in the words of what went wrong.
+// notFlattened is ErrFlattening after a failure, in the words of that failure.
 type notFlattened struct{ error }
 
 func (e notFlattened) Unwrap() []error { return []error{ErrFlattening, e.error} }
 
 // Config has what New needs. Access is required.
 type Config struct {
-	// Access opens pools. It knows of the lease, if there is one.
+	// Access opens pools. It knows the lease, if there is one.
 	Access *access.Access
-	// Cluster is the UID of our Kubernetes cluster, empty if that is not known. Clones
-	// that belong to another one are left alone.
+	// Cluster is the UID of our Kubernetes cluster, empty if unknown. Clones that
+	// belong to another cluster are left alone.
 	Cluster string
-	// Flattened is told of each clone that was flattened, by its pool and the ID of
-	// the image that it was a clone of. It is called by several goroutines; nil for
-	// nobody.
+	// Flattened is called for each flattened clone, with its pool and the ID of the
+	// image that it was a clone of. Several goroutines call it; it may be nil.
 	Flattened func(pool volume.PoolID, parent string)
 }
 
-// Queue has the clones that are to be flattened. What it forgets with its process, the
-// next attempt for the claim tells it again. It is safe for concurrent use.
+// Queue holds the clones to flatten, in memory only: after a restart, the next attempt
+// for a claim requests its clone again. It is safe for concurrent use.
 type Queue struct {
 	config Config
-	// work has the pools: in each, one clone at a time is flattened.
+	// work holds the pools: in each, one clone at a time is flattened.
 	work *work.Queue[volume.PoolID]
-	// retries says when a clone that could not be flattened is tried again.
+	// retries says when to retry a clone that could not be flattened.
 	retries workqueue.TypedRateLimiter[volume.ImageID]
 
-	mu    sync.Mutex                // guards what follows, and all of the items
+	mu    sync.Mutex                // guards the fields below, and all items
 	pools map[volume.PoolID][]*item // in the order of the requests
 }
 
@@ -72,14 +71,14 @@ type item struct {
 	location volume.Location
 	// parent is the ID of the image that it is a clone of.
 	parent string
-	// begun says that librbd may still be flattening it.
+	// begun means that librbd may still be flattening it.
 	begun bool
-	// err is why the last attempt failed, due when the next one is made.
+	// err is the failure of the last attempt, due the time of the next one.
 	err error
 	due time.Time
 }
 
-// New returns an empty queue, which is to be Run; or an error that names what c lacks.
+// New returns an empty queue to Run, or an error that names the missing fields.
 func New(c Config) (*Queue, error) {
 	if c.Access == nil {
 		return nil, errors.New("flatten: Access is required")
@@ -91,10 +90,10 @@ func New(c Config) (*Queue, error) {
 		pools: map[volume.PoolID][]*item{}}, nil
 }
 
-// Request says that a clone is to be flattened, if it was not said already, and returns
-// why that is not done yet: ErrFlattening; or, after a failure, an error that wraps it and
-// has the words of that. The location opens its pool, parent is the ID of the image that
-// it is a clone of.
+// Request queues a clone to flatten, unless it is queued already, and returns why that
+// is not done yet: ErrFlattening; or, after a failure, an error that wraps it and has
+// the words of the failure. The location opens its pool, parent is the ID of the image
+// that it is a clone of.
 func (q *Queue) Request(image volume.ImageID, location volume.Location, parent string) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -114,7 +113,7 @@ func (q *Queue) Request(image volume.ImageID, location volume.Location, parent s
 	return ErrFlattening
 }
 
-// Count returns how many clones are to be flattened.
+// Count returns how many clones are still to be flattened.
 func (q *Queue) Count() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -125,9 +124,8 @@ func (q *Queue) Count() int {
 	return n
 }
 
-// Run flattens clones until ctx ends and the calls that are under way have returned. What
-// it is in the middle of then, the next leader begins again: what was copied stays. It is
-// to be called once.
+// Run flattens clones until ctx ends and calls in flight have returned. The next leader
+// begins unfinished clones again: copied data stays. Call it once.
 func (q *Queue) Run(ctx context.Context) { q.work.Run(ctx, width, q.next) }
 
 // next flattens the clone of a pool whose turn it is.
@@ -146,17 +144,17 @@ func (q *Queue) next(ctx context.Context, pool volume.PoolID) error {
 		logger.Info("Clone flattened")
 		q.config.Flattened(pool, one.parent)
 	case errors.Is(err, rbd.ErrImageNotFound):
-		err = nil // so is its claim
+		err = nil // its claim is gone, too
 	case errors.Is(err, rbd.ErrTimeout):
-		// It goes on, as a rule, and so no other one of the pool begins; the next
-		// attempt waits for it.
+		// As a rule librbd goes on, so no other clone of the pool begins; the next
+		// attempt waits for this one.
 		logger.V(2).Info("The clone is still being flattened")
 	}
 	return q.ended(one.image, err)
 }
 
-// take returns the clone whose turn it is, or when the pool comes again: never if that is
-// nil, too.
+// take returns the clone whose turn it is; if there is none, again says when the pool
+// comes again: never if it is nil, too.
 func (q *Queue) take(pool volume.PoolID) (one *item, again error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -171,11 +169,10 @@ func (q *Queue) take(pool volume.PoolID) (one *item, again error) {
 	if wait := time.Until(one.due); wait > 0 {
 		return nil, work.Later(wait)
 	}
-	taken := *one // since Request changes it
+	taken := *one // since Request changes the item
 	return &taken, nil
 }
 
-// flatten flattens a clone.
 func (q *Queue) flatten(ctx context.Context, one *item) error {
 	pool, err := q.config.Access.OpenForVolume(ctx, one.location)
 	if err != nil {
@@ -195,8 +192,8 @@ func (q *Queue) flatten(ctx context.Context, one *item) error {
 	return pool.FlattenImage(ctx, one.image.Name)
 }
 
-// ended says how an attempt ended: with nil, the clone is forgotten. It has the pool come
-// again.
+// ended records how an attempt ended, and forgets the clone if err is nil. Its result
+// has the pool come again.
 func (q *Queue) ended(image volume.ImageID, err error) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
