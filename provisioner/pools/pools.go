@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package pools knows which pools are ours, and has Visitors look at each of them. What
-// they look for there is not its business.
+// Package pools knows which pools are ours, and has Visitors look at each of them. It
+// does not know what they look for.
 package pools
 
 import (
@@ -22,24 +22,24 @@ import (
 )
 
 const (
-	// lookEvery is how often classes and volumes are looked through for pools that no
+	// lookEvery is how often Rounds searches classes and volumes for pools that no
 	// visitor has been to.
 	lookEvery = 5 * time.Minute
-	// againAfter is how long Again waits for others of its kind.
+	// againAfter is how long Again waits, to serve several calls with one visit.
 	againAfter = 5 * time.Second
-	// workers is how many visits there are at a time: a pool that is slow has one of
-	// them for each visitor.
+	// workers is the number of visits at a time: a slow pool takes one of them for each
+	// visitor.
 	workers = 8
 )
 
-// ErrLeft is what a Visitor returns that must come back although nothing went wrong.
+// ErrLeft is the error of a Visitor that must come back although nothing went wrong.
 var ErrLeft = errors.New("something is left to be done in the pool")
 
 // Visitor looks at pools.
 type Visitor interface {
-	// Visit looks at one pool, which it does not close. No error: nothing is left to
-	// be done there. After ErrLeft, or any other error, which is logged once, it is
-	// called again by the retry policy of package work; after work.Later, when that
+	// Visit looks at one pool, which it does not close. Nil means that nothing is left
+	// to do there. After ErrLeft, or any other error, which Rounds logs once, Rounds
+	// calls it again by the retry policy of package work; after work.Later, when that
 	// says so. Visits of one pool come one after the other, those of several pools at
 	// the same time.
 	Visit(ctx context.Context, pool *access.Pool) error
@@ -47,10 +47,10 @@ type Visitor interface {
 
 // Config has what New needs. All fields are required.
 type Config struct {
-	// Name is what StorageClasses name as their provisioner, Identity which of that
-	// name it is.
+	// Name is the provisioner that StorageClasses name; Identity tells ours from others
+	// of that name.
 	Name, Identity string
-	// Classes and Volumes are caches, which name the pools.
+	// Classes and Volumes are caches; they name the pools.
 	Classes storagelisters.StorageClassLister
 	Volumes corelisters.PersistentVolumeLister
 	Access  *access.Access
@@ -63,44 +63,45 @@ type Rounds struct {
 	config Config
 	queue  *work.Queue[visit]
 
-	mu sync.Mutex // guards what follows
-	// leads are the pools to which routes were found to lead.
+	mu sync.Mutex // guards the fields below
+	// leads maps each route to the pool to which it was found to lead.
 	leads map[volume.Route]volume.PoolID
-	// states has all visits that are known.
+	// states holds all known visits.
 	states map[visit]state
-	// known are the ways of the last look: finding them goes through all volumes.
+	// known holds the ways of the last look: finding them goes through all volumes.
 	known []way
-	// said are the faults that are in the log.
+	// said holds the faults that are in the log.
 	said map[fault]bool
 }
 
-// visit is one visitor's of one pool; or nobody's of an unknown one, to learn which it is.
+// visit is one visitor's visit to one pool; or nobody's to an unknown pool, to learn
+// which one it is.
 type visit struct {
 	pool    volume.PoolID
 	visitor int
 	unknown volume.Route
 }
 
-// nobody is the visitor where none is called.
+// nobody stands for no visitor.
 const nobody = -1
 
-// state is that of a visit.
+// state is how far a visit is.
 type state int
 
 const (
-	waiting state = iota + 1 // it is in the queue
+	waiting state = iota + 1 // in the queue
 	running
-	repeat // running, and to be made again
-	made   // nothing is left to be done
+	repeat // running, and to be repeated
+	made   // nothing is left to do
 )
 
-// fault is what keeps a visitor from a pool by one route.
+// fault identifies a failure of one visitor on one route.
 type fault struct {
 	route   volume.Route
 	visitor int
 }
 
-// New returns Rounds, or an error that names what c lacks.
+// New returns Rounds, or an error if a field is missing.
 func New(c Config) (*Rounds, error) {
 	if c.Name == "" || c.Identity == "" || c.Classes == nil || c.Volumes == nil || c.Access == nil || len(c.Visitors) == 0 {
 		return nil, errors.New("pools: all fields are required")
@@ -114,8 +115,9 @@ func New(c Config) (*Rounds, error) {
 	}, nil
 }
 
-// Run has every pool visited until nothing is left to be done there, and new ones when
-// they are noticed, until ctx ends and all visits have. Run it once, while leading.
+// Run has every pool visited until nothing is left to do there, and new pools once
+// Rounds notices them. It ends when ctx has ended and all visits have returned. Run it
+// once, while leading.
 func (r *Rounds) Run(ctx context.Context) {
 	var looking sync.WaitGroup
 	looking.Go(func() { wait.UntilWithContext(ctx, r.look, lookEvery) })
@@ -123,8 +125,8 @@ func (r *Rounds) Run(ctx context.Context) {
 	looking.Wait()
 }
 
-// Again has a pool visited soon where nothing was left to be done: something may be by
-// now. It is cheap. Visits that will be repeated anyway are not hastened.
+// Again has a pool visited soon even where nothing was left to do: something may be by
+// now. It is cheap. It does not hasten visits that will be repeated anyway.
 func (r *Rounds) Again(pool volume.PoolID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -141,7 +143,7 @@ func (r *Rounds) Again(pool volume.PoolID) {
 	}
 }
 
-// look has pools visited that were not yet.
+// look queues the first visits to pools that have had none.
 func (r *Rounds) look(ctx context.Context) {
 	for _, w := range r.list(ctx, true) {
 		if pool := r.end(w); pool.FSID != "" {
@@ -152,14 +154,14 @@ func (r *Rounds) look(ctx context.Context) {
 	}
 }
 
-// first has a pool visited that was not yet.
+// first queues the first visits to a pool, unless it had them.
 func (r *Rounds) first(pool volume.PoolID) {
 	for i := range r.config.Visitors {
 		r.add(visit{pool: pool, visitor: i})
 	}
 }
 
-// add puts a visit into the queue that is not known yet.
+// add queues a visit that is not known yet.
 func (r *Rounds) add(v visit) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -169,7 +171,7 @@ func (r *Rounds) add(v visit) {
 	}
 }
 
-// do makes a visit.
+// do makes a visit and records its state.
 func (r *Rounds) do(ctx context.Context, v visit) error {
 	r.mu.Lock()
 	r.states[v] = running
@@ -180,20 +182,20 @@ func (r *Rounds) do(ctx context.Context, v visit) error {
 	defer r.mu.Unlock()
 	switch {
 	case err != nil:
-		r.states[v] = waiting // it is retried, by whatever was said meanwhile
+		r.states[v] = waiting // the queue retries it, whatever Again said meanwhile
 	case r.states[v] == repeat:
 		r.states[v] = waiting
 		return work.Later(againAfter)
 	case found:
 		r.states[v] = made
 	default:
-		delete(r.states, v) // until somebody names the pool once more
+		delete(r.states, v) // until a class or volume names the pool again
 	}
 	return err
 }
 
-// try makes a visit by whatever way leads there, and reports whether there is one. Where
-// none that is known does, it looks for new ones, and at those that may have led
+// try makes a visit by any way that leads to the pool, and reports whether there is
+// one. If no known way does, it looks for new ones, and tries those that may have led
 // elsewhere before.
 func (r *Rounds) try(ctx context.Context, v visit) (found bool, err error) {
 	var faults []error
@@ -216,8 +218,8 @@ func (r *Rounds) try(ctx context.Context, v visit) (found bool, err error) {
 	return false, errors.Join(faults...)
 }
 
-// mayLead reports whether a way leads to where a visit is made; or, where anybody is
-// asked, whether it may.
+// mayLead reports whether a way leads to where a visit goes. With anybody set, a way to
+// a pool of the same name will do.
 func (r *Rounds) mayLead(w way, v visit, anybody bool) bool {
 	if v.visitor == nobody {
 		return v.unknown == w.route
@@ -240,7 +242,7 @@ func (r *Rounds) list(ctx context.Context, anew bool) []way {
 }
 
 // by makes a visit by one way, and reports whether it was the right one. If not, an
-// error says that it may be once that is mended.
+// error says that it may be once the fault is mended.
 func (r *Rounds) by(ctx context.Context, w way, v visit) (right bool, err error) {
 	pool, err := r.config.Access.OpenForVolume(ctx, w.location)
 	r.say(ctx, w, nobody, err)
@@ -263,7 +265,7 @@ func (r *Rounds) by(ctx context.Context, w way, v visit) (right bool, err error)
 	return !errors.Is(err, rbd.ErrPermissionDenied), err
 }
 
-// say logs what keeps a visitor from doing its work, once until that is over.
+// say logs what keeps a visitor from its work, once until that is over.
 func (r *Rounds) say(ctx context.Context, w way, visitor int, err error) {
 	wrong := err != nil && !errors.Is(err, ErrLeft) && !work.IsLater(err) && ctx.Err() == nil
 	key := fault{w.route, visitor}

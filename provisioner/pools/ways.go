@@ -16,12 +16,12 @@ import (
 type way struct {
 	location volume.Location
 	route    volume.Route
-	// pool is where a volume says that it leads; empty where none says so.
+	// pool is where a volume says that the way leads; empty if none says so.
 	pool volume.PoolID
 }
 
-// ways are those that our classes and volumes name. Pools that neither names any more
-// are not visited: nobody says who opens them.
+// ways returns those that our classes and volumes name. Pools that neither names any
+// more are not visited: nothing says who opens them.
 func (r *Rounds) ways(ctx context.Context) []way {
 	var list []way
 	at := map[volume.Route]int{}
@@ -45,7 +45,7 @@ func (r *Rounds) ofClasses(ctx context.Context) (list []way) {
 		if class.Provisioner != r.config.Name {
 			continue
 		}
-		// Claims of a class that is wrong say so in their events.
+		// Events on its claims report a faulty class.
 		if location, err := storageclass.ParseLocation(class.Parameters); err == nil {
 			list = append(list, way{location: location, route: location.Route()})
 		}
@@ -73,7 +73,7 @@ func (r *Rounds) ofVolumes(ctx context.Context) (list []way) {
 	return list
 }
 
-// end returns the pool to which a way leads; empty where that is not known.
+// end returns the pool to which a way leads; empty if unknown.
 func (r *Rounds) end(w way) volume.PoolID {
 	r.mu.Lock()
 	defer r.mu.Unlock()
