@@ -17,8 +17,8 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// claimWaits reports whether the claim of an intent is there and wants a volume, or has
-// one of the intent's name: then the image may be used.
+// claimWaits reports whether the claim of an intent exists and waits for a volume, or
+// has the intent's volume: then the image may be used.
 func (o *Orphans) claimWaits(ctx context.Context, in journal.Intent) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
 	defer cancel()
@@ -36,13 +36,13 @@ func (o *Orphans) claimWaits(ctx context.Context, in journal.Intent) (bool, erro
 	return claim.Spec.VolumeName == "" && claim.DeletionTimestamp == nil, nil
 }
 
-// hasVolume reports whether a volume names the image of an intent. The one that the
-// attempt would have made is asked for at the server, since the cache may be behind;
-// for others, made by hand, the cache will do.
+// hasVolume reports whether a volume names the image of an intent. It asks the server
+// for the volume that the attempt would have made, since the cache may be behind; for
+// other volumes, made by hand, the cache will do.
 func (o *Orphans) hasVolume(ctx context.Context, pool volume.PoolID, in journal.Intent) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
 	defer cancel()
-	// A list of one, which needs no further permission.
+	// Listing one needs no further permission.
 	live, err := o.config.Volumes.PersistentVolumes().List(ctx, metav1.ListOptions{
 		FieldSelector: fields.OneTermEqualSelector("metadata.name", in.Volume).String(),
 	})
@@ -59,6 +59,6 @@ func (o *Orphans) hasVolume(ctx context.Context, pool volume.PoolID, in journal.
 	if err != nil {
 		return false, err
 	}
-	// The one that was asked for may be a memory of the cache.
+	// The cache may still show the volume that the server no longer has.
 	return slices.ContainsFunc(cached, func(pv *corev1.PersistentVolume) bool { return pv.Name != in.Volume }), nil
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package orphan cleans up after attempts to make an image for a claim that were cut
-// off, or whose end nobody knows: those that left an intent in the journal, and whose
-// claim is gone before it got a volume.
+// off, or whose end is unknown: those that left an intent in the journal, and whose
+// claim went before it got a volume.
 package orphan
 
 import (
@@ -27,31 +27,31 @@ import (
 )
 
 const (
-	// visitTimeout is after which time a visit begins with no further image, so that
+	// visitTimeout is the time after which a visit begins no further image, so that
 	// other pools get their turn.
 	visitTimeout = 2 * time.Minute
-	// absentFor is how long an image must not be there before its intent is cleared:
-	// a call of a client that died, or of a process that was halted and goes on, may
+	// absentFor is how long an image must be absent before its intent is cleared: a
+	// call of a client that died, or of a process that was halted and goes on, may
 	// still reach an OSD.
 	absentFor = time.Minute
 )
 
-// Outcome is what became of an image that an attempt left.
+// Outcome says what became of a leftover image.
 type Outcome string
 
-// The outcomes that Settled is told.
+// Settled receives these outcomes.
 const (
 	// OutcomeRemoved: the image was removed.
 	OutcomeRemoved Outcome = "removed"
-	// OutcomeForeign: the image is somebody else's, or has data. It was left, and is
+	// OutcomeForeign: the image belongs to someone else, or has data. It stays, and is
 	// forgotten.
 	OutcomeForeign Outcome = "foreign"
-	// OutcomeKept: the image is in use, or could not be removed. It is tried again, and
-	// the outcome is another one at last.
+	// OutcomeKept: the image is in use, or could not be removed. Later visits retry,
+	// until they reach another outcome.
 	OutcomeKept Outcome = "kept"
 )
 
-// The others: nothing was found to clean up.
+// The other outcomes: there was nothing to clean up.
 const (
 	// outcomeSaved: there is a volume.
 	outcomeSaved Outcome = "saved"
@@ -59,23 +59,23 @@ const (
 	outcomeAbsent Outcome = "absent"
 	// outcomeHeld: an operation of this process has the image.
 	outcomeHeld Outcome = "held"
-	// outcomeWaiting: the claim waits for its image, or what became of it is not
-	// certain yet.
+	// outcomeWaiting: the claim waits for its image, or the image's fate is not certain
+	// yet.
 	outcomeWaiting Outcome = "waiting"
 )
 
-// counted reports whether Settled is told.
+// counted reports whether Settled receives the outcome.
 func (o Outcome) counted() bool {
 	return o == OutcomeRemoved || o == OutcomeForeign || o == OutcomeKept
 }
 
-// left reports whether somebody has to come back.
+// left reports whether a later visit has to come back.
 func (o Outcome) left() bool { return o == OutcomeKept || o == outcomeWaiting }
 
 // Config has what New needs. All fields are required but Settled and Cluster.
 type Config struct {
-	// Identity is that of the provisioner, Cluster the UID of its Kubernetes cluster,
-	// or empty where that may not be read.
+	// Identity is the provisioner's, Cluster the UID of its Kubernetes cluster, or
+	// empty where we may not read it.
 	Identity, Cluster string
 	Journal           *journal.Journal
 	// Claims and Volumes ask the API server, Index the cache.
@@ -83,8 +83,8 @@ type Config struct {
 	Volumes corev1client.PersistentVolumesGetter
 	Index   index.Volumes
 	Lease   *lease.Guard
-	// Settled is told of each image what became of it: OutcomeKept at most once, and
-	// one of the others at most once. It is called by several goroutines.
+	// Settled is called with what became of each image: OutcomeKept at most once, and
+	// one of the others at most once. Several goroutines call it; it may be nil.
 	Settled func(Outcome)
 }
 
@@ -92,22 +92,22 @@ type Config struct {
 type Orphans struct {
 	config Config
 
-	mu sync.Mutex // guards what follows
-	// known is what earlier visits found out about images.
+	mu sync.Mutex // guards the fields below
+	// known holds what earlier visits found out about images.
 	known map[volume.ImageID]knowledge
-	// said are the pools of which the log says that there are intents of another
+	// said holds the pools for which the log says that they have intents of another
 	// version.
 	said map[volume.PoolID]bool
 }
 
 type knowledge struct {
-	// absent is since when the image is known not to be there; zero if it may be.
+	// absent is since when the image is known to be absent; zero if it may exist.
 	absent time.Time
 	// counted is the last outcome that was counted.
 	counted Outcome
 }
 
-// New returns Orphans, or an error that names what c lacks.
+// New returns Orphans, or an error that names the missing fields.
 func New(c Config) (*Orphans, error) {
 	if c.Identity == "" || c.Journal == nil || c.Claims == nil || c.Volumes == nil || c.Index.Cache == nil || c.Lease == nil {
 		return nil, errors.New("orphan: Identity, Journal, Claims, Volumes, Index and Lease are required")
@@ -118,9 +118,9 @@ func New(c Config) (*Orphans, error) {
 	return &Orphans{config: c, known: map[volume.ImageID]knowledge{}, said: map[volume.PoolID]bool{}}, nil
 }
 
-// Visit implements pools.Visitor: it cleans up after the intents of a pool that nobody
-// takes care of. The errors are pools.ErrLeft while there are some that have to wait,
-// those of reading notes, and rbd.ErrPermissionDenied.
+// Visit implements pools.Visitor: it cleans up after the intents of a pool that are not
+// in flight. It returns pools.ErrLeft while some have to wait, the errors of reading
+// notes, and rbd.ErrPermissionDenied.
 func (o *Orphans) Visit(ctx context.Context, pool *access.Pool) error {
 	// Asked before the intents are read: Saved may clear those meanwhile.
 	saved := o.config.Journal.InFlight.SavedIn(pool.ID)
@@ -152,7 +152,7 @@ func (o *Orphans) Visit(ctx context.Context, pool *access.Pool) error {
 	return err
 }
 
-// sayUnreadable logs the images of intents that can't be read, once.
+// sayUnreadable logs the images of unreadable intents, once.
 func (o *Orphans) sayUnreadable(ctx context.Context, pool volume.PoolID, images []string) {
 	o.mu.Lock()
 	said := o.said[pool]
@@ -164,7 +164,7 @@ func (o *Orphans) sayUnreadable(ctx context.Context, pool volume.PoolID, images 
 	}
 }
 
-// forget forgets what is known about images that there is no intent for any more.
+// forget drops what is known about images that no longer have an intent.
 func (o *Orphans) forget(pool volume.PoolID, intents []journal.Intent) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -175,7 +175,7 @@ func (o *Orphans) forget(pool volume.PoolID, intents []journal.Intent) {
 	maps.DeleteFunc(o.known, func(id volume.ImageID, _ knowledge) bool { return id.PoolID == pool && !noted[id.Name] })
 }
 
-// settle cleans up after one intent. Its error, which is logged, says why an image was
+// settle cleans up after one intent. Its error, which it logs, says why an image was
 // kept.
 func (o *Orphans) settle(ctx context.Context, pool *access.Pool, in journal.Intent) (Outcome, error) {
 	logger := klog.FromContext(ctx).WithValues("image", in.Image, "pool", pool.ID.Pool,
@@ -187,11 +187,11 @@ func (o *Orphans) settle(ctx context.Context, pool *access.Pool, in journal.Inte
 	defer end()
 	id := pool.ID.Image(in.Image)
 	if o.config.Journal.InFlight.Has(pool.ID, in) {
-		return o.learn(id, outcomeHeld), nil // without a wait for its lock
+		return o.learn(id, outcomeHeld), nil // without waiting for its lock
 	}
 	defer o.config.Journal.Locks.Lock(id)()
-	// What was read may be out of date: this process may have begun with the claim.
-	// From here on it can't.
+	// The intent may be out of date: this process may have begun with the claim. From
+	// here on it can't.
 	if o.config.Journal.InFlight.Has(pool.ID, in) {
 		return o.learn(id, outcomeHeld), nil
 	}
@@ -209,14 +209,14 @@ func (o *Orphans) settle(ctx context.Context, pool *access.Pool, in journal.Inte
 	return outcome, nil
 }
 
-// decide finds out what became of an image and its claim, and removes the image if
-// nobody else ever will.
+// decide finds out what became of an image and its claim, and removes the image if no
+// one else ever will.
 func (o *Orphans) decide(ctx context.Context, pool *access.Pool, in journal.Intent) (Outcome, error) {
 	waits, err := o.claimWaits(ctx, in)
 	if err != nil {
 		return outcomeWaiting, err
 	}
-	// Last, so that a volume that is saved meanwhile is seen.
+	// Last, so that it sees a volume that is saved meanwhile.
 	saved, err := o.hasVolume(ctx, pool.ID, in)
 	switch {
 	case err != nil:
@@ -229,7 +229,7 @@ func (o *Orphans) decide(ctx context.Context, pool *access.Pool, in journal.Inte
 	return o.discard(ctx, pool, in)
 }
 
-// discard removes the image of an intent if it is what the attempt made, and unused.
+// discard removes the image of an intent if the attempt made it and it is unused.
 func (o *Orphans) discard(ctx context.Context, pool *access.Pool, in journal.Intent) (Outcome, error) {
 	logger := klog.FromContext(ctx)
 	maker := image.Maker{Pool: pool, Journal: o.config.Journal}
@@ -245,13 +245,13 @@ func (o *Orphans) discard(ctx context.Context, pool *access.Pool, in journal.Int
 		return outcomeAbsent, nil
 	}
 	if errors.Is(err, rbd.ErrImageNotFound) {
-		return outcomeWaiting, err // it went while it was looked at
+		return outcomeWaiting, err // it went while we looked at it
 	}
 	return OutcomeKept, err
 }
 
-// learn takes note of the outcome of a visit and has it counted. It returns
-// outcomeWaiting for an image that is not absent for long enough.
+// learn records the outcome of a visit and counts it. For an image that has not been
+// absent for long enough, it returns outcomeWaiting.
 func (o *Orphans) learn(id volume.ImageID, outcome Outcome) Outcome {
 	o.mu.Lock()
 	known := o.known[id]
@@ -276,8 +276,8 @@ func (o *Orphans) learn(id volume.ImageID, outcome Outcome) Outcome {
 	return outcome
 }
 
-// clear clears an intent, and before that what else it is about: the snapshot that a
-// clone was to be made from.
+// clear clears an intent, but first removes the snapshot from which a clone was to be
+// made.
 func (o *Orphans) clear(ctx context.Context, pool *access.Pool, in journal.Intent) error {
 	if in.SourceID != "" {
 		if err := pool.RemoveSnapshot(ctx, in.SourceID, image.CloneSnapshot(in.ClaimUID)); err != nil {
