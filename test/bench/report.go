@@ -159,17 +159,27 @@ func (r *report) of(contender string, volumes int) []session {
 	return list
 }
 
-// ratio is the median over the rounds of what a has for what b has in the same
-// round.
-func (f figure) ratio(a, b string) (float64, error) {
-	if len(f.Rounds[a]) == 0 || len(f.Rounds[a]) != len(f.Rounds[b]) {
-		return 0, fmt.Errorf("%s: %d rounds of %s, %d of %s", f.Name, len(f.Rounds[a]), a, len(f.Rounds[b]), b)
+// compare returns the ratio or difference of this contender to the one that m names, and how
+// to show it. It is the median of what each round has, since two processes of one round ran
+// under the same conditions.
+func (f figure) compare(m must) (value float64, text string, err error) {
+	ours, theirs := f.Rounds[this], f.Rounds[m.than]
+	if len(ours) == 0 || len(ours) != len(theirs) {
+		return 0, "", fmt.Errorf("%s: %d rounds of %s, %d of %s", f.Name, len(ours), this, len(theirs), m.than)
 	}
-	var ratios []float64
-	for i := range f.Rounds[a] {
-		ratios = append(ratios, f.Rounds[a][i]/f.Rounds[b][i])
+	var values []float64
+	for i := range ours {
+		if m.plus {
+			values = append(values, ours[i]-theirs[i])
+		} else {
+			values = append(values, ours[i]/theirs[i])
+		}
 	}
-	return median(ratios), nil
+	value = median(values)
+	if m.plus {
+		return value, fmt.Sprintf("%s %+.2f", m.than, value), nil
+	}
+	return value, number(value) + " × " + m.than, nil
 }
 
 func median(values []float64) float64 { return percentile(values, 50) }

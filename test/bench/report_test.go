@@ -46,15 +46,23 @@ func TestParseCPU(t *testing.T) {
 	}
 }
 
-// TestRatio is taken round by round: a round in which all were slow counts as
-// any other.
-func TestRatio(t *testing.T) {
+// TestCompare: contenders are compared round by round, so a round in which all were slow
+// counts as any other.
+func TestCompare(t *testing.T) {
 	f := figure{Rounds: map[string][]float64{this: {8, 2, 6}, ceiling: {10, 4, 8}}}
-	got, err := f.ratio(this, ceiling)
-	if err != nil || got != 0.75 {
-		t.Errorf("got %v, %v, want 0.75", got, err)
+	for _, test := range []struct {
+		must  must
+		value float64
+		text  string
+	}{
+		{must{than: ceiling}, 0.75, "0.75 × ceiling"},
+		{must{than: ceiling, plus: true}, -2, "ceiling -2.00"},
+	} {
+		if value, text, err := f.compare(test.must); err != nil || value != test.value || text != test.text {
+			t.Errorf("got %v, %q, %v, want %v, %q", value, text, err, test.value, test.text)
+		}
 	}
-	if _, err := f.ratio(this, baseline); err == nil {
+	if _, _, err := f.compare(must{than: baseline}); err == nil {
 		t.Error("a contender that is missing is no error")
 	}
 }
