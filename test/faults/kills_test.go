@@ -14,6 +14,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
+	watchtools "k8s.io/client-go/tools/watch"
 
 	"ceph.com/rbd-provisioner/test/cluster"
 )
@@ -133,13 +135,16 @@ func (s *storm) remove(kills int) {
 // pause is a random time, short beside what one volume takes.
 func (s *storm) pause() time.Duration { return time.Duration(s.random.IntN(40)) * time.Millisecond }
 
-// watch tells of the volumes that come and go from now on.
+// watch tells of the volumes that come and go from now on. The API server ends a watch that
+// nobody reads from for long, as while claims are deleted: it is then begun anew.
 func (s *storm) watch() watch.Interface {
 	s.Helper()
 	client := s.kube.Client.CoreV1().PersistentVolumes()
 	now, err := client.List(s.ctx(), metav1.ListOptions{})
 	s.must(err)
-	seen, err := client.Watch(s.ctx(), metav1.ListOptions{ResourceVersion: now.ResourceVersion})
+	seen, err := watchtools.NewRetryWatcherWithContext(s.ctx(), now.ResourceVersion, &cache.ListWatch{
+		WatchFuncWithContext: client.Watch,
+	})
 	s.must(err)
 	return seen
 }
@@ -154,7 +159,7 @@ func (s *storm) kill(seen watch.Interface, kind watch.EventType, count int, paus
 		select {
 		case event, ok := <-seen.ResultChan():
 			if !ok {
-				s.Fatal("the API server ended a watch")
+				s.Fatal("the watch of volumes ended")
 			}
 			if event.Type != kind {
 				continue
