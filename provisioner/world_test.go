@@ -74,6 +74,7 @@ func (f *fixture) restart(t *testing.T) {
 	must()
 	p.trash, err = trash.New(trash.Config{
 		Access: p.access, Journal: p.journal, Volumes: volumes, Events: f.events, Quiet: activity.Quiet,
+		Purged: func(string) {},
 	})
 	must()
 	p.flatten, err = flatten.New(flatten.Config{

@@ -15,73 +15,74 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/image"
 	"ceph.com/rbd-provisioner/provisioner/index"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/volume"
+	"ceph.com/rbd-provisioner/provisioner/work"
 )
 
 const (
 	// moveTime is the longest that a move to the trash may take. If an image got there
 	// later, someone restored it and put it there again.
 	moveTime = 10 * time.Minute
-	// absentFor is how long an image must be absent before its note is cleared: a call
-	// of a client that died, or of a process that was stopped and goes on, may still
-	// reach an OSD.
+	// absentFor is how long an image must be absent before its note is cleared: the move
+	// by a client that died, or was stopped and goes on, may still reach an OSD.
 	absentFor = time.Minute
 )
 
 // reasonImageInTrash is the reason of events on volumes.
 const reasonImageInTrash = "ImageInTrash"
 
-// errGoesOn says that librbd is still removing an image; the larger the image, the
-// longer that takes.
-var errGoesOn = errors.New("the removal goes on")
-
-// removing removes a pool's images while the pool is open.
+// removing removes images of an open pool.
 type removing struct {
 	*Queue
 	in   *pool
 	open *access.Pool
 }
 
-// settle removes one image, leaves it to Ceph's manager, or postpones it. An error
-// other than errGoesOn means that the pool's other images would fail, too.
+// settle removes one image, leaves it to Ceph's manager, or postpones it. An error ends
+// the round: the pool's other images would fail, too, or are not to begin yet.
 func (r removing) settle(ctx context.Context, one *item) error {
 	removal := one.removal
 	logger := klog.FromContext(ctx).WithValues("image", removal.Image, "id", removal.ID, "PV", removal.Volume)
 	ctx = klog.NewContext(ctx, logger)
 	found, err := r.lookUp(ctx, one)
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case found == nil && (one.by != "" || time.Since(one.absent) >= absentFor):
-		return r.done(ctx, one)
+	}
+	late := found != nil && found.Since.After(removal.At.Add(moveTime))
+	switch {
+	case found == nil && one.by == "" && time.Since(one.absent) < absentFor:
+		one.postpone(absentFor)
+		return nil
 	case found == nil:
-		r.postpone(one, absentFor)
-		return nil
-	case found.Since.After(removal.At.Add(moveTime)) && r.isBeingDeleted(one):
+		return r.done(ctx, one)
+	case late && r.isBeingDeleted(one):
 		// The move took long; the deletion still runs, and will note that.
-		r.postpone(one, r.retries.When(one))
+		one.retry()
 		return nil
-	case found.Name != removal.Image || found.Since.After(removal.At.Add(moveTime)):
+	case late || found.Name != removal.Image:
 		logger.Info("Left an image in the trash that somebody put there anew")
 		one.by = ""
 		return r.done(ctx, one)
 	}
-	if kept, err := r.keepRestored(ctx, one); err != nil || kept {
+	switch pv, err := r.config.Volumes.Stays(r.imageID(one)); {
+	case err != nil:
 		return err
-	}
+	case pv != nil:
+		r.keep(ctx, one, pv)
+		return nil
 	// Only RemoveTrashed completes a move that was cut off.
-	if !found.Moving && r.leaveToManager(ctx, one) {
+	case !found.Moving && r.leaveToManager(ctx, one):
 		return nil
 	}
 	return r.remove(ctx, one)
 }
 
-// lookUp looks for an image in the trash. It returns nil if the image is absent. If by
-// is set then, the image was removed; otherwise someone has restored it, or a call that
-// was cut off may still reach an OSD, so settle looks again.
+// lookUp looks for an image in the trash, and returns nil if it is absent. If by is set
+// then, it was removed; otherwise someone has restored it, or its move may still come.
 func (r removing) lookUp(ctx context.Context, one *item) (*rbd.Trashed, error) {
 	// Not in the middle of its deletion.
-	defer r.lock(one)()
-	if one.by == "" && !one.absent.IsZero() && time.Since(one.absent) >= absentFor {
+	defer r.config.Journal.Locks.Lock(r.imageID(one))()
+	if !one.absent.IsZero() {
 		// The note is about to be cleared. A move by this process may still wait for an
 		// OSD, however long; it holds the name until then, and this call waits for it.
 		if _, err := r.open.Image(ctx, one.removal.Image); err != nil && !errors.Is(err, rbd.ErrImageNotFound) {
@@ -95,61 +96,51 @@ func (r removing) lookUp(ctx context.Context, one *item) (*rbd.Trashed, error) {
 			err = r.open.TrashImage(ctx, one.removal.Image, one.removal.Keep)
 		}
 	}
-	if err == nil {
+	switch {
+	case err == nil:
 		one.absent = time.Time{}
 		return &found, nil
-	}
-	if !errors.Is(err, rbd.ErrImageNotFound) {
+	case !errors.Is(err, rbd.ErrImageNotFound):
 		return nil, err
-	}
-	if one.absent.IsZero() {
+	case one.absent.IsZero():
 		one.absent = time.Now()
 	}
 	if one.by == "" {
 		return nil, nil
 	}
-	restored, err := r.open.Image(ctx, one.removal.Image)
-	if err == nil && restored.ID == one.removal.ID {
-		one.by = "" // it was not removed
+	switch restored, err := r.open.Image(ctx, one.removal.Image); {
+	case err != nil && !errors.Is(err, rbd.ErrImageNotFound):
+		return nil, err
+	case restored.ID == one.removal.ID:
+		one.by = ""
 	}
-	if errors.Is(err, rbd.ErrImageNotFound) {
-		err = nil
-	}
-	return nil, err
+	return nil, nil
 }
+
+func (r removing) imageID(one *item) volume.ImageID { return r.in.id.Image(one.removal.Image) }
 
 // isBeingDeleted reports whether an image's volume still exists and is being deleted.
 func (r removing) isBeingDeleted(one *item) bool {
-	volumes, err := r.config.Volumes.Of(r.in.id.Image(one.removal.Image))
+	volumes, err := r.config.Volumes.Of(r.imageID(one))
 	return err == nil && slices.ContainsFunc(volumes, func(pv *corev1.PersistentVolume) bool {
 		return pv.Name == one.removal.Volume && index.Goes(pv)
 	})
 }
 
-func (r removing) lock(one *item) (unlock func()) {
-	return r.config.Journal.Locks.Lock(r.in.id.Image(one.removal.Image))
-}
-
-// keepRestored reports whether a volume names the image again: someone has restored one
-// from a backup, or made a second one. The image then stays in the trash, from where an
-// administrator can bring it back.
-func (r removing) keepRestored(ctx context.Context, one *item) (bool, error) {
-	removal := one.removal
-	pv, err := r.config.Volumes.Stays(r.in.id.Image(removal.Image))
-	if err != nil || pv == nil {
-		return false, err
-	}
-	r.postpone(one, r.retries.When(one))
+// keep leaves an image in the trash that a volume names again: someone has restored the
+// volume from a backup, or made a second one. An administrator can bring the image back.
+func (r removing) keep(ctx context.Context, one *item, pv *corev1.PersistentVolume) {
+	one.retry()
 	// Ceph's manager may still remove an image that it was asked to remove: promise
 	// nothing.
-	if !one.told && one.by != ByManager {
-		klog.FromContext(ctx).Info("An image of a deleted volume stays in the trash, since another volume names it", "by", pv.Name)
-		r.config.Events.Eventf(pv, corev1.EventTypeWarning, reasonImageInTrash, "image %q in pool %q was deleted with volume %q: "+
-			"it stays in the trash for as long as this volume names it; bring it back with: rbd trash restore --pool %s %s",
-			removal.Image, r.in.id.Pool, removal.Volume, r.in.id.Pool, removal.ID)
-		one.told = true
+	if one.told || one.by == ByManager {
+		return
 	}
-	return true, nil
+	one.told = true
+	klog.FromContext(ctx).Info("An image of a deleted volume stays in the trash, since another volume names it", "by", pv.Name)
+	r.config.Events.Eventf(pv, corev1.EventTypeWarning, reasonImageInTrash, "image %q in pool %q was deleted with volume %q: "+
+		"it stays in the trash for as long as this volume names it; bring it back with: rbd trash restore --pool %s %s",
+		one.removal.Image, r.in.id.Pool, one.removal.Volume, r.in.id.Pool, one.removal.ID)
 }
 
 // remove settles an image by removing it in this process.
@@ -161,10 +152,10 @@ func (r removing) remove(ctx context.Context, one *item) error {
 	case err == nil, errors.Is(err, rbd.ErrImageNotFound):
 		return r.done(ctx, one)
 	case errors.Is(err, rbd.ErrTimeout):
-		// The next attempt waits for it. If nothing answers, looking the image up then
-		// shows that.
+		// librbd goes on: the larger the image, the longer that takes. The next attempt
+		// waits for it. If nothing answers, looking the image up then shows that.
 		klog.FromContext(ctx).V(2).Info("The image is still being removed from the trash")
-		return errGoesOn
+		return work.Later(pause)
 	case errors.Is(err, rbd.ErrImageHasSnapshots):
 		r.removeCloneSnapshots(ctx, one.removal.ID)
 	case !errors.Is(err, rbd.ErrImageInUse):
@@ -173,7 +164,7 @@ func (r removing) remove(ctx context.Context, one *item) error {
 	one.by = "" // if it is gone next time, another client removed it
 	// The manager may have it open; if not, asking again makes it stop trying.
 	listed = listed && r.askManager(ctx, one)
-	r.postpone(one, r.retries.When(one))
+	one.retry()
 	if !one.said && !listed {
 		klog.FromContext(ctx).Info("An image of a deleted volume stays in the trash for now", "reason", err)
 		one.said = true
@@ -196,19 +187,32 @@ func (r removing) removeCloneSnapshots(ctx context.Context, id string) {
 // done clears the note of an image that needs nothing more, and forgets the image. If
 // by is set, the image was removed as asked, and its parent may be waiting for that.
 func (r removing) done(ctx context.Context, one *item) error {
-	// If the image was deleted again meanwhile, its note is a new one.
-	defer r.lock(one)()
-	if !r.isCurrent(r.in, one) {
-		return nil
+	defer r.config.Journal.Locks.Lock(r.imageID(one))()
+	r.mu.Lock()
+	current := r.in.items[one.removal.ID] == one
+	r.mu.Unlock()
+	if !current {
+		return nil // the image was deleted again meanwhile: its note is a new one
 	}
 	if err := r.config.Journal.Removals.Clear(ctx, r.open, one.removal.ID); err != nil {
 		return err // the next attempt finds the image gone
 	}
-	r.forget(r.in, one)
+	r.mu.Lock()
+	delete(r.in.items, one.removal.ID)
+	r.mu.Unlock()
 	if one.by != "" {
 		klog.FromContext(ctx).Info("Image removed from the trash", "by", one.by)
 		r.config.Purged(one.by)
 		r.Wake(r.in.id, one.removal.Parent)
 	}
 	return nil
+}
+
+// postpone sets when an image is looked at next.
+func (i *item) postpone(wait time.Duration) { i.due = time.Now().Add(wait) }
+
+// retry postpones an image that can't be removed yet, for longer each time.
+func (i *item) retry() {
+	i.delay = work.NextDelay(i.delay)
+	i.postpone(i.delay)
 }

@@ -7,11 +7,11 @@ package trash
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
 	"k8s.io/client-go/tools/record"
-	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
@@ -22,98 +22,84 @@ import (
 )
 
 const (
-	// width is the number of pools in which images are removed at the same time; in
-	// each pool, it is one image at a time.
+	// width is in how many pools images are removed at a time, one by one in each.
 	width = 4
-	// patience is how long the removal of an image gives way to claims and volumes. No
-	// user waits for a removal, only for the room that the image takes.
+	// patience is how long a removal gives way to claims and volumes. Users wait only
+	// for the room that it makes.
 	patience = 10 * time.Second
 	// quiet is how long claims and volumes must have been idle before a removal begins.
 	// Ceph's manager takes a hundred times the CPU for an image that its volume's
 	// deletion does, on cores that may serve claims, too.
 	quiet = time.Second
-	// pause is the least time between two rounds through a pool, unless a call asks for
-	// one.
+	// pause is the least time between two rounds in a pool, unless a call asks for one.
 	pause = time.Second
 )
 
-// Config has what New needs. All fields are required but Quiet and Purged.
+// Config has what New needs. All fields are required.
 type Config struct {
-	// Access opens pools. It knows the lease, if there is one.
 	Access  *access.Access
 	Journal *journal.Journal
-	// Volumes finds volumes that name an image again.
+	// Volumes finds volumes that name an image again; Events tells them where it is.
 	Volumes index.Volumes
-	// Events tells such a volume that its image is in the trash.
-	Events record.EventRecorder
+	Events  record.EventRecorder
 	// Quiet reports whether no operation on a claim or volume is in flight, or was
-	// within d. Nil means that it is always quiet.
+	// within d.
 	Quiet func(d time.Duration) bool
 	// Purged is called for each removed image, with its remover: ByManager or
-	// ByProvisioner. Several goroutines call it; it may be nil.
+	// ByProvisioner. Several goroutines call it.
 	Purged func(by string)
 }
 
 // Queue holds the images to remove. It is safe for concurrent use.
 type Queue struct {
 	config Config
-	// work holds pools, not images: a pool's images are removed one after the other, on
-	// one connection.
-	work *work.Queue[volume.PoolID]
-	// retries says when to retry an image that could not be removed.
-	retries workqueue.TypedRateLimiter[*item]
-	// visited holds the pools whose notes were taken up.
-	visited sync.Map
+	// work holds pools, not images: a round removes all that are due on one connection.
+	work    *work.Queue[volume.PoolID]
+	visited sync.Map // the pools whose notes were taken up
 
-	mu    sync.Mutex // guards the fields below
+	mu    sync.Mutex // guards pools, and in them location, items and item.woken
 	pools map[volume.PoolID]*pool
 }
 
-// pool holds images to remove. The worker in it owns the fields that Queue.mu does not
-// guard.
+// pool holds images to remove, by their IDs. The worker in it owns what Queue.mu does not
+// guard, of the images, too.
 type pool struct {
-	id volume.PoolID
-	// location opens it; items are by image ID. Queue.mu guards both.
+	id       volume.PoolID
 	location volume.Location
 	items    map[string]*item
 	// failing means that the last round failed, and that the log has the reason.
 	failing bool
-	manager manager
+	// alone is until when Ceph's manager is left alone; denied means that the log has
+	// the reason.
+	alone  time.Time
+	denied bool
 }
 
-// item is an image to remove. The worker in its pool owns the fields that Queue.mu does
-// not guard.
+// item is an image to remove.
 type item struct {
 	removal journal.Removal
-	// due is when a round looks at it next; woken means that Wake has brought that
-	// forward. Queue.mu guards both.
-	due   time.Time
+	// woken means that Wake was called since due last looked.
 	woken bool
+	// due is when it is looked at next; delay is what its last retry waited for.
+	due   time.Time
+	delay time.Duration
 	// absent is since when it has been missing from the trash; zero while it is there.
 	absent time.Time
 	// by names the remover that was last asked; empty for none.
 	by string
-	// ours is the time from which this process removes it; zero if Ceph's manager has
-	// not been asked.
+	// ours is from when this process removes it; zero if no manager was asked.
 	ours time.Time
-	// said means that the log has the reason why it stays; told, that an event told a
-	// volume that names it again.
+	// said means that the log says why it stays; told, that a volume that names it again
+	// has an event.
 	said, told bool
 }
 
-// New returns an empty queue to Run, or an error that names the missing fields.
+// New returns an empty queue to Run, or an error that says that a field is missing.
 func New(c Config) (*Queue, error) {
-	if c.Access == nil || c.Journal == nil || c.Volumes.Cache == nil || c.Events == nil {
-		return nil, errors.New("trash: Access, Journal, Volumes and Events are required")
+	if c.Access == nil || c.Journal == nil || c.Volumes.Cache == nil || c.Events == nil || c.Quiet == nil || c.Purged == nil {
+		return nil, errors.New("trash: all fields are required")
 	}
-	if c.Quiet == nil {
-		c.Quiet = func(time.Duration) bool { return true }
-	}
-	if c.Purged == nil {
-		c.Purged = func(string) {}
-	}
-	return &Queue{config: c, work: work.NewQueue[volume.PoolID](), retries: work.NewRateLimiter[*item](),
-		pools: map[volume.PoolID]*pool{}}, nil
+	return &Queue{config: c, work: work.NewQueue[volume.PoolID](), pools: map[volume.PoolID]*pool{}}, nil
 }
 
 // Run removes images when they are due, until ctx ends and calls in flight have
@@ -125,24 +111,25 @@ func (q *Queue) Run(ctx context.Context) { q.work.Run(ctx, width, q.round) }
 func (q *Queue) Add(id volume.PoolID, location volume.Location, removal journal.Removal) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	in := q.pool(id)
+	in := q.pools[id]
+	if in == nil {
+		in = &pool{id: id, items: map[string]*item{}}
+		q.pools[id] = in
+	}
 	in.location = location
 	// An image that was restored and deleted again has a new pending deletion.
 	if known := in.items[removal.ID]; known == nil || !known.removal.At.Equal(removal.At) {
-		q.retries.Forget(known)
 		in.items[removal.ID] = &item{removal: removal, due: removal.Due()}
 		q.work.AddAfter(id, time.Until(removal.Due()))
 	}
 }
 
-// Wake says that an image may have no clones any more: if its removal is due, a round
-// tries it now.
+// Wake says that an image may have no clones any more. If it is due, it is tried now.
 func (q *Queue) Wake(id volume.PoolID, imageID string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	one := q.pool(id).items[imageID]
-	if one != nil && !time.Now().Before(one.removal.Due()) {
-		one.due, one.woken = one.removal.Due(), true
+	if in := q.pools[id]; in != nil && in.items[imageID] != nil {
+		in.items[imageID].woken = true
 		q.work.Add(id)
 	}
 }
@@ -164,8 +151,8 @@ func (q *Queue) Counts() (waiting, kept int) {
 	return waiting, kept
 }
 
-// Visit takes up the pending deletions of earlier leaders in a pool, once for each
-// pool. It returns the errors of reading notes.
+// Visit takes up the pending deletions of earlier leaders in a pool, once for each pool.
+// Its errors are those of Removals.Read.
 func (q *Queue) Visit(ctx context.Context, open *access.Pool) error {
 	if _, visited := q.visited.Load(open.ID); visited {
 		return nil
@@ -188,12 +175,74 @@ func (q *Queue) Visit(ctx context.Context, open *access.Pool) error {
 	return nil
 }
 
-// pool returns the pool of an ID, which it makes if need be. The caller holds q.mu.
-func (q *Queue) pool(id volume.PoolID) *pool {
-	in := q.pools[id]
-	if in == nil {
-		in = &pool{id: id, items: map[string]*item{}}
-		q.pools[id] = in
+// round removes the images of a pool that are due, and says when the pool comes again.
+func (q *Queue) round(ctx context.Context, id volume.PoolID) error {
+	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("pool", id.Pool))
+	in, location, due, again := q.due(id)
+	if len(due) == 0 {
+		return again
 	}
-	return in
+	err := q.removeAll(ctx, in, location, due)
+	failed := !work.IsLater(err)
+	if failed && !in.failing && ctx.Err() == nil {
+		klog.FromContext(ctx).Info("Images of deleted volumes could not be removed from the trash, will retry", "err", err)
+	}
+	in.failing = failed
+	return err
+}
+
+// due returns a pool, its location and the images whose turn it is, the oldest first. If
+// there are none, again says when to look again: nil for never.
+func (q *Queue) due(id volume.PoolID) (in *pool, location volume.Location, due []*item, again error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	in = q.pools[id]
+	var next time.Time
+	for _, one := range in.items {
+		if one.woken {
+			one.woken, one.due = false, one.removal.Due()
+			// What kept this process from removing it made the manager fail, too.
+			if !one.ours.IsZero() {
+				one.ours = time.Now()
+			}
+		}
+		if q.isTurn(one) {
+			due = append(due, one)
+		}
+		if again == nil || one.due.Before(next) {
+			next = one.due
+			again = work.Later(max(time.Until(next), pause))
+		}
+	}
+	slices.SortFunc(due, func(a, b *item) int { return a.due.Compare(b.due) })
+	return in, in.location, due, again
+}
+
+// isTurn reports whether an image is due, and need not give way to claims and volumes.
+func (q *Queue) isTurn(one *item) bool {
+	age := time.Since(one.due)
+	return age >= patience || age >= 0 && q.config.Quiet(quiet)
+}
+
+// removeAll removes images of a pool. It returns when the pool comes again, or an error
+// with which its other images would fail, too.
+func (q *Queue) removeAll(ctx context.Context, in *pool, location volume.Location, due []*item) error {
+	open, err := q.config.Access.OpenForVolume(ctx, location)
+	if err != nil {
+		return err
+	}
+	defer open.Close()
+	if open.ID != in.id {
+		return access.ErrOtherCluster
+	}
+	r := removing{q, in, open}
+	for _, one := range due {
+		if ctx.Err() != nil || !q.isTurn(one) {
+			break
+		}
+		if err := r.settle(ctx, one); err != nil {
+			return access.Explain(err, location)
+		}
+	}
+	return work.Later(pause)
 }

@@ -26,6 +26,11 @@ func NewRateLimiter[T comparable]() workqueue.TypedRateLimiter[T] {
 	return workqueue.NewTypedItemExponentialFailureRateLimiter[T](RetryStart, RetryCap)
 }
 
+// NextDelay returns the delay before the next retry; last is the one before, 0 for none.
+func NextDelay(last time.Duration) time.Duration {
+	return min(max(2*last, RetryStart), RetryCap)
+}
+
 // Queue holds work to do. An item that is added while it waits, or is worked on, is
 // worked on once more, not twice. A Queue is safe for concurrent use. Run it once.
 type Queue[T comparable] struct {
