@@ -21,11 +21,6 @@ const (
 	RetryCap   = 5 * time.Minute
 )
 
-// NewRateLimiter returns the policy in client-go's form.
-func NewRateLimiter[T comparable]() workqueue.TypedRateLimiter[T] {
-	return workqueue.NewTypedItemExponentialFailureRateLimiter[T](RetryStart, RetryCap)
-}
-
 // NextDelay returns the delay before the next retry; last is the one before, 0 for none.
 func NextDelay(last time.Duration) time.Duration {
 	return min(max(2*last, RetryStart), RetryCap)
@@ -39,7 +34,8 @@ type Queue[T comparable] struct {
 
 // NewQueue returns an empty queue.
 func NewQueue[T comparable]() *Queue[T] {
-	return &Queue[T]{workqueue.NewTypedRateLimitingQueue(NewRateLimiter[T]())}
+	limiter := workqueue.NewTypedItemExponentialFailureRateLimiter[T](RetryStart, RetryCap)
+	return &Queue[T]{workqueue.NewTypedRateLimitingQueue(limiter)}
 }
 
 // Add queues an item at once.
