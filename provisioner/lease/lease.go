@@ -24,12 +24,11 @@ var (
 // Guard lets operations begin while this replica may act, and waits for running ones. All
 // parts that act under one lease share one Guard. It is safe for concurrent use.
 type Guard struct {
-	held func() bool
+	held    func() bool
+	running sync.WaitGroup
 
-	// mu guards draining, and ensures that no operation begins once it is set.
-	mu       sync.Mutex
+	mu       sync.Mutex // held in Begin, so that none begins once draining is set
 	draining bool
-	running  sync.WaitGroup
 }
 
 // New returns a Guard. held reports whether this replica surely has the lease; the Guard
@@ -45,12 +44,10 @@ func New(held func() bool) *Guard {
 // changes something: a halted process resumes in the middle of an operation.
 func (g *Guard) Held() bool { return g.held() }
 
-// Begin counts an operation as running and returns a function to call once when it is over.
-// It returns ErrStopping after Drain was called, and ErrNotLeading if another replica may
-// lead.
-//
-// The returned context ignores ctx's cancellation: an operation that has begun must
-// finish, within the deadlines of its calls, because half of it is useless.
+// Begin counts an operation as running and returns a function to call once when it is over;
+// or ErrStopping after Drain was called, or ErrNotLeading if another replica may lead. The
+// returned context ignores ctx's cancellation: half an operation is useless, so it must
+// finish, within the deadlines of its calls.
 func (g *Guard) Begin(ctx context.Context) (context.Context, func(), error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -65,9 +62,8 @@ func (g *Guard) Begin(ctx context.Context) (context.Context, func(), error) {
 }
 
 // Drain lets no more operations begin and waits for running ones. It returns an error if
-// ctx ends first. Call it before giving the lease back. The next leader can continue an
-// operation that Drain did not wait for: the claim fixes all names, so the leader finds
-// what was done.
+// ctx ends first. Call it before giving the lease back. The next leader can go on with the
+// rest: it finds what was done, since the claim fixes all names.
 func (g *Guard) Drain(ctx context.Context) error {
 	g.mu.Lock()
 	g.draining = true
