@@ -28,9 +28,6 @@ const (
 	absentFor = time.Minute
 )
 
-// reasonImageInTrash is the reason of events on volumes.
-const reasonImageInTrash = "ImageInTrash"
-
 // removing removes images of an open pool.
 type removing struct {
 	*Queue
@@ -127,18 +124,17 @@ func (r removing) isBeingDeleted(one *item) bool {
 	})
 }
 
-// keep leaves an image in the trash that a volume names again: someone has restored the
-// volume from a backup, or made a second one. An administrator can bring the image back.
+// keep leaves an image in the trash that a volume names: one restored from a backup, or a
+// second one. An administrator can bring the image back.
 func (r removing) keep(ctx context.Context, one *item, pv *corev1.PersistentVolume) {
 	one.retry()
-	// Ceph's manager may still remove an image that it was asked to remove: promise
-	// nothing.
+	// Promise nothing where Ceph's manager was asked to remove it.
 	if one.told || one.by == ByManager {
 		return
 	}
 	one.told = true
 	klog.FromContext(ctx).Info("An image of a deleted volume stays in the trash, since another volume names it", "by", pv.Name)
-	r.config.Events.Eventf(pv, corev1.EventTypeWarning, reasonImageInTrash, "image %q in pool %q was deleted with volume %q: "+
+	r.config.Events.Eventf(pv, corev1.EventTypeWarning, "ImageInTrash", "image %q in pool %q was deleted with volume %q: "+
 		"it stays in the trash for as long as this volume names it; bring it back with: rbd trash restore --pool %s %s",
 		one.removal.Image, r.in.id.Pool, one.removal.Volume, r.in.id.Pool, one.removal.ID)
 }

@@ -61,8 +61,8 @@ type Queue struct {
 	pools map[volume.PoolID]*pool
 }
 
-// pool holds images to remove, by their IDs. The worker in it owns what Queue.mu does not
-// guard, of the images, too.
+// pool holds images to remove, by their IDs. The worker in it owns all fields, those of the
+// images too, that Queue.mu does not guard.
 type pool struct {
 	id       volume.PoolID
 	location volume.Location

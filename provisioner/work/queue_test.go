@@ -137,3 +137,13 @@ func TestStop(t *testing.T) {
 		}
 	})
 }
+
+// TestNextDelay checks that the delays double, from one second up to five minutes.
+func TestNextDelay(t *testing.T) {
+	var delay time.Duration
+	for _, want := range []time.Duration{1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300} {
+		if delay = work.NextDelay(delay); delay != want*time.Second {
+			t.Errorf("got %s, want %s", delay, want*time.Second)
+		}
+	}
+}
