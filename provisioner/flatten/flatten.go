@@ -22,8 +22,9 @@ import (
 
 const (
 	// width is in how many pools calls run at a time. More clones may be flattening: librbd
-	// goes on after a call's deadline. Such a clone is looked at again after a pause.
+	// goes on after a call's deadline.
 	width = 4
+	// pause is when a pool comes again in which a clone is being flattened, or none is due.
 	pause = time.Second
 )
 
@@ -134,23 +135,20 @@ func (q *Queue) next(ctx context.Context, pool volume.PoolID) error {
 }
 
 // take returns the clone of a pool that is being flattened, or else the first one that is
-// due; if there is none, again says when the pool comes again: never if it is nil, too.
+// due; if there is none, again says when the pool comes again: nil for never.
 func (q *Queue) take(pool volume.PoolID) (one *item, again error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	now := time.Now()
 	for _, next := range q.items {
 		if next.image.PoolID != pool {
 			continue
 		}
-		if one == nil || next.begun || !one.begun && one.due.After(now) && next.due.Before(one.due) {
+		again = work.Later(pause)
+		if next.begun || one == nil && !next.due.After(time.Now()) {
 			one = next
 		}
 	}
-	if one != nil && one.due.After(now) {
-		return nil, work.Later(one.due.Sub(now))
-	}
-	return one, nil
+	return one, again
 }
 
 func (q *Queue) flatten(ctx context.Context, one *item) error {
