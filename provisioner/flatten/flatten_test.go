@@ -31,7 +31,7 @@ import (
 
 const source = "source"
 
-// world has a Queue that runs, and a cluster whose pools have an image named source.
+// world is a running Queue, and a cluster whose pools have an image named source.
 type world struct {
 	*flatten.Queue
 	ceph      *rbdtest.Cluster
@@ -40,7 +40,7 @@ type world struct {
 	// stop ends the Queue.
 	stop func()
 
-	mu        sync.Mutex // guards what follows
+	mu        sync.Mutex // guards the fields below
 	logs      []string
 	flattened []string // pool and parent of each
 	running   map[string]int
@@ -82,7 +82,7 @@ func inWorld(t *testing.T, test func(t *testing.T, w *world), pools ...string) {
 	})
 }
 
-// restart has a Queue anew, as a new process does.
+// restart replaces the Queue, as a new process does.
 func (w *world) restart(t *testing.T) {
 	t.Helper()
 	w.stop()
@@ -140,7 +140,7 @@ func (w *world) clone(t *testing.T, pool, name string) {
 	}
 }
 
-// takesAnHour has the flattening of a clone take that, and counts it meanwhile.
+// takesAnHour makes flattening a clone take an hour, and counts it meanwhile.
 func (w *world) takesAnHour(pool, name string) {
 	count := func(by int) {
 		w.mu.Lock()
@@ -211,8 +211,8 @@ func TestNew(t *testing.T) {
 	}
 }
 
-// TestFlatten: a clone is flattened once, however often that is asked for, also by the
-// next leader.
+// TestFlatten: a clone is flattened once, however often that is requested, also after a
+// restart.
 func TestFlatten(t *testing.T) {
 	for _, restarted := range []bool{false, true} {
 		inWorld(t, func(t *testing.T, w *world) {
@@ -225,7 +225,7 @@ func TestFlatten(t *testing.T) {
 				w.pass(0)
 				w.restart(t)
 				checkSame(t, "the clones to flatten", 0, w.Count())
-				_ = w.request("rbd", "clone") // that it waits is checked above
+				_ = w.request("rbd", "clone") // its result is checked above
 			}
 			_ = w.request("rbd", "clone")
 			w.pass(time.Minute)
@@ -238,7 +238,7 @@ func TestFlatten(t *testing.T) {
 	}
 }
 
-// TestFlattenGone: a claim goes with its clone while that is to be flattened, or is.
+// TestFlattenGone: a claim and its clone go before the clone is flattened, or meanwhile.
 func TestFlattenGone(t *testing.T) {
 	for name, after := range map[string]time.Duration{"before it begins": 0, "once it has begun": time.Minute} {
 		t.Run(name, func(t *testing.T) {
@@ -259,7 +259,8 @@ func TestFlattenGone(t *testing.T) {
 	}
 }
 
-// What goes wrong is told to the claim, and tried again; the log does not repeat it.
+// TestFlattenFails: the claim gets the failure, and the clone is tried again without a
+// second line in the log.
 func TestFlattenFails(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallFlattenImage, Err: rbd.ErrPoolFull, Times: 5})
@@ -277,8 +278,8 @@ func TestFlattenFails(t *testing.T) {
 	})
 }
 
-// TestFlattenFailsAlone: a clone that can't be flattened does not keep others waiting, and
-// is retried as often as it should though they come and go.
+// TestFlattenFailsAlone: a clone that can't be flattened does not delay others, nor do they
+// delay its retries.
 func TestFlattenFailsAlone(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallFlattenImage, Image: "flattening bad", Err: rbd.ErrPoolFull, Times: 10})
@@ -296,8 +297,8 @@ func TestFlattenFailsAlone(t *testing.T) {
 	})
 }
 
-// TestFlattenOneAtATime: those of one pool come one after the other, in their order,
-// however long one takes.
+// TestFlattenOneAtATime: the clones of one pool come one after the other, in the order of
+// the requests, however long one takes.
 func TestFlattenOneAtATime(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		for i, name := range []string{"a", "b", "c", "d"} {
@@ -316,8 +317,8 @@ func TestFlattenOneAtATime(t *testing.T) {
 	})
 }
 
-// TestFlattenRetriesInTurn: one that failed comes before those of later requests, but not
-// while another one is being flattened.
+// TestFlattenRetriesInTurn: a clone that failed comes before those of later requests, but
+// not while another one is being flattened.
 func TestFlattenRetriesInTurn(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallFlattenImage, Image: "flattening a", Err: rbd.ErrPoolFull})
@@ -335,8 +336,8 @@ func TestFlattenRetriesInTurn(t *testing.T) {
 	})
 }
 
-// TestFlattenInManyPools: large clones of some pools keep those of others waiting for no
-// longer than a call takes.
+// TestFlattenInManyPools: large clones in some pools delay those in others by no more than
+// the time of a call.
 func TestFlattenInManyPools(t *testing.T) {
 	var pools []string
 	for i := range 9 {
@@ -357,7 +358,8 @@ func TestFlattenInManyPools(t *testing.T) {
 	}, pools...)
 }
 
-// A clone that was handed on while it waited to be flattened is left alone.
+// TestFlattenOfAnotherCluster: a clone that was handed to another Kubernetes cluster while
+// it waited is left alone.
 func TestFlattenOfAnotherCluster(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.ceph.Clone("rbd", source, "clone")
@@ -373,8 +375,8 @@ func TestFlattenOfAnotherCluster(t *testing.T) {
 	})
 }
 
-// A pool whose monitors lead to another Ceph cluster by now is left alone; and so is
-// every pool by who may not lead.
+// TestFlattenMayNot: a pool whose monitors belong to another Ceph cluster by now is left
+// alone; and a replica that may not lead leaves every pool alone.
 func TestFlattenMayNot(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.ceph.Clone("rbd", source, "clone")

@@ -48,7 +48,7 @@ func TestBegin(t *testing.T) {
 	}
 }
 
-// The lease is asked each time, and what has begun need not end with it.
+// TestLeaseIsLost: each Begin asks for the lease, and what has begun may outlast it.
 func TestLeaseIsLost(t *testing.T) {
 	held := true
 	g := lease.New(func() bool { return held })
@@ -75,7 +75,7 @@ func TestLeaseIsLost(t *testing.T) {
 	}
 }
 
-// What has begun is not cancelled, and keeps what its context knows.
+// TestContext: what has begun is not cancelled, and keeps the values of its context.
 func TestContext(t *testing.T) {
 	type key struct{}
 	ctx, cancel := context.WithCancel(context.WithValue(t.Context(), key{}, "value"))

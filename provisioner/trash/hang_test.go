@@ -14,8 +14,8 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 )
 
-// TestMoveThatHangs: the move of an image waits for an OSD for longer than any deadline. Its
-// note stays, and once the move has ended the image is removed.
+// TestMoveThatHangs: the move of an image waits for an OSD for longer than any deadline. The
+// note stays, and the image goes once the move has ended.
 func TestMoveThatHangs(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.make(t, testImage)

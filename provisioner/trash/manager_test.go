@@ -20,25 +20,24 @@ const (
 
 	// managerTime is how long a manager has for an image.
 	managerTime = 10 * time.Minute
-	// looked is when an image has been looked for at the latest that a manager took
-	// on, and for the first time.
+	// looked is the longest until the first look for an image that the manager accepted.
 	looked = soon + 4*time.Second
 )
 
-// countAsked returns how many times the manager was asked for something.
+// countAsked counts the requests to the manager from now on.
 func (w *world) countAsked() func() int {
 	var asked atomic.Int32
 	w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallHandOverTrashed, Before: func() { asked.Add(1) }, Times: 1000})
 	return func() int { return int(asked.Load()) }
 }
 
-// silenceManager has the manager not answer one request for an hour.
+// silenceManager lets the manager answer the next request only after an hour.
 func (w *world) silenceManager() {
 	w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallHandOverTrashed, Before: func() { time.Sleep(time.Hour) }})
 }
 
-// TestPurgeByManager: Ceph's manager removes images where it may be asked, which is once
-// for each, and they are looked for until it has.
+// TestPurgeByManager: where we may ask Ceph's manager, we ask it once for each image, and
+// look for the image until the manager has removed it.
 func TestPurgeByManager(t *testing.T) {
 	inManagedWorld(t, func(t *testing.T, w *world) {
 		asked := w.countAsked()
@@ -54,7 +53,7 @@ func TestPurgeByManager(t *testing.T) {
 	})
 }
 
-// TestPurgeManagerPrompt: an image that is removed soon is soon told of.
+// TestPurgeManagerPrompt: we soon notice that the manager has removed an image.
 func TestPurgeManagerPrompt(t *testing.T) {
 	inManagedWorld(t, func(t *testing.T, w *world) {
 		w.trashNew(t, 0)
@@ -65,8 +64,8 @@ func TestPurgeManagerPrompt(t *testing.T) {
 	})
 }
 
-// TestPurgeManagerLooks: an image is looked for when 4, 8, 16 s ... have passed since the
-// manager was asked, and that alone.
+// TestPurgeManagerLooks: we look for an image 4, 8, 16 s ... after asking the manager, and
+// at no other time.
 func TestPurgeManagerLooks(t *testing.T) {
 	inManagedWorld(t, func(t *testing.T, w *world) {
 		var looks []time.Duration
@@ -88,8 +87,8 @@ func TestPurgeManagerLooks(t *testing.T) {
 	})
 }
 
-// TestPurgeWithoutManager: where it may not be asked or does not answer, images are
-// removed here, at once, and it is not asked for each of them.
+// TestPurgeWithoutManager: where we may not ask the manager, or it does not answer, we
+// remove images ourselves, at once, and do not ask it for each of them.
 func TestPurgeWithoutManager(t *testing.T) {
 	for name, begin := range map[string]func(*testing.T, *world){
 		"without the cap": func(*testing.T, *world) {},
@@ -112,7 +111,7 @@ func TestPurgeWithoutManager(t *testing.T) {
 				w.checkPurgedBy(t, 0, 2)
 				checkSame(t, "what the log says of it", 1, w.countLog(notByManager))
 
-				// It is asked again after a while.
+				// We ask it again after a while.
 				w.allowManager(t)
 				w.pass(managerTime)
 				w.trashNew(t, 0)
@@ -120,14 +119,14 @@ func TestPurgeWithoutManager(t *testing.T) {
 				w.ceph.RunManager()
 				w.pass(looked)
 				w.checkPurgedBy(t, 1, 2)
-				w.pass(time.Hour) // the request that was given up ends
+				w.pass(time.Hour) // until the unanswered request ends
 			})
 		})
 	}
 }
 
-// TestPurgeManagerLost: images that a manager took on, and does not get to, are removed
-// here in the end: at once where another one shows that it does not answer.
+// TestPurgeManagerLost: in the end we remove images that a manager accepted but does not
+// get to: at once if it does not answer the request for another image.
 func TestPurgeManagerLost(t *testing.T) {
 	t.Run("that never works", func(t *testing.T) {
 		inManagedWorld(t, func(t *testing.T, w *world) {
@@ -153,13 +152,13 @@ func TestPurgeManagerLost(t *testing.T) {
 			w.checkTrash(t, testImage)
 			w.pass(40 * time.Second)
 			w.checkPurgedBy(t, 0, 4)
-			w.pass(time.Hour) // the request that was given up ends
+			w.pass(time.Hour) // until the unanswered request ends
 		})
 	})
 }
 
-// TestPurgeManagerFails: what keeps the manager from removing an image is told after a
-// while, and the manager is not to try for ever.
+// TestPurgeManagerFails: after a while the log says what keeps the manager from removing
+// an image, and the manager stops trying.
 func TestPurgeManagerFails(t *testing.T) {
 	inManagedWorld(t, func(t *testing.T, w *world) {
 		stop := w.watchInTrash()
@@ -175,8 +174,8 @@ func TestPurgeManagerFails(t *testing.T) {
 	})
 }
 
-// TestPurgeManagerSlow: an image that the manager needs long for is left to it, though
-// its use by the manager keeps it from being removed here.
+// TestPurgeManagerSlow: an image that the manager needs long for is left to it. Here it
+// can't be removed meanwhile, since the manager has it open.
 func TestPurgeManagerSlow(t *testing.T) {
 	inManagedWorld(t, func(t *testing.T, w *world) {
 		stop := w.watchInTrash()
@@ -192,7 +191,7 @@ func TestPurgeManagerSlow(t *testing.T) {
 }
 
 // TestPurgeManagerRestored: an image that somebody restores while the manager can't
-// remove it is not told of as removed.
+// remove it does not count as removed.
 func TestPurgeManagerRestored(t *testing.T) {
 	for name, after := range map[string]time.Duration{
 		"soon": time.Minute, "when it was tried here": 2 * managerTime,
@@ -215,7 +214,7 @@ func TestPurgeManagerRestored(t *testing.T) {
 }
 
 // TestPurgeManagerThrownAway: an image that somebody restores and throws away by hand,
-// after the manager was asked for it, is not told of as removed.
+// after we asked the manager for it, does not count as removed.
 func TestPurgeManagerThrownAway(t *testing.T) {
 	for name, test := range map[string]struct{ restored, thrown time.Duration }{
 		"which is seen": {9 * time.Minute, 2 * time.Minute}, "between two looks": {managerTime + 100*time.Millisecond, 100 * time.Millisecond},
@@ -236,8 +235,8 @@ func TestPurgeManagerThrownAway(t *testing.T) {
 	}
 }
 
-// TestPurgeManagerMoving: an image whose move to the trash was cut off is not left to the
-// manager, which can't remove it.
+// TestPurgeManagerMoving: we do not leave an image whose move to the trash was cut off to
+// the manager, which can't remove it.
 func TestPurgeManagerMoving(t *testing.T) {
 	inManagedWorld(t, func(t *testing.T, w *world) {
 		w.make(t, testImage)
@@ -251,7 +250,7 @@ func TestPurgeManagerMoving(t *testing.T) {
 	})
 }
 
-// TestPurgeManagerDeniesAgain: a manager that fails a second time is told of again.
+// TestPurgeManagerDeniesAgain: the log also says that a manager denies a second time.
 func TestPurgeManagerDeniesAgain(t *testing.T) {
 	inManagedWorld(t, func(t *testing.T, w *world) {
 		for i := range 2 {
@@ -271,7 +270,7 @@ func TestPurgeManagerDeniesAgain(t *testing.T) {
 	})
 }
 
-// TestPurgeManagerKept: the manager is not told of images before their time.
+// TestPurgeManagerKept: we do not ask the manager for images before they are due.
 func TestPurgeManagerKept(t *testing.T) {
 	inManagedWorld(t, func(t *testing.T, w *world) {
 		w.trashNew(t, 24*time.Hour)
@@ -284,8 +283,8 @@ func TestPurgeManagerKept(t *testing.T) {
 	})
 }
 
-// TestPurgeManagerAfterCrash: the next leader goes on with what an earlier one had asked
-// the manager for, whether it was done or not.
+// TestPurgeManagerAfterCrash: the next leader goes on with images for which an earlier one
+// asked the manager, whether or not the manager has removed them.
 func TestPurgeManagerAfterCrash(t *testing.T) {
 	for name, worked := range map[string]bool{"before it worked": false, "after it worked": true} {
 		t.Run(name, func(t *testing.T) {
@@ -306,8 +305,8 @@ func TestPurgeManagerAfterCrash(t *testing.T) {
 	}
 }
 
-// TestPurgeManagerMany: what the manager is asked for, it is asked for once, however long
-// the others take. What it has not got to after a while is removed here.
+// TestPurgeManagerMany: we ask the manager once for each of many images, however long the
+// others take, and remove what it has not got to after a while.
 func TestPurgeManagerMany(t *testing.T) {
 	for name, works := range map[string]bool{"that works": true, "that does not": false} {
 		t.Run(name, func(t *testing.T) {
@@ -332,8 +331,7 @@ func TestPurgeManagerMany(t *testing.T) {
 	}
 }
 
-// TestPurgeUnderLoad: claims that never leave it quiet delay an image by the patience for
-// them.
+// TestPurgeUnderLoad: a steady stream of claims delays images by ten seconds only.
 func TestPurgeUnderLoad(t *testing.T) {
 	inManagedWorld(t, func(t *testing.T, w *world) {
 		const count = 100
@@ -350,15 +348,15 @@ func TestPurgeUnderLoad(t *testing.T) {
 		}
 		load(8 * time.Second)
 		checkSame(t, "the images in the trash", count, len(w.ceph.Trash(testPool)))
-		// They are handed over after ten seconds, and looked for four later, which they
-		// give way for, too.
+		// We ask for them after ten seconds, and look for them four seconds later, which
+		// gives way to claims, too.
 		load(18*time.Second + soon)
 		w.checkPurgedBy(t, count, 0)
 		end()
 	})
 }
 
-// TestPurgeManagerLeaseIsLost: who may not lead any more asks no manager.
+// TestPurgeManagerLeaseIsLost: a replica that may not lead any more asks no manager.
 func TestPurgeManagerLeaseIsLost(t *testing.T) {
 	inManagedWorld(t, func(t *testing.T, w *world) {
 		w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallTrashed, Before: func() { w.leaseLost.Store(true) }})

@@ -13,7 +13,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 )
 
-// removalOf is the note of an image, as the deletion of its volume writes it now.
+// removalOf returns the note that the deletion of an image's volume would write now.
 func removalOf(found rbd.Image, name string) journal.Removal {
 	return journal.Removal{ID: found.ID, Image: name, Volume: "pvc-1234", At: time.Now(), Parent: found.Parent}
 }
@@ -60,8 +60,7 @@ func TestWidth(t *testing.T) {
 	})
 }
 
-// TestPurgeGivesWay: what nobody waits for comes after claims and volumes, but not for
-// ever.
+// TestPurgeGivesWay: removals give way to claims and volumes, but not for ever.
 func TestPurgeGivesWay(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.trashNew(t, 0)
@@ -73,8 +72,8 @@ func TestPurgeGivesWay(t *testing.T) {
 	})
 }
 
-// TestPurgeGivesWayMidway: claims that come while images are removed have those wait that
-// are not begun.
+// TestPurgeGivesWayMidway: when claims come while images are removed, the rest of the
+// images wait.
 func TestPurgeGivesWayMidway(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		var end func()
@@ -88,7 +87,8 @@ func TestPurgeGivesWayMidway(t *testing.T) {
 	})
 }
 
-// TestPurgeWaitsForQuiet: between two claims of a burst there may be none for a moment.
+// TestPurgeWaitsForQuiet: a short gap between two claims of a burst does not count as
+// quiet.
 func TestPurgeWaitsForQuiet(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.trashNew(t, 0)
@@ -102,8 +102,7 @@ func TestPurgeWaitsForQuiet(t *testing.T) {
 	})
 }
 
-// trashMany puts images into the trash, with notes, and has them found as by a new
-// leader.
+// trashMany puts images into the trash, with notes, and lets a new leader find them.
 func (w *world) trashMany(t *testing.T, n int) {
 	t.Helper()
 	w.mustInPool(t, testPool, func(pool *access.Pool) error {
@@ -126,8 +125,8 @@ func (w *world) trashMany(t *testing.T, n int) {
 	w.visit(t)
 }
 
-// watchInTrash has a client watch the image from when it is moved to the trash, until the
-// caller stops it.
+// watchInTrash lets a client watch the image from its move to the trash until the caller
+// stops that.
 func (w *world) watchInTrash() (stop func()) {
 	var end func()
 	w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallTrashImage, TakesEffect: true, Before: func() {
@@ -136,7 +135,7 @@ func (w *world) watchInTrash() (stop func()) {
 	return func() { end() }
 }
 
-// TestMany: ten thousand images, as after the end of a large test, are worked off.
+// TestMany removes ten thousand images, as after the end of a large test.
 func TestMany(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		const count = 10_000

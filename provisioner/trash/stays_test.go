@@ -18,7 +18,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/work"
 )
 
-// second returns a volume of another name than the first that names its image.
+// second returns a second volume, of another name, that names the first one's image.
 func (w *world) second() *corev1.PersistentVolume {
 	return &corev1.PersistentVolume{
 		ObjectMeta: metav1.ObjectMeta{Name: "second", UID: "uid-second", Annotations: map[string]string{volume.AnnClusterFSID: w.ceph.FSID()}},
@@ -53,9 +53,9 @@ func (w *world) sent() (sent []string) {
 	}
 }
 
-// What is to be removed from the trash stays there for as long as a volume names it
-// again: one that was restored from a backup, or another one. The volume is told how to
-// bring it back.
+// TestPurgeOfRestored: an image stays in the trash for as long as a volume names it again:
+// one that was restored from a backup, or another one. An event on the volume says how to
+// bring the image back.
 func TestPurgeOfRestored(t *testing.T) {
 	for _, test := range []struct {
 		name   string
@@ -106,8 +106,8 @@ func TestPurgeOfRestored(t *testing.T) {
 	}
 }
 
-// What Ceph's manager was asked to remove, it may remove at any time: the volume is not
-// told that it stays.
+// TestPurgeOfRestoredByManager: there is no event that says that an image stays once Ceph's
+// manager was asked for it, since the manager may remove it at any time.
 func TestPurgeOfRestoredByManager(t *testing.T) {
 	inManagedWorld(t, func(t *testing.T, w *world) {
 		w.trashNew(t, 0)
@@ -134,8 +134,8 @@ func (w *world) cloned(t *testing.T) (id string) {
 	return w.trash(t, testImage, 0)
 }
 
-// TestPurgeSource: the source of a clone stays while it has one, which the log says once,
-// and goes with it, however long that takes.
+// TestPurgeSource: the source of a clone stays while there is the clone, which the log says
+// once, and goes with it, however long that takes.
 func TestPurgeSource(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.cloned(t)
@@ -148,7 +148,8 @@ func TestPurgeSource(t *testing.T) {
 	})
 }
 
-// TestPurgeFlattened: the source of a clone goes once that is flattened and Wake says so.
+// TestPurgeFlattened: the source of a clone goes once the clone is flattened and Wake says
+// so.
 func TestPurgeFlattened(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		id := w.cloned(t)
@@ -161,8 +162,8 @@ func TestPurgeFlattened(t *testing.T) {
 	})
 }
 
-// TestWakeWhileRemoving: the last clone of an image goes while the image is tried, too
-// late for that attempt. It is tried again at once.
+// TestWakeWhileRemoving: the last clone of an image goes during an attempt to remove the
+// image, too late for that attempt. The next attempt comes at once.
 func TestWakeWhileRemoving(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		id := w.cloned(t)
@@ -175,7 +176,7 @@ func TestWakeWhileRemoving(t *testing.T) {
 	})
 }
 
-// TestWakeNothing: images are woken that are not in the trash, or not due.
+// TestWakeNothing wakes images that are not in the trash, or not due.
 func TestWakeNothing(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.Wake(w.poolID(), "")
@@ -188,8 +189,8 @@ func TestWakeNothing(t *testing.T) {
 	})
 }
 
-// TestPurgeManagerSource: the source of a clone, which the manager could not remove, is
-// removed with the last clone, and not as late as the manager tries again.
+// TestPurgeManagerSource: a source that the manager could not remove goes with its last
+// clone, without waiting for the manager to try again.
 func TestPurgeManagerSource(t *testing.T) {
 	inManagedWorld(t, func(t *testing.T, w *world) {
 		w.cloned(t)
@@ -204,11 +205,11 @@ func TestPurgeManagerSource(t *testing.T) {
 	})
 }
 
-// TestPurgeManagerSourceTogether: the source is due in the same round that finds its last
-// clone gone. That the manager has it to look after does not put it off.
+// TestPurgeManagerSourceTogether: a source is due in the same round that finds its last
+// clone gone. It goes at once although the manager has it on its list.
 func TestPurgeManagerSourceTogether(t *testing.T) {
 	inManagedWorld(t, func(t *testing.T, w *world) {
-		end := w.begin() // so that both are handed over together
+		end := w.begin() // so that the manager is asked for both together
 		w.make(t, testImage)
 		w.ceph.Clone(testPool, testImage, cloneImage)
 		w.trash(t, cloneImage, 0)
@@ -224,7 +225,8 @@ func TestPurgeManagerSourceTogether(t *testing.T) {
 	})
 }
 
-// TestPurgeCloneSnapshots: what an attempt to clone an image left does not keep it.
+// TestPurgeCloneSnapshots: a snapshot that an attempt to clone an image left does not keep
+// the image.
 func TestPurgeCloneSnapshots(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.make(t, testImage)

@@ -32,12 +32,12 @@ func TestPurge(t *testing.T) {
 	})
 }
 
-// TestPurgeAfterCrash: whatever a process that died was in the middle of, the next one
-// leaves nothing, and loses nothing.
+// TestPurgeAfterCrash: wherever a process dies, the next one leaves nothing behind, and
+// loses nothing.
 func TestPurgeAfterCrash(t *testing.T) {
 	killed := errors.New("killed")
 	for call, moments := range map[rbdtest.Call]string{
-		rbdtest.CallSetNotes:      "before, after", // one step of one OSD, as RemoveNotes
+		rbdtest.CallSetNotes:      "before, after", // it is atomic, like RemoveNotes
 		rbdtest.CallTrashImage:    "before, half-way, after",
 		rbdtest.CallTrashed:       "before", // it only reads
 		rbdtest.CallRemoveTrashed: "before, half-way, after",
@@ -56,12 +56,12 @@ func TestPurgeAfterCrash(t *testing.T) {
 					}
 					err := remove()
 					if err == nil {
-						w.pass(time.Second) // until the call is made by the Queue
+						w.pass(time.Second) // until the Queue makes the call
 					}
 					w.restart(t)
 					if err != nil {
-						// The volume is still there, so the library goes on with it; or
-						// not at once, so the notes are taken up first.
+						// The volume is still there, so the library deletes it again, here
+						// only after the notes were taken up.
 						w.visit(t)
 						w.pass(5 * time.Minute)
 						if err := remove(); err != nil {
@@ -80,7 +80,7 @@ func TestPurgeAfterCrash(t *testing.T) {
 	}
 }
 
-// TestNoteStays: an image is told of once, however often its note can't be cleared.
+// TestNoteStays: an image counts as removed once, however often clearing its note fails.
 func TestNoteStays(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallRemoveNotes, Err: rbd.ErrPoolFull, Times: 5})
@@ -112,8 +112,8 @@ func TestTrashRetention(t *testing.T) {
 	})
 }
 
-// TestPurgeDeletedAgain: an image that was restored and whose volume is then deleted
-// again is kept for as long as that volume says.
+// TestPurgeDeletedAgain: if an image is restored and its volume deleted again, the trash
+// keeps the image for as long as the second deletion says.
 func TestPurgeDeletedAgain(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		id := w.trashNew(t, 24*time.Hour)
@@ -135,8 +135,8 @@ func TestPurgeDeletedAgain(t *testing.T) {
 	})
 }
 
-// TestPurgeDeletedAgainMidway: an image is restored when it was about to be removed, and
-// its volume is deleted again. The note of that stays.
+// TestPurgeDeletedAgainMidway: somebody restores an image that is about to be removed, and
+// its volume is deleted again. The note of the second deletion stays.
 func TestPurgeDeletedAgainMidway(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		id := w.trashNew(t, 0)
@@ -153,8 +153,8 @@ func TestPurgeDeletedAgainMidway(t *testing.T) {
 	})
 }
 
-// TestPurgeLeavesOthers: only what is noted is removed, and only what was put into the
-// trash by who noted it.
+// TestPurgeLeavesOthers: images without a note stay, and so do those that somebody else put
+// into the trash.
 func TestPurgeLeavesOthers(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.make(t, "theirs")
@@ -180,8 +180,8 @@ func TestPurgeLeavesOthers(t *testing.T) {
 	})
 }
 
-// TestPurgeAbsent: an image that is not found is looked for again before its note goes:
-// the call of a client that died may still put it into the trash.
+// TestPurgeAbsent: before the note of an absent image is cleared, the image is looked for
+// again: the call of a client that died may still put it into the trash.
 func TestPurgeAbsent(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		id := w.trashNew(t, time.Hour)
@@ -201,7 +201,7 @@ func TestPurgeAbsent(t *testing.T) {
 	})
 }
 
-// TestPurgeLater is about what keeps an image in the trash for a while.
+// TestPurgeLater has an image stay in the trash for a while, for several reasons.
 func TestPurgeLater(t *testing.T) {
 	for name, begin := range map[string]func(*testing.T, *world) (end func()){
 		"a client that mapped it at the last moment": func(_ *testing.T, w *world) func() { return w.watchInTrash() },
@@ -240,8 +240,8 @@ func TestPurgeLater(t *testing.T) {
 	}
 }
 
-// TestPurgeFails: a second time that nothing can be removed is told of, too; and an image
-// with which it fails keeps no other pool waiting.
+// TestPurgeFails: the log also says that removing images fails a second time; and an image
+// with which that fails does not delay other pools.
 func TestPurgeFails(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.ceph.AddPool("other")
@@ -263,7 +263,7 @@ func TestPurgeFails(t *testing.T) {
 }
 
 // TestPurgeInUseRestored: an image that could not be removed, and that somebody then took
-// out of the trash, is not told of as removed.
+// out of the trash, does not count as removed.
 func TestPurgeInUseRestored(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.watchInTrash()
@@ -278,7 +278,7 @@ func TestPurgeInUseRestored(t *testing.T) {
 }
 
 // TestPurgeInUseRemoved: an image that could not be removed, and that somebody then
-// removed, is not told of as removed here.
+// removed, does not count as removed by us.
 func TestPurgeInUseRemoved(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		stop := w.watchInTrash()
@@ -302,8 +302,7 @@ func TestPurgeGoesOn(t *testing.T) {
 	})
 }
 
-// TestPurgeGoesOnAlone: no other image of the pool is begun while one is still being
-// removed.
+// TestPurgeGoesOnAlone: no other removal in the pool begins while one still runs.
 func TestPurgeGoesOnAlone(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		id := w.trashNew(t, 0)
@@ -318,7 +317,7 @@ func TestPurgeGoesOnAlone(t *testing.T) {
 	})
 }
 
-// TestPurgeOtherVersion: a note that can't be read is nobody's.
+// TestPurgeOtherVersion: an image whose note is unreadable is left alone.
 func TestPurgeOtherVersion(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		id := w.trashNew(t, time.Hour)
@@ -334,7 +333,7 @@ func TestPurgeOtherVersion(t *testing.T) {
 	})
 }
 
-// TestVisitFails: notes that could not be read are taken up by a later visit.
+// TestVisitFails: if the notes can't be read, a later visit takes them up.
 func TestVisitFails(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.trashNew(t, time.Hour)
@@ -363,8 +362,8 @@ func TestPurgeOfAnother(t *testing.T) {
 	})
 }
 
-// TestPurgeOtherCeph: monitors that lead to another Ceph cluster by now are not asked to
-// remove what has the same ID there.
+// TestPurgeOtherCeph: if the monitors belong to another Ceph cluster by now, the image with
+// the same ID there stays.
 func TestPurgeOtherCeph(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.make(t, testImage)

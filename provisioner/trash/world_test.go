@@ -38,17 +38,17 @@ const (
 	testImage = "kubernetes-dynamic-pvc-1234"
 )
 
-// soon is when an image is gone at the latest that nothing keeps.
+// soon is the longest that an image stays if nothing keeps it.
 const soon = 3 * time.Second
 
-// world has a Queue that runs, with a cluster and what else is around it.
+// world is a running Queue, with a cluster and all else that it needs.
 type world struct {
 	*trash.Queue
 	ceph    *rbdtest.Cluster
 	client  *fake.Clientset
 	access  *access.Access
 	journal *journal.Journal
-	// cluster is the UID that the journal of the next restart has.
+	// cluster is the UID of the Kubernetes cluster, from the next restart on.
 	cluster string
 	volumes cache.Indexer
 	events  *record.FakeRecorder
@@ -57,11 +57,11 @@ type world struct {
 	// stop ends the Queue.
 	stop func()
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	logs    []string
 	purged  map[string]int // by whom
 	running int            // operations on claims and volumes
-	ended   time.Time      // when the last of these was
+	ended   time.Time      // when the last of these ended
 }
 
 // inWorld calls test in a bubble in which a Queue runs.
@@ -100,7 +100,7 @@ func (w *world) allowManager(t *testing.T) {
 	w.putKey(t, w.ceph.AddUser("admin", rbdtest.Caps{AllPools: true, Manager: true}).Key)
 }
 
-// restart has a Queue anew, as a new process does.
+// restart replaces the Queue, as a new process does.
 func (w *world) restart(t *testing.T) {
 	t.Helper()
 	w.stop()
@@ -129,7 +129,7 @@ func (w *world) restart(t *testing.T) {
 	w.stop = func() { cancel(); run.Wait() }
 }
 
-// begin says that an operation on a claim or a volume is under way, until end is called.
+// begin begins an operation on a claim or a volume, which runs until end is called.
 func (w *world) begin() (end func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -181,7 +181,7 @@ func (w *world) inPool(t *testing.T, pool string, do func(pool *access.Pool) err
 	return do(open)
 }
 
-// mustInPool is inPool for what must not fail.
+// mustInPool is inPool for calls that must not fail.
 func (w *world) mustInPool(t *testing.T, pool string, do func(pool *access.Pool) error) {
 	t.Helper()
 	if err := w.inPool(t, pool, do); err != nil {
@@ -189,7 +189,7 @@ func (w *world) mustInPool(t *testing.T, pool string, do func(pool *access.Pool)
 	}
 }
 
-// visit has the Queue take up the notes of the pool.
+// visit lets the Queue take up the notes of the pool.
 func (w *world) visit(t *testing.T) {
 	t.Helper()
 	w.mustInPool(t, testPool, func(pool *access.Pool) error { return w.Visit(w.withLog(t.Context()), pool) })
@@ -203,7 +203,7 @@ func (w *world) make(t *testing.T, name string) {
 	})
 }
 
-// remove does with an image what the deletion of its volume does.
+// remove does to an image what the deletion of its volume does.
 func (w *world) remove(t *testing.T, pool *access.Pool, name string, keep time.Duration) error {
 	defer w.begin()()
 	defer w.journal.Locks.Lock(pool.ID.Image(name))()
@@ -257,7 +257,7 @@ func (w *world) trash(t *testing.T, name string, keep time.Duration) (id string)
 	return found.ID
 }
 
-// trashNew is trash for an image that is made for that.
+// trashNew is trash for a new image.
 func (w *world) trashNew(t *testing.T, keep time.Duration) (id string) {
 	t.Helper()
 	w.make(t, testImage)
@@ -276,7 +276,7 @@ func (w *world) pass(length time.Duration) {
 	synctest.Wait()
 }
 
-// noted returns the IDs of the images that are noted to be removed.
+// noted returns the IDs of the images that have a note.
 func (w *world) noted() []string {
 	var ids []string
 	for id := range w.ceph.Notes(testPool)[w.journal.Removals.Object] {
@@ -313,7 +313,7 @@ func checkSame[T any](t *testing.T, what string, want, got T) {
 	}
 }
 
-// checkTrash checks which names the images in the trash had.
+// checkTrash checks which images, by their former names, are in the trash.
 func (w *world) checkTrash(t *testing.T, want ...string) {
 	t.Helper()
 	checkSame(t, "the trash", want, w.ceph.Trash(testPool))
@@ -326,7 +326,7 @@ func (w *world) checkCounts(t *testing.T, waiting, kept int) {
 	}
 }
 
-// checkPurged checks that nothing is left of images and the notes of them.
+// checkPurged checks that nothing is left of any image or note.
 func (w *world) checkPurged(t *testing.T) {
 	t.Helper()
 	checkSame(t, "the images", nil, w.ceph.Images(testPool))
@@ -336,7 +336,7 @@ func (w *world) checkPurged(t *testing.T) {
 	w.checkCounts(t, 0, 0)
 }
 
-// checkPurgedBy is checkPurged, also for how many images Ceph's manager has removed, and
+// checkPurgedBy is checkPurged, and checks how many images Ceph's manager has removed, and
 // how many this process.
 func (w *world) checkPurgedBy(t *testing.T, manager, self int) {
 	t.Helper()

@@ -15,7 +15,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/work"
 )
 
-// run has a queue run in a bubble until the test ends.
+// run runs a queue in a bubble until the test ends.
 func run[T comparable](t *testing.T, q *work.Queue[T], workers int, do func(context.Context, T) error) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
@@ -62,7 +62,7 @@ func TestRetries(t *testing.T) {
 	}
 }
 
-// TestRetryCap has an item fail for a day.
+// TestRetryCap lets an item fail for a day.
 func TestRetryCap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := work.NewQueue[string]()
