@@ -13,133 +13,170 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// run runs f, a call of librados or librbd that blocks and cannot be
-// cancelled, and waits for it until ctx ends. f owns what it works on and gives
-// it back itself, however late it returns. A caller that gave up gets an error
-// that wraps ErrTimeout and the context's; what f then returns without an error
-// goes to discard, unless that is nil.
-func run[T any](ctx context.Context, f func() (T, error), discard func(T)) (T, error) {
-	type result struct {
-		value T
-		err   error
-	}
-	taken := make(chan result)
+// run runs f, a call of librados or librbd that blocks and cannot be cancelled, and waits
+// for it until ctx ends. f owns what it works on and gives it back itself, however late it
+// returns. A caller that gave up gets an error that wraps ErrTimeout and the context's; if
+// f then returns without an error, discard is called, unless it is nil.
+func run(ctx context.Context, f func() error, discard func()) error {
+	taken := make(chan error)
 	gone := make(chan struct{})
-	// The owner of this goroutine is the Connector: f counts as a running call
-	// of a connection, and Close waits for those.
+	// The owner of this goroutine is the Connector: f counts as a running call of a
+	// connection, and Close waits for those.
 	go func() {
-		value, err := f()
+		err := f()
 		select {
-		case taken <- result{value, err}:
+		case taken <- err:
 		case <-gone:
 			if err == nil && discard != nil {
-				discard(value)
+				discard()
 			}
 		}
 	}()
 	select {
-	case r := <-taken:
-		return r.value, r.err
+	case err := <-taken:
+		return err
 	case <-ctx.Done():
 		close(gone)
-		var none T
-		return none, &interrupted{rbd.ErrTimeout, context.Cause(ctx)}
+		return &interrupted{rbd.ErrTimeout, context.Cause(ctx)}
 	}
 }
 
-// call runs f, which does one thing to one image of an open pool. It holds the
-// image's name and a share in the pool until f returns, not until the caller
-// gives up. The error says what was attempted.
-func call[T any](ctx context.Context, p *pool, attempt, image string, f func(ioctx) (T, error)) (T, error) {
-	return callLocking(ctx, p, attempt, image, image, f)
-}
-
-// callLocking is call for what holds another name than the image's.
-func callLocking[T any](ctx context.Context, p *pool, attempt, image, lock string, f func(ioctx) (T, error)) (T, error) {
-	value, err := operate(ctx, p, operation{
-		log: klog.FromContext(ctx).WithValues("image", image), message: "Called librbd", attempt: attempt,
-		name: image, notFound: rbd.ErrImageNotFound, lock: lock,
-	}, f)
-	if err != nil {
-		err = fmt.Errorf("%s image %q in pool %q: %w", attempt, image, p.name, err)
-	}
-	return value, err
-}
-
-// callNotes is call for the notes of an object. It locks nothing: each of these
-// calls is one operation of one OSD, which puts them in a row itself. notFound is
-// what ENOENT means; nil for success.
-func callNotes[T any](ctx context.Context, p *pool, attempt, object string, notFound error, f func(ioctx) (T, error)) (T, error) {
-	value, err := operate(ctx, p, operation{
-		log: klog.FromContext(ctx).WithValues("object", object), message: "Called librados", attempt: attempt + " notes",
-		name: object, notFound: notFound,
-	}, f)
-	if err != nil {
-		err = fmt.Errorf("%s notes %q in pool %q: %w", attempt, object, p.name, err)
-	}
-	return value, err
-}
-
-// operation is one call to an open pool.
-type operation struct {
-	// log says what it is about, message and attempt what was done.
-	log              klog.Logger
-	message, attempt string
-	// name is that of the image or the object.
-	name string
+// attempt is what operate knows of a kind of call.
+type attempt struct {
+	// call is what the log names it, key the log's key for what it is about.
+	call, key string
+	// text is the error's, a format for what it is about and the pool.
+	text string
 	// notFound is what ENOENT means; nil for success.
 	notFound error
-	// lock is the name of an image that is held until the call returns; empty for
-	// none.
-	lock string
+	// locks says that the call holds an image's name until it returns.
+	locks bool
 }
 
-// operate runs f, and holds a share in the pool until f returns, not until the
-// caller gives up.
-func operate[T any](ctx context.Context, p *pool, o operation, f func(ioctx) (T, error)) (T, error) {
-	var none T
-	if err := checkName(o.name); err != nil {
-		return none, err
+func onImage(verb string) attempt {
+	return attempt{verb, "image", verb + " image %q in pool %q", rbd.ErrImageNotFound, true}
+}
+
+// onID is for an image named by its ID, in the trash or not. The call holds the ID, which an
+// image keeps for life, as a name; holding up an image that really has that name does no
+// harm.
+func onID(verb string) attempt {
+	return attempt{verb, "id", verb + " the image with the ID %q in pool %q", rbd.ErrImageNotFound, true}
+}
+
+func onTrashed(verb string) attempt {
+	return attempt{verb + " trashed", "id", verb + " image %q in the trash of pool %q", rbd.ErrImageNotFound, true}
+}
+
+// onNotes is for one operation of one OSD, which puts these in a row itself.
+func onNotes(verb string, notFound error) attempt {
+	return attempt{verb + " notes", "object", verb + " notes %q in pool %q", notFound, false}
+}
+
+// attempts has all calls but HandOverTrashed.
+var attempts = map[string]attempt{
+	rbd.OpCreateImage: onImage("create"),
+	rbd.OpImage:       onImage("describe"),
+	rbd.OpSetMetadata: onImage("set metadata of"),
+	rbd.OpGrowImage:   onImage("grow"),
+	rbd.OpRemoveImage: onImage("remove"),
+	rbd.OpWritten:     onImage("look into"),
+	// It holds no image's name: an image that has one of these names now is another image.
+	rbd.OpFinishRemovals: {call: "finish removals", text: "finish interrupted removals in pool %[2]q"},
+
+	rbd.OpTrashImage:    onImage("move to the trash"),
+	rbd.OpTrashed:       onTrashed("look up"),
+	rbd.OpRemoveTrashed: onTrashed("remove"),
+
+	rbd.OpSnapshotImage:  onID("make a snapshot of"),
+	rbd.OpCloneImage:     onImage("clone"),
+	rbd.OpRemoveSnapshot: onID("remove a snapshot of"),
+	rbd.OpHasClone:       onID("list the clones of"),
+	rbd.OpSnapshots:      onID("list the snapshots of"),
+	rbd.OpCloneDepth:     onImage("look for the parents of"),
+	rbd.OpFlattenImage:   onImage("flatten"),
+
+	rbd.OpNotes: onNotes("read", nil),
+	// Only the pool can be missing: the call makes a missing object.
+	rbd.OpSetNotes:    onNotes("set", rbd.ErrPoolNotFound),
+	rbd.OpRemoveNotes: onNotes("remove", nil),
+}
+
+// flattening begins the names that FlattenImage holds. No image has such a name, so other
+// calls about the image do not wait.
+const flattening = "\x00flattening "
+
+// operate makes a call to a pool, for rbd.Around. It holds the image's name and a share in
+// the pool until the call returns, not until the caller gives up. The error says what was
+// attempted.
+func (p *pool) operate(ctx context.Context, op rbd.Op, call func(context.Context) error) error {
+	if op.Name == rbd.OpHandOverTrashed {
+		return call(ctx) // it does all this in its own way
+	}
+	a := attempts[op.Name]
+	if err := p.try(ctx, a, op, call); err != nil {
+		return fmt.Errorf(a.text+": %w", op.Image, p.name, err)
+	}
+	return nil
+}
+
+func (p *pool) try(ctx context.Context, a attempt, op rbd.Op, call func(context.Context) error) error {
+	name := op.Image
+	if op.Name == rbd.OpFinishRemovals {
+		name = trashObject
+	}
+	if err := checkName(name); err != nil {
+		return err
 	}
 	// Before anything is counted or begun: what is over needs no call.
 	if ctx.Err() != nil {
-		return none, &interrupted{rbd.ErrTimeout, context.Cause(ctx)}
+		return &interrupted{rbd.ErrTimeout, context.Cause(ctx)}
 	}
-	// Also the wait for the name ends, whatever the caller's context says.
+	// The wait for the name ends, too, whatever the caller's context says.
 	ctx, cancel := context.WithTimeout(ctx, p.connector.cfg.Timeout+grace)
 	defer cancel()
-	unlock := func() {}
-	if o.lock != "" {
-		var err error
-		if unlock, err = p.connector.names.lock(ctx, imageName{p.link.fsid(), p.io.id(), o.lock}); err != nil {
-			return none, fmt.Errorf("%w: %w", rbd.ErrImageBusy, err)
+	unlock, notes := func() {}, name
+	if a.locks {
+		lock := imageName{p.link.fsid(), p.id(), name}
+		if op.Name == rbd.OpFlattenImage {
+			lock.image = flattening + name
 		}
+		var err error
+		if unlock, err = p.connector.names.lock(ctx, lock); err != nil {
+			return fmt.Errorf("%w: %w", rbd.ErrImageBusy, err)
+		}
+		notes = ""
 	}
-	counted, err := p.await(ctx, o)
+	counted, err := p.await(ctx, notes)
 	if err != nil {
 		unlock()
-		return none, err
+		return err
 	}
 	start := time.Now()
-	value, err := run(ctx, func() (T, error) {
+	err = run(ctx, func() error {
 		defer unlock()
-		value, err := f(p.io)
-		err = translate(err, o.notFound)
+		err := translate(call(ctx), a.notFound)
 		counted.end(err)
-		o.log.V(4).Info(o.message, "call", o.attempt, "pool", p.name,
-			"duration", time.Since(start), "err", err)
-		return value, err
+		a.log(ctx, op, p.name, time.Since(start), err)
+		return err
 	}, nil)
 	counted.abandon() // unless it has ended
-	return value, err
+	return err
+}
+
+func (a attempt) log(ctx context.Context, op rbd.Op, pool string, took time.Duration, err error) {
+	log, message := klog.FromContext(ctx), "Called librbd"
+	if a.key != "" {
+		log = log.WithValues(a.key, op.Image)
+	}
+	if a.key == "object" {
+		message = "Called librados"
+	}
+	log.V(4).Info(message, "call", a.call, "pool", pool, "duration", took, "err", err)
 }
 
 // await counts a call in, once that can be.
-func (p *pool) await(ctx context.Context, o operation) (*running, error) {
-	notes := ""
-	if o.lock == "" {
-		notes = o.name
-	}
+func (p *pool) await(ctx context.Context, notes string) (*running, error) {
 	for {
 		counted, earlier, err := p.begin(notes)
 		if earlier == nil {

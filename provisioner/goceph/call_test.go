@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +15,18 @@ import (
 
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
+
+// TestEachCallHasAnAttempt checks that no error lacks its text.
+func TestEachCallHasAnAttempt(t *testing.T) {
+	for method := range reflect.TypeFor[rbd.Pool]().Methods() {
+		if method.Name == "Close" || method.Name == rbd.OpHandOverTrashed {
+			continue // which operate does not make
+		}
+		if a := attempts[method.Name]; a.call == "" || a.text == "" {
+			t.Errorf("%s has none", method.Name)
+		}
+	}
+}
 
 // TestCallOutlivesItsCaller removes an image for 40 seconds for a caller who
 // has less time.

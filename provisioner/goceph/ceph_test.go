@@ -266,7 +266,7 @@ func (c *ceph) addRemains(t *testing.T, pool, image string, remains rbdtest.Rema
 func (c *ceph) addUnlisted(t *testing.T, io *rados.IOContext, image string) {
 	t.Helper()
 	pool := &radosPool{conn: c.conn, io: io}
-	if err := pool.createImage(image, rbd.ImageSpec{SizeBytes: 1 << 20}); err != nil {
+	if err := pool.CreateImage(t.Context(), image, rbd.ImageSpec{SizeBytes: 1 << 20}); err != nil {
 		t.Fatal(err)
 	}
 	handle, err := librbd.OpenImageReadOnly(io, image, librbd.NoSnapshot)

@@ -81,29 +81,29 @@ func (c *ceph) testMovesCutOff(t *testing.T) {
 		t.Run(fmt.Sprintf("after %d", steps), func(t *testing.T) {
 			name := fmt.Sprint("image-", steps)
 			spec := rbd.ImageSpec{SizeBytes: 1 << 20}
-			if err := p.createImage(name, spec); err != nil {
+			if err := p.CreateImage(t.Context(), name, spec); err != nil {
 				t.Fatal(err)
 			}
 			id := c.cutOffMoveAfter(t, pool, name, steps)
-			if err := p.removeTrashed(id); !errors.Is(err, rbd.ErrImageInUse) {
+			if err := p.RemoveTrashed(t.Context(), id); !errors.Is(err, rbd.ErrImageInUse) {
 				t.Errorf("remove it before that: got %v, want that it is in use", err)
 			}
-			if err := p.finishRemovals([]string{name}); err != nil {
+			if err := p.FinishRemovals(t.Context(), name); err != nil {
 				t.Error(err)
 			}
-			if got, err := p.trashed(id); err != nil || !got.Moving || got.Name != name {
+			if got, err := p.Trashed(t.Context(), id); err != nil || !got.Moving || got.Name != name {
 				t.Errorf("the trash says %+v, %v", got, err)
 			}
-			if err := p.trashImage(name, 0); err != nil {
+			if err := p.TrashImage(t.Context(), name, 0); err != nil {
 				t.Fatal(err)
 			}
-			if got, err := p.trashed(id); err != nil || got.Moving {
+			if got, err := p.Trashed(t.Context(), id); err != nil || got.Moving {
 				t.Errorf("once it has gone on, the trash says %+v, %v", got, err)
 			}
-			if err := p.createImage(name, spec); err != nil {
+			if err := p.CreateImage(t.Context(), name, spec); err != nil {
 				t.Errorf("its name is not free: %v", err)
 			}
-			if err := p.removeTrashed(id); err != nil {
+			if err := p.RemoveTrashed(t.Context(), id); err != nil {
 				t.Error(err)
 			}
 		})

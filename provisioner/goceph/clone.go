@@ -5,6 +5,7 @@
 package goceph
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -18,7 +19,10 @@ import (
 // removed before its clones.
 const cloneFormat = 2
 
-func (p *radosPool) snapshotImage(id, snapshot string) error {
+func (p *radosPool) SnapshotImage(_ context.Context, id, snapshot string) error {
+	if err := checkSnapshot(snapshot); err != nil {
+		return err
+	}
 	image, err := librbd.OpenImageById(p.io, id, librbd.NoSnapshot)
 	return change(image, err, func() error {
 		if _, err := image.CreateSnapshot(snapshot); !errors.Is(err, librbd.ErrExist) {
@@ -28,7 +32,10 @@ func (p *radosPool) snapshotImage(id, snapshot string) error {
 	})
 }
 
-func (p *radosPool) cloneImage(name string, spec rbd.CloneSpec) error {
+func (p *radosPool) CloneImage(_ context.Context, name string, spec rbd.CloneSpec) error {
+	if err := errors.Join(checkName(spec.Source), checkSnapshot(spec.Snapshot)); err != nil {
+		return err
+	}
 	if err := p.checkDataPool(spec.DataPool); err != nil {
 		return err
 	}
@@ -43,7 +50,10 @@ func (p *radosPool) cloneImage(name string, spec rbd.CloneSpec) error {
 	return librbd.CloneImage(p.io, spec.Source, spec.Snapshot, p.io, name, options)
 }
 
-func (p *radosPool) removeSnapshot(id, snapshot string) error {
+func (p *radosPool) RemoveSnapshot(_ context.Context, id, snapshot string) error {
+	if err := checkSnapshot(snapshot); err != nil {
+		return err
+	}
 	image, err := librbd.OpenImageById(p.io, id, librbd.NoSnapshot)
 	if errors.Is(err, librbd.ErrNotFound) {
 		return nil
@@ -56,7 +66,7 @@ func (p *radosPool) removeSnapshot(id, snapshot string) error {
 	})
 }
 
-func (p *radosPool) snapshots(id string) ([]string, error) {
+func (p *radosPool) Snapshots(_ context.Context, id string) ([]string, error) {
 	image, err := librbd.OpenImageByIdReadOnly(p.io, id, librbd.NoSnapshot)
 	if err != nil {
 		return nil, err
@@ -88,7 +98,10 @@ func listSnapshots(image *librbd.Image) (names []string, kept int, err error) {
 	return names, kept, nil
 }
 
-func (p *radosPool) hasClone(id, snapshot, clone string) (bool, error) {
+func (p *radosPool) HasClone(_ context.Context, id, snapshot, clone string) (bool, error) {
+	if err := checkSnapshot(snapshot); err != nil {
+		return false, err
+	}
 	image, err := librbd.OpenImageByIdReadOnly(p.io, id, snapshot)
 	if err != nil {
 		return false, err
@@ -112,7 +125,7 @@ func parentOf(image *librbd.Image) (*librbd.ParentInfo, error) {
 	return parent, err
 }
 
-func (p *radosPool) cloneDepth(name string) (int, error) {
+func (p *radosPool) CloneDepth(_ context.Context, name string) (int, error) {
 	image, err := librbd.OpenImageReadOnly(p.io, name, librbd.NoSnapshot)
 	if err != nil {
 		return 0, err
@@ -154,7 +167,7 @@ func (p *radosPool) openParent(parent *librbd.ParentInfo) (*librbd.Image, error)
 	return image, err
 }
 
-func (p *radosPool) flattenImage(name string) error {
+func (p *radosPool) FlattenImage(_ context.Context, name string) error {
 	image, err := librbd.OpenImage(p.io, name, librbd.NoSnapshot)
 	return change(image, err, func() error { return flatten(image) })
 }
@@ -165,4 +178,12 @@ func flatten(image *librbd.Image) error {
 		return err
 	}
 	return image.Flatten()
+}
+
+// checkSnapshot refuses a name that a C function would read as another one.
+func checkSnapshot(name string) error {
+	if err := checkName(name); err != nil {
+		return fmt.Errorf("snapshot: %w", err)
+	}
+	return nil
 }

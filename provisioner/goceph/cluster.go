@@ -25,7 +25,7 @@ func (cl *cluster) OpenPool(ctx context.Context, name string) (rbd.Pool, error) 
 	if err != nil {
 		return nil, fmt.Errorf("open pool %q: %w", name, err)
 	}
-	return p, nil
+	return rbd.Around(p, p.operate), nil
 }
 
 func (cl *cluster) openPool(ctx context.Context, name string) (*pool, error) {
@@ -47,10 +47,11 @@ func (cl *cluster) openPool(ctx context.Context, name string) (*pool, error) {
 
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout+grace)
 	defer cancel()
-	return run(ctx, func() (*pool, error) {
+	p := &pool{connector: c, link: l, name: name}
+	err := run(ctx, func() error {
 		io, err := l.conn.openPool(name)
 		err = translate(err, rbd.ErrPoolNotFound)
-		p := &pool{connector: c, link: l, name: name, io: io}
+		p.ioctx = io
 		c.mu.Lock()
 		if err != nil {
 			l.users--
@@ -59,8 +60,9 @@ func (cl *cluster) openPool(ctx context.Context, name string) (*pool, error) {
 		}
 		c.mu.Unlock()
 		c.end(l, err)
-		return p, err
-	}, (*pool).Close)
+		return err
+	}, p.Close)
+	return p, err
 }
 
 // Close implements rbd.Cluster.

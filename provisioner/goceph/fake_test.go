@@ -3,6 +3,7 @@
 package goceph
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"sync"
@@ -182,47 +183,67 @@ func (p *fakePool) call(image string) error {
 	return nil
 }
 
-func (p *fakePool) createImage(name string, _ rbd.ImageSpec) error { return p.call(name) }
+func (p *fakePool) CreateImage(_ context.Context, name string, _ rbd.ImageSpec) error {
+	return p.call(name)
+}
 
-func (p *fakePool) image(name string) (rbd.Image, error) { return rbd.Image{}, p.call(name) }
+func (p *fakePool) Image(_ context.Context, name string) (rbd.Image, error) {
+	return rbd.Image{}, p.call(name)
+}
 
-func (p *fakePool) setMetadata(name string, _ map[string]string) error { return p.call(name) }
+func (p *fakePool) SetMetadata(_ context.Context, name string, _ map[string]string) error {
+	return p.call(name)
+}
 
-func (p *fakePool) growImage(name string, _ uint64) error { return p.call(name) }
+func (p *fakePool) GrowImage(_ context.Context, name string, _ uint64) error { return p.call(name) }
 
-func (p *fakePool) removeImage(name string) error { return p.call(name) }
+func (p *fakePool) RemoveImage(_ context.Context, name string) error { return p.call(name) }
 
-func (p *fakePool) written(name string) (bool, error) { return false, p.call(name) }
+func (p *fakePool) Written(_ context.Context, name string) (bool, error) { return false, p.call(name) }
 
-func (p *fakePool) finishRemovals([]string) error { return p.callNotes(trashObject) }
+func (p *fakePool) FinishRemovals(_ context.Context, _ ...string) error {
+	return p.callNotes(trashObject)
+}
 
-func (p *fakePool) trashImage(name string, _ time.Duration) error { return p.call(name) }
+func (p *fakePool) TrashImage(_ context.Context, name string, _ time.Duration) error {
+	return p.call(name)
+}
 
-func (p *fakePool) trashed(id string) (rbd.Trashed, error) { return rbd.Trashed{}, p.call(id) }
+func (p *fakePool) Trashed(_ context.Context, id string) (rbd.Trashed, error) {
+	return rbd.Trashed{}, p.call(id)
+}
 
-func (p *fakePool) removeTrashed(id string) error { return p.call(id) }
+func (p *fakePool) RemoveTrashed(_ context.Context, id string) error { return p.call(id) }
 
-func (p *fakePool) snapshotImage(id, _ string) error { return p.call(id) }
+func (p *fakePool) SnapshotImage(_ context.Context, id, _ string) error { return p.call(id) }
 
-func (p *fakePool) hasClone(id, _, _ string) (bool, error) { return false, p.call(id) }
+func (p *fakePool) HasClone(_ context.Context, id, _, _ string) (bool, error) {
+	return false, p.call(id)
+}
 
-func (p *fakePool) cloneImage(name string, _ rbd.CloneSpec) error { return p.call(name) }
+func (p *fakePool) CloneImage(_ context.Context, name string, _ rbd.CloneSpec) error {
+	return p.call(name)
+}
 
-func (p *fakePool) removeSnapshot(id, _ string) error { return p.call(id) }
+func (p *fakePool) RemoveSnapshot(_ context.Context, id, _ string) error { return p.call(id) }
 
-func (p *fakePool) snapshots(id string) ([]string, error) { return nil, p.call(id) }
+func (p *fakePool) Snapshots(_ context.Context, id string) ([]string, error) { return nil, p.call(id) }
 
-func (p *fakePool) cloneDepth(name string) (int, error) { return 0, p.call(name) }
+func (p *fakePool) CloneDepth(_ context.Context, name string) (int, error) { return 0, p.call(name) }
 
-func (p *fakePool) flattenImage(name string) error { return p.call(name) }
+func (p *fakePool) FlattenImage(_ context.Context, name string) error { return p.call(name) }
 
-func (p *fakePool) notes(object string, _ []string) (map[string][]byte, error) {
+func (p *fakePool) Notes(_ context.Context, object string, _ ...string) (map[string][]byte, error) {
 	return map[string][]byte{}, p.callNotes(object)
 }
 
-func (p *fakePool) setNotes(object string, _ map[string][]byte) error { return p.callNotes(object) }
+func (p *fakePool) SetNotes(_ context.Context, object string, _ map[string][]byte) error {
+	return p.callNotes(object)
+}
 
-func (p *fakePool) removeNotes(object string, _ []string) error { return p.callNotes(object) }
+func (p *fakePool) RemoveNotes(_ context.Context, object string, _ ...string) error {
+	return p.callNotes(object)
+}
 
 // callNotes is call for what needs no lock.
 func (p *fakePool) callNotes(object string) error {

@@ -5,6 +5,7 @@
 package goceph
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -25,7 +26,7 @@ func (p *radosPool) id() int64 { return p.io.GetPoolID() }
 
 func (p *radosPool) close() { p.io.Destroy() }
 
-func (p *radosPool) createImage(name string, spec rbd.ImageSpec) error {
+func (p *radosPool) CreateImage(_ context.Context, name string, spec rbd.ImageSpec) error {
 	if err := p.checkDataPool(spec.DataPool); err != nil {
 		return err
 	}
@@ -87,7 +88,7 @@ func (p *radosPool) lookAtPool(name string) error {
 	return err
 }
 
-func (p *radosPool) image(name string) (rbd.Image, error) {
+func (p *radosPool) Image(_ context.Context, name string) (rbd.Image, error) {
 	// Read-only, so that this client does not become a watcher itself.
 	image, err := librbd.OpenImageReadOnly(p.io, name, librbd.NoSnapshot)
 	if err != nil {
@@ -164,7 +165,35 @@ func (p *radosPool) features(image *librbd.Image) (names []string, dataPool stri
 	return names, dataPool, err
 }
 
-func (p *radosPool) removeImage(name string) error {
+func (p *radosPool) RemoveImage(_ context.Context, name string) error {
 	// librbd moves an image to the trash before it removes it.
 	return p.intoTrash(name, func() error { return librbd.RemoveImage(p.io, name) })
+}
+
+func (p *radosPool) GrowImage(_ context.Context, name string, sizeBytes uint64) error {
+	image, err := librbd.OpenImage(p.io, name, librbd.NoSnapshot)
+	return change(image, err, func() error { return grow(image, sizeBytes) })
+}
+
+// change runs f, which changes an image, and closes the image. err is from opening it.
+func change(image *librbd.Image, err error, f func() error) error {
+	if err != nil {
+		return err
+	}
+	err = f()
+	// Closing ends the watch that opening began. If it fails, the cluster drops the watch
+	// by itself, and the change is already stored.
+	_ = image.Close()
+	return err
+}
+
+func grow(image *librbd.Image, sizeBytes uint64) error {
+	size, err := image.GetSize()
+	if err != nil || size >= sizeBytes {
+		return err
+	}
+	// Not Resize: it would shrink an image that another client has grown since the size
+	// was read.
+	const allowShrink = false
+	return image.Resize2(sizeBytes, allowShrink, func(_, _ uint64, _ any) int { return 0 }, nil)
 }

@@ -18,10 +18,10 @@ import (
 func (c *ceph) testReadersDoNotWatch(t *testing.T) {
 	const pool, name = "images", "open-to-read"
 	p := &radosPool{conn: c.conn, io: c.ioctx(t, c.conn, pool)}
-	if err := p.createImage(name, rbd.ImageSpec{SizeBytes: 1 << 20}); err != nil {
+	if err := p.CreateImage(t.Context(), name, rbd.ImageSpec{SizeBytes: 1 << 20}); err != nil {
 		t.Fatal(err)
 	}
-	// As radosPool.image opens it.
+	// As radosPool.Image opens it.
 	handle, err := librbd.OpenImageReadOnly(c.ioctx(t, c.dial(t), pool), name, librbd.NoSnapshot)
 	if err != nil {
 		t.Fatal(err)
@@ -30,7 +30,7 @@ func (c *ceph) testReadersDoNotWatch(t *testing.T) {
 	if watchers, err := handle.ListWatchers(); err != nil || len(watchers) > 0 {
 		t.Errorf("who has it open sees the watchers %v, %v", watchers, err)
 	}
-	if image, err := p.image(name); err != nil || len(image.Watchers) > 0 {
+	if image, err := p.Image(t.Context(), name); err != nil || len(image.Watchers) > 0 {
 		t.Errorf("another client sees the watchers %v, %v", image.Watchers, err)
 	}
 }

@@ -3,6 +3,7 @@
 package goceph
 
 import (
+	"context"
 	"errors"
 	"time"
 
@@ -18,31 +19,17 @@ type conn interface {
 	shutdown()
 }
 
-// ioctx is librados's handle of an open pool. All methods but id and close block; their
-// errors carry the error number. It is safe for concurrent use, but not during or after
-// close.
+// ioctx is librados's handle of an open pool. The calls of package rbd, all but
+// HandOverTrashed, block whatever becomes of their contexts, and their errors carry the
+// error number. It is safe for concurrent use, but not during or after close.
 type ioctx interface {
+	rbd.Images
+	rbd.Clones
+	rbd.Notes
+	TrashImage(ctx context.Context, name string, keep time.Duration) error
+	Trashed(ctx context.Context, id string) (rbd.Trashed, error)
+	RemoveTrashed(ctx context.Context, id string) error
 	id() int64
-	createImage(name string, spec rbd.ImageSpec) error
-	image(name string) (rbd.Image, error)
-	setMetadata(name string, entries map[string]string) error
-	growImage(name string, sizeBytes uint64) error
-	removeImage(name string) error
-	finishRemovals(names []string) error
-	trashImage(name string, keep time.Duration) error
-	trashed(id string) (rbd.Trashed, error)
-	removeTrashed(id string) error
-	snapshotImage(id, snapshot string) error
-	hasClone(id, snapshot, clone string) (bool, error)
-	cloneImage(name string, spec rbd.CloneSpec) error
-	removeSnapshot(id, snapshot string) error
-	snapshots(id string) ([]string, error)
-	cloneDepth(name string) (int, error)
-	flattenImage(name string) error
-	written(name string) (bool, error)
-	notes(object string, keys []string) (map[string][]byte, error)
-	setNotes(object string, notes map[string][]byte) error
-	removeNotes(object string, keys []string) error
 	// close frees memory. It does no I/O.
 	close()
 }
@@ -143,7 +130,7 @@ func (l *link) use() {
 func (c *Connector) shutdown(l *link) {
 	for p := range l.pools {
 		p.dropManager()
-		p.io.close()
+		p.close()
 	}
 	l.pools = nil
 	l.retired, l.down = true, true

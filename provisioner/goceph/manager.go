@@ -60,16 +60,15 @@ func (p *pool) handOverTrashed(ctx context.Context, id string) error {
 	case <-ctx.Done():
 		return &interrupted{rbd.ErrTimeout, context.Cause(ctx)}
 	}
-	_, err := run(ctx, func() (struct{}, error) {
+	return run(ctx, func() error {
 		defer func() { <-turn }()
 		conn, err := p.takeManager()
 		if err != nil {
-			return struct{}{}, err
+			return err
 		}
 		defer p.giveManager(conn)
-		return struct{}{}, translate(conn.removeTrashed(p.name, id), rbd.ErrImageNotFound)
+		return translate(conn.removeTrashed(p.name, id), rbd.ErrImageNotFound)
 	}, nil)
-	return err
 }
 
 // managerTurn returns a channel with room for the one command that a user may have

@@ -5,6 +5,7 @@
 package goceph
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -42,7 +43,7 @@ const (
 //
 // If this finds no image, librbd says what there is: an image of format 1, leftovers of
 // one, or none.
-func (p *radosPool) setMetadata(name string, entries map[string]string) error {
+func (p *radosPool) SetMetadata(_ context.Context, name string, entries map[string]string) error {
 	options := false
 	for key, value := range entries {
 		if err := errors.Join(checkName(key), checkText(value)); err != nil {

@@ -28,11 +28,16 @@ func (c *ceph) testMetadataLikeLibrbd(t *testing.T) {
 		"kubernetes.io/created-for/pvc/name": "data", "empty": "", "conference": "not an option",
 		"with blanks, ü and \n": "\"värde\"\n", "long": strings.Repeat("long ", 1000),
 	}
-	ways := map[string]func(string, map[string]string) error{"ours": pool.setMetadata, "librbd": pool.setMetadataOpen}
+	ways := map[string]func(string, map[string]string) error{
+		"ours": func(name string, entries map[string]string) error {
+			return pool.SetMetadata(t.Context(), name, entries)
+		},
+		"librbd": pool.setMetadataOpen,
+	}
 	header, listed := map[string]map[string][]byte{}, map[string]string{}
 	for way, set := range ways {
 		name := "metadata-" + way
-		if err := pool.createImage(name, rbd.ImageSpec{SizeBytes: 1 << 20}); err != nil {
+		if err := pool.CreateImage(t.Context(), name, rbd.ImageSpec{SizeBytes: 1 << 20}); err != nil {
 			t.Fatal(err)
 		}
 		for _, step := range []map[string]string{{"long": "short"}, entries} {
@@ -66,7 +71,7 @@ func (c *ceph) testMetadataLikeLibrbd(t *testing.T) {
 		defer func() { _ = image.Close() }() // only read
 		for i := range 3 {
 			want := fmt.Sprint("later ", i)
-			if err := pool.setMetadata("metadata-ours", map[string]string{"later": want}); err != nil {
+			if err := pool.SetMetadata(t.Context(), "metadata-ours", map[string]string{"later": want}); err != nil {
 				t.Fatal(err)
 			}
 			if got, err := image.GetMetadata("later"); err != nil || got != want {
@@ -75,10 +80,10 @@ func (c *ceph) testMetadataLikeLibrbd(t *testing.T) {
 		}
 	})
 	t.Run("an option of librbd", func(t *testing.T) {
-		if err := pool.setMetadata("metadata-ours", map[string]string{"conf_rbd_cache": "neither"}); err == nil {
+		if err := pool.SetMetadata(t.Context(), "metadata-ours", map[string]string{"conf_rbd_cache": "neither"}); err == nil {
 			t.Error("a value that the option can't have was stored")
 		}
-		if err := pool.setMetadata("metadata-ours", map[string]string{"conf_rbd_cache": "false"}); err != nil {
+		if err := pool.SetMetadata(t.Context(), "metadata-ours", map[string]string{"conf_rbd_cache": "false"}); err != nil {
 			t.Error(err)
 		}
 	})
@@ -101,7 +106,7 @@ func (c *ceph) testMetadataLikeLibrbd(t *testing.T) {
 		if err := io.WriteFull(idObject+"metadata-damaged", []byte{9, 0, 0, 0, 'a'}); err != nil {
 			t.Fatal(err)
 		}
-		if err := pool.setMetadata("metadata-damaged", entries); err == nil {
+		if err := pool.SetMetadata(t.Context(), "metadata-damaged", entries); err == nil {
 			t.Error("no error")
 		}
 		if err := io.Delete(idObject + "metadata-damaged"); err != nil {

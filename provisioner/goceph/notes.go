@@ -5,6 +5,7 @@
 package goceph
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -16,7 +17,7 @@ import (
 // default (osd_max_omap_entries_per_request).
 const notesAtOnce = 512
 
-func (p *radosPool) notes(object string, keys []string) (notes map[string][]byte, err error) {
+func (p *radosPool) Notes(_ context.Context, object string, keys ...string) (notes map[string][]byte, err error) {
 	if len(keys) > 0 {
 		notes, err = p.notesOf(object, keys)
 	} else {
@@ -45,7 +46,7 @@ func (p *radosPool) notesOf(object string, keys []string) (map[string][]byte, er
 	}
 }
 
-func (p *radosPool) setNotes(object string, notes map[string][]byte) error {
+func (p *radosPool) SetNotes(_ context.Context, object string, notes map[string][]byte) error {
 	for key := range notes {
 		if err := checkName(key); err != nil {
 			return fmt.Errorf("key %q: %w", key, err)
@@ -55,7 +56,7 @@ func (p *radosPool) setNotes(object string, notes map[string][]byte) error {
 	return p.io.SetOmap(object, notes)
 }
 
-func (p *radosPool) removeNotes(object string, keys []string) error {
+func (p *radosPool) RemoveNotes(_ context.Context, object string, keys ...string) error {
 	err := p.io.RmOmapKeys(object, keys)
 	if errors.Is(err, rados.ErrNotFound) {
 		return nil
@@ -66,7 +67,7 @@ func (p *radosPool) removeNotes(object string, keys []string) error {
 // lookInto is how many objects of an image Written checks: 4 GiB as a rule.
 const lookInto = 1024
 
-func (p *radosPool) written(name string) (bool, error) {
+func (p *radosPool) Written(_ context.Context, name string) (bool, error) {
 	image, err := librbd.OpenImageReadOnly(p.io, name, librbd.NoSnapshot)
 	if err != nil {
 		return false, err

@@ -2,19 +2,13 @@
 
 package goceph
 
-import (
-	"context"
-	"maps"
-
-	"ceph.com/rbd-provisioner/provisioner/rbd"
-)
-
-// pool is an open pool and one holder's share in a link.
+// pool is an open pool and one holder's share in a link. Its holder gets it as
+// rbd.Around(p, p.operate).
 type pool struct {
+	ioctx
 	connector *Connector
 	link      *link
 	name      string
-	io        ioctx
 
 	// Guarded by Connector.mu.
 
@@ -22,76 +16,6 @@ type pool struct {
 	closed bool
 	// manager is a connection on which no command is running; nil for none.
 	manager managerConn
-}
-
-// CreateImage implements rbd.Pool.
-func (p *pool) CreateImage(ctx context.Context, name string, spec rbd.ImageSpec) error {
-	_, err := call(ctx, p, "create", name, func(io ioctx) (struct{}, error) {
-		return struct{}{}, io.createImage(name, spec)
-	})
-	return err
-}
-
-// Image implements rbd.Pool.
-func (p *pool) Image(ctx context.Context, name string) (rbd.Image, error) {
-	return call(ctx, p, "describe", name, func(io ioctx) (rbd.Image, error) {
-		return io.image(name)
-	})
-}
-
-// SetMetadata implements rbd.Pool.
-func (p *pool) SetMetadata(ctx context.Context, name string, entries map[string]string) error {
-	_, err := call(ctx, p, "set metadata of", name, func(io ioctx) (struct{}, error) {
-		return struct{}{}, io.setMetadata(name, entries)
-	})
-	return err
-}
-
-// GrowImage implements rbd.Pool.
-func (p *pool) GrowImage(ctx context.Context, name string, sizeBytes uint64) error {
-	_, err := call(ctx, p, "grow", name, func(io ioctx) (struct{}, error) {
-		return struct{}{}, io.growImage(name, sizeBytes)
-	})
-	return err
-}
-
-// RemoveImage implements rbd.Pool.
-func (p *pool) RemoveImage(ctx context.Context, name string) error {
-	_, err := call(ctx, p, "remove", name, func(io ioctx) (struct{}, error) {
-		return struct{}{}, io.removeImage(name)
-	})
-	return err
-}
-
-// Written implements rbd.Pool.
-func (p *pool) Written(ctx context.Context, name string) (bool, error) {
-	return call(ctx, p, "look into", name, func(io ioctx) (bool, error) { return io.written(name) })
-}
-
-// Notes implements rbd.Notes.
-func (p *pool) Notes(ctx context.Context, object string, keys ...string) (map[string][]byte, error) {
-	return callNotes(ctx, p, "read", object, nil, func(io ioctx) (map[string][]byte, error) {
-		return io.notes(object, keys)
-	})
-}
-
-// SetNotes implements rbd.Notes.
-func (p *pool) SetNotes(ctx context.Context, object string, notes map[string][]byte) error {
-	// The call may outlive its caller, which is then free to change the map.
-	notes = maps.Clone(notes)
-	// Only the pool can be missing: the call makes a missing object.
-	_, err := callNotes(ctx, p, "set", object, rbd.ErrPoolNotFound, func(io ioctx) (struct{}, error) {
-		return struct{}{}, io.setNotes(object, notes)
-	})
-	return err
-}
-
-// RemoveNotes implements rbd.Notes.
-func (p *pool) RemoveNotes(ctx context.Context, object string, keys ...string) error {
-	_, err := callNotes(ctx, p, "remove", object, nil, func(io ioctx) (struct{}, error) {
-		return struct{}{}, io.removeNotes(object, keys)
-	})
-	return err
 }
 
 // Close implements rbd.Pool.
@@ -123,7 +47,7 @@ func (p *pool) begin(notes string) (call *running, earlier <-chan struct{}, err 
 	if p.closed || p.connector.closing {
 		return nil, nil, errClosed
 	}
-	id := p.io.id()
+	id := p.id()
 	if p.link.abandoned[id] >= maxAbandoned {
 		return nil, nil, errUnanswered
 	}
@@ -161,7 +85,7 @@ func (r *running) abandon() {
 
 // countAbandoned is called with Connector.mu held.
 func (r *running) countAbandoned(n int) {
-	link, id := r.pool.link, r.pool.io.id()
+	link, id := r.pool.link, r.pool.id()
 	if link.abandoned[id] += n; link.abandoned[id] == 0 {
 		delete(link.abandoned, id)
 	}
@@ -187,7 +111,7 @@ func (p *pool) release() {
 		return
 	}
 	delete(p.link.pools, p)
-	p.io.close()
+	p.close()
 	p.link.users--
 	p.connector.settle(p.link)
 }

@@ -5,6 +5,7 @@
 package goceph
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -18,7 +19,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-func (p *radosPool) finishRemovals(names []string) error {
+func (p *radosPool) FinishRemovals(ctx context.Context, names ...string) error {
 	// Not librbd's list: in go-ceph it lacks who put an image there.
 	trash, err := p.io.GetAllOmapValues(trashObject, "", trashKey, notesAtOnce)
 	if errors.Is(err, rados.ErrNotFound) {
@@ -33,14 +34,14 @@ func (p *radosPool) finishRemovals(names []string) error {
 		if !ok || e.source != trashRemoving || !slices.Contains(names, e.name) {
 			continue
 		}
-		if err := p.removeTrashed(strings.TrimPrefix(key, trashKey)); err != nil && !errors.Is(err, librbd.ErrNotFound) {
+		if err := p.RemoveTrashed(ctx, strings.TrimPrefix(key, trashKey)); err != nil && !errors.Is(err, librbd.ErrNotFound) {
 			return err
 		}
 	}
 	return nil
 }
 
-func (p *radosPool) trashImage(name string, keep time.Duration) error {
+func (p *radosPool) TrashImage(_ context.Context, name string, keep time.Duration) error {
 	return p.intoTrash(name, func() error { return librbd.GetImage(p.io, name).Trash(keep) })
 }
 
@@ -66,7 +67,7 @@ func (p *radosPool) intoTrash(name string, move func() error) error {
 	return err
 }
 
-func (p *radosPool) trashed(id string) (rbd.Trashed, error) {
+func (p *radosPool) Trashed(_ context.Context, id string) (rbd.Trashed, error) {
 	e, err := p.trashEntry(id)
 	if err != nil {
 		return rbd.Trashed{}, err
@@ -95,7 +96,7 @@ func (p *radosPool) trashEntry(id string) (trashEntry, error) {
 	return e, nil
 }
 
-func (p *radosPool) removeTrashed(id string) error {
+func (p *radosPool) RemoveTrashed(_ context.Context, id string) error {
 	err := librbd.TrashRemove(p.io, id, true)
 	if number, _ := errno(err); number != syscall.EUCLEAN {
 		return err

@@ -50,8 +50,8 @@ type Op struct {
 }
 
 // Around returns a Pool that makes each call through around, which gets the call as a
-// function. If around does not run that, the call returns only around's error. Close does
-// not go through around.
+// function. around may return an error without running that, or before it has ended: the
+// call then returns only the error. Close does not go through around.
 //
 // The returned type embeds nothing: a method forgotten here does not compile.
 func Around(p Pool, around func(ctx context.Context, op Op, call func(context.Context) error) error) Pool {
@@ -63,162 +63,145 @@ type aroundPool struct {
 	around func(ctx context.Context, op Op, call func(context.Context) error) error
 }
 
-// ask is around for a call that returns a value.
+// ask is around for a call that returns a value. It reads the value only if there is no
+// error: otherwise the call may still be running.
 func ask[T any](ctx context.Context, p aroundPool, op Op, call func(context.Context) (T, error)) (T, error) {
 	var value T
 	err := p.around(ctx, op, func(ctx context.Context) (err error) {
 		value, err = call(ctx)
 		return err
 	})
-	return value, err
+	if err != nil {
+		var none T
+		return none, err
+	}
+	return value, nil
 }
 
-// CreateImage implements Pool.
 func (p aroundPool) CreateImage(ctx context.Context, name string, spec ImageSpec) error {
 	return p.around(ctx, Op{Name: OpCreateImage, Image: name, Changes: true}, func(ctx context.Context) error {
 		return p.pool.CreateImage(ctx, name, spec)
 	})
 }
 
-// Image implements Pool.
 func (p aroundPool) Image(ctx context.Context, name string) (Image, error) {
 	return ask(ctx, p, Op{Name: OpImage, Image: name}, func(ctx context.Context) (Image, error) {
 		return p.pool.Image(ctx, name)
 	})
 }
 
-// SetMetadata implements Pool.
 func (p aroundPool) SetMetadata(ctx context.Context, name string, entries map[string]string) error {
 	return p.around(ctx, Op{Name: OpSetMetadata, Image: name, Changes: true}, func(ctx context.Context) error {
 		return p.pool.SetMetadata(ctx, name, entries)
 	})
 }
 
-// GrowImage implements Pool.
 func (p aroundPool) GrowImage(ctx context.Context, name string, sizeBytes uint64) error {
 	return p.around(ctx, Op{Name: OpGrowImage, Image: name, Changes: true}, func(ctx context.Context) error {
 		return p.pool.GrowImage(ctx, name, sizeBytes)
 	})
 }
 
-// RemoveImage implements Pool.
 func (p aroundPool) RemoveImage(ctx context.Context, name string) error {
 	return p.around(ctx, Op{Name: OpRemoveImage, Image: name, Changes: true, Slow: true}, func(ctx context.Context) error {
 		return p.pool.RemoveImage(ctx, name)
 	})
 }
 
-// FinishRemovals implements Pool.
 func (p aroundPool) FinishRemovals(ctx context.Context, names ...string) error {
 	return p.around(ctx, Op{Name: OpFinishRemovals, Changes: true, Slow: true}, func(ctx context.Context) error {
 		return p.pool.FinishRemovals(ctx, names...)
 	})
 }
 
-// Written implements Pool.
 func (p aroundPool) Written(ctx context.Context, name string) (bool, error) {
 	return ask(ctx, p, Op{Name: OpWritten, Image: name}, func(ctx context.Context) (bool, error) {
 		return p.pool.Written(ctx, name)
 	})
 }
 
-// TrashImage implements Trash.
 func (p aroundPool) TrashImage(ctx context.Context, name string, keep time.Duration) error {
 	return p.around(ctx, Op{Name: OpTrashImage, Image: name, Changes: true}, func(ctx context.Context) error {
 		return p.pool.TrashImage(ctx, name, keep)
 	})
 }
 
-// Trashed implements Trash.
 func (p aroundPool) Trashed(ctx context.Context, id string) (Trashed, error) {
 	return ask(ctx, p, Op{Name: OpTrashed, Image: id}, func(ctx context.Context) (Trashed, error) {
 		return p.pool.Trashed(ctx, id)
 	})
 }
 
-// RemoveTrashed implements Trash.
 func (p aroundPool) RemoveTrashed(ctx context.Context, id string) error {
 	return p.around(ctx, Op{Name: OpRemoveTrashed, Image: id, Changes: true, Slow: true}, func(ctx context.Context) error {
 		return p.pool.RemoveTrashed(ctx, id)
 	})
 }
 
-// HandOverTrashed implements Trash.
 func (p aroundPool) HandOverTrashed(ctx context.Context, id string) error {
 	return p.around(ctx, Op{Name: OpHandOverTrashed, Image: id, Changes: true}, func(ctx context.Context) error {
 		return p.pool.HandOverTrashed(ctx, id)
 	})
 }
 
-// SnapshotImage implements Clones.
 func (p aroundPool) SnapshotImage(ctx context.Context, id, snapshot string) error {
 	return p.around(ctx, Op{Name: OpSnapshotImage, Image: id, Changes: true}, func(ctx context.Context) error {
 		return p.pool.SnapshotImage(ctx, id, snapshot)
 	})
 }
 
-// CloneImage implements Clones.
 func (p aroundPool) CloneImage(ctx context.Context, name string, spec CloneSpec) error {
 	return p.around(ctx, Op{Name: OpCloneImage, Image: name, Changes: true}, func(ctx context.Context) error {
 		return p.pool.CloneImage(ctx, name, spec)
 	})
 }
 
-// RemoveSnapshot implements Clones.
 func (p aroundPool) RemoveSnapshot(ctx context.Context, id, snapshot string) error {
 	return p.around(ctx, Op{Name: OpRemoveSnapshot, Image: id, Changes: true}, func(ctx context.Context) error {
 		return p.pool.RemoveSnapshot(ctx, id, snapshot)
 	})
 }
 
-// HasClone implements Clones.
 func (p aroundPool) HasClone(ctx context.Context, id, snapshot, clone string) (bool, error) {
 	return ask(ctx, p, Op{Name: OpHasClone, Image: id}, func(ctx context.Context) (bool, error) {
 		return p.pool.HasClone(ctx, id, snapshot, clone)
 	})
 }
 
-// Snapshots implements Clones.
 func (p aroundPool) Snapshots(ctx context.Context, id string) ([]string, error) {
 	return ask(ctx, p, Op{Name: OpSnapshots, Image: id}, func(ctx context.Context) ([]string, error) {
 		return p.pool.Snapshots(ctx, id)
 	})
 }
 
-// CloneDepth implements Clones.
 func (p aroundPool) CloneDepth(ctx context.Context, name string) (int, error) {
 	return ask(ctx, p, Op{Name: OpCloneDepth, Image: name}, func(ctx context.Context) (int, error) {
 		return p.pool.CloneDepth(ctx, name)
 	})
 }
 
-// FlattenImage implements Clones.
 func (p aroundPool) FlattenImage(ctx context.Context, name string) error {
 	return p.around(ctx, Op{Name: OpFlattenImage, Image: name, Changes: true, Slow: true}, func(ctx context.Context) error {
 		return p.pool.FlattenImage(ctx, name)
 	})
 }
 
-// Notes implements Notes.
 func (p aroundPool) Notes(ctx context.Context, object string, keys ...string) (map[string][]byte, error) {
 	return ask(ctx, p, Op{Name: OpNotes, Image: object}, func(ctx context.Context) (map[string][]byte, error) {
 		return p.pool.Notes(ctx, object, keys...)
 	})
 }
 
-// SetNotes implements Notes.
 func (p aroundPool) SetNotes(ctx context.Context, object string, notes map[string][]byte) error {
 	return p.around(ctx, Op{Name: OpSetNotes, Image: object, Changes: true}, func(ctx context.Context) error {
 		return p.pool.SetNotes(ctx, object, notes)
 	})
 }
 
-// RemoveNotes implements Notes.
 func (p aroundPool) RemoveNotes(ctx context.Context, object string, keys ...string) error {
 	return p.around(ctx, Op{Name: OpRemoveNotes, Image: object, Changes: true}, func(ctx context.Context) error {
 		return p.pool.RemoveNotes(ctx, object, keys...)
 	})
 }
 
-// Close implements Pool.
 func (p aroundPool) Close() { p.pool.Close() }

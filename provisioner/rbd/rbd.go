@@ -137,8 +137,8 @@ type Notes interface {
 	// was removed since it was opened.
 	Notes(ctx context.Context, object string, keys ...string) (map[string][]byte, error)
 	// SetNotes adds notes and replaces those with the same key; others stay. It makes a
-	// missing object. A key is not empty and has no zero byte; a value is any bytes,
-	// which the caller does not change later.
+	// missing object. A key is not empty and has no zero byte; a value is any bytes. The
+	// caller does not change the map or the values later.
 	//
 	// Errors: ErrPoolFull, ErrPoolNotFound.
 	SetNotes(ctx context.Context, object string, notes map[string][]byte) error
