@@ -40,7 +40,8 @@ func TestCallOutlivesItsCaller(t *testing.T) {
 		{"the configured timeout and its grace", 30 * second, time.Hour, 31 * second},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			inBubble(t, Config{Timeout: tc.timeout, IdleTimeout: second}, func(t *testing.T, f *fakeCeph, c *Connector) {
+			inBubble(t, Config{Timeout: tc.timeout}, func(t *testing.T, f *fakeCeph, c *Connector) {
+				c.idleTimeout = second
 				removed := false
 				f.onCall = func(image string) error {
 					if image != "big" {
@@ -311,7 +312,8 @@ func TestCallThatIsOverBeforeItBegins(t *testing.T) {
 // TestOpenPoolThatNobodyWaitsFor checks that a pool that is opened too late is
 // closed again.
 func TestOpenPoolThatNobodyWaitsFor(t *testing.T) {
-	inBubble(t, Config{IdleTimeout: second}, func(t *testing.T, f *fakeCeph, c *Connector) {
+	inBubble(t, Config{}, func(t *testing.T, f *fakeCeph, c *Connector) {
+		c.idleTimeout = second
 		cluster, err := c.Connect(t.Context(), fakeCreds())
 		if err != nil {
 			t.Fatal(err)

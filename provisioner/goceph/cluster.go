@@ -17,7 +17,7 @@ type cluster struct {
 }
 
 // FSID implements rbd.Cluster.
-func (cl *cluster) FSID() string { return cl.link.fsid() }
+func (cl *cluster) FSID() string { return cl.link.conn.fsid() }
 
 // OpenPool implements rbd.Cluster.
 func (cl *cluster) OpenPool(ctx context.Context, name string) (rbd.Pool, error) {
@@ -53,12 +53,12 @@ func (cl *cluster) openPool(ctx context.Context, name string) (*pool, error) {
 		err = translate(err, rbd.ErrPoolNotFound)
 		p.ioctx = io
 		c.mu.Lock()
+		defer c.mu.Unlock()
 		if err != nil {
 			l.users--
 		} else {
 			l.pools[p] = struct{}{}
 		}
-		c.mu.Unlock()
 		c.end(l, err)
 		return err
 	}, p.Close)

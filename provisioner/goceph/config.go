@@ -13,16 +13,13 @@ type Config struct {
 	// librados's limit for one message to a monitor. A call whose context ends earlier
 	// returns earlier. Zero means DefaultTimeout.
 	Timeout time.Duration
-	// IdleTimeout is how long an unused connection stays open. Zero means
-	// DefaultIdleTimeout.
-	IdleTimeout time.Duration
 }
 
-// Defaults of Config.
-const (
-	DefaultTimeout     = 30 * time.Second
-	DefaultIdleTimeout = time.Minute
-)
+// DefaultTimeout is Config's.
+const DefaultTimeout = 30 * time.Second
+
+// idleTimeout is how long an unused connection stays open.
+const idleTimeout = time.Minute
 
 // grace is how much longer than Config.Timeout a call may take. librados counts the same
 // time for monitors, and so normally gives up on them first: then no call runs on.
@@ -34,14 +31,11 @@ const grace = time.Second
 const maxAbandoned = 64
 
 func (c Config) withDefaults() (Config, error) {
-	if c.Timeout < 0 || c.IdleTimeout < 0 {
+	if c.Timeout < 0 {
 		return c, errors.New("timeouts of Ceph calls must not be negative")
 	}
 	if c.Timeout == 0 {
 		c.Timeout = DefaultTimeout
-	}
-	if c.IdleTimeout == 0 {
-		c.IdleTimeout = DefaultIdleTimeout
 	}
 	return c, nil
 }

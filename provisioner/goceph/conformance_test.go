@@ -25,7 +25,9 @@ func TestOnCeph(t *testing.T) {
 	c := startCeph(t)
 	h := rbdtest.Harness{
 		NewConnector: func(t *testing.T) rbd.Connector {
-			return newTestConnector(t, Config{Timeout: 10 * time.Second, IdleTimeout: time.Second})
+			c := newTestConnector(t, Config{Timeout: 10 * time.Second})
+			c.idleTimeout = time.Second
+			return c
 		},
 		Admin:       c.admin,
 		Pool:        "images",
@@ -153,7 +155,8 @@ func (c *ceph) testHaltedOSD(t *testing.T) {
 // sessions that the monitor has.
 func (c *ceph) testIdleConnection(t *testing.T) {
 	user := c.addUser(t, "idle", "mon", "profile rbd", "osd", "profile rbd")
-	connector := newTestConnector(t, Config{IdleTimeout: time.Second})
+	connector := newTestConnector(t, Config{})
+	connector.idleTimeout = time.Second
 	shared, p := openImages(t, connector, user)
 	sessions := func() int {
 		out, err := c.rig.Run(t.Context(), "ceph", "tell", "mon.a", "sessions")

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"time"
 
 	"k8s.io/klog/v2"
 
@@ -18,6 +19,7 @@ import (
 // Connector implements rbd.Connector with librados. New makes one.
 type Connector struct {
 	cfg         Config
+	idleTimeout time.Duration
 	dial        func(rbd.Credentials) (conn, error) // like dialManager, blocks for Config.Timeout at most
 	dialManager func(rbd.Credentials) (managerConn, error)
 	log         klog.Logger
@@ -37,7 +39,7 @@ var _ rbd.Connector = (*Connector)(nil)
 func newConnector(cfg Config, dial func(rbd.Credentials) (conn, error),
 	dialManager func(rbd.Credentials) (managerConn, error)) *Connector {
 	return &Connector{
-		cfg: cfg, dial: dial, dialManager: dialManager, log: klog.Background().WithName("ceph"),
+		cfg: cfg, idleTimeout: idleTimeout, dial: dial, dialManager: dialManager, log: klog.Background().WithName("ceph"),
 		links: map[*link]struct{}{}, managerTurns: map[string]chan struct{}{},
 	}
 }
@@ -67,14 +69,12 @@ func (c *Connector) connect(ctx context.Context, creds rbd.Credentials) (*cluste
 	if err != nil {
 		return nil, err
 	}
+	cl := &cluster{connector: c, link: l}
 	select {
 	case <-l.dialed:
-		if l.err != nil {
-			return nil, l.err
-		}
-		return &cluster{connector: c, link: l}, nil
+		return cl, l.err
 	case <-ctx.Done():
-		c.leave(l)
+		cl.Close()
 		return nil, &interrupted{rbd.ErrUnreachable, context.Cause(ctx)}
 	}
 }
@@ -145,13 +145,6 @@ func (c *Connector) join(creds rbd.Credentials) (*link, error) {
 	c.work.Add(1)
 	go c.open(l)
 	return l, nil
-}
-
-func (c *Connector) leave(l *link) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	l.users--
-	c.settle(l)
 }
 
 // open dials a link. No caller owns it: those who wait may give up, and others join

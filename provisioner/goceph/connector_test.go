@@ -57,7 +57,7 @@ func TestConnectionsAreShared(t *testing.T) {
 }
 
 func TestIdleConnectionsClose(t *testing.T) {
-	inBubble(t, Config{IdleTimeout: time.Minute}, func(t *testing.T, f *fakeCeph, c *Connector) {
+	inBubble(t, Config{}, func(t *testing.T, f *fakeCeph, c *Connector) {
 		creds := fakeCreds()
 		cluster, p := openImages(t, c, creds)
 		cluster.Close()
@@ -320,13 +320,11 @@ func TestCredentialsAreChecked(t *testing.T) {
 
 func TestConfig(t *testing.T) {
 	got, err := Config{}.withDefaults()
-	if err != nil || got.Timeout != DefaultTimeout || got.IdleTimeout != DefaultIdleTimeout {
+	if err != nil || got.Timeout != DefaultTimeout {
 		t.Errorf("the zero Config became %+v, %v", got, err)
 	}
-	for _, bad := range []Config{{Timeout: -1}, {IdleTimeout: -1}} {
-		if _, err := bad.withDefaults(); err == nil {
-			t.Errorf("%+v gave no error", bad)
-		}
+	if _, err := (Config{Timeout: -1}).withDefaults(); err == nil {
+		t.Error("a negative timeout gave no error")
 	}
 	for timeout, want := range map[time.Duration]int64{time.Millisecond: 1, second: 1, second + 1: 2, time.Minute: 60} {
 		if got := (Config{Timeout: timeout}).timeoutSeconds(); got != want {

@@ -76,8 +76,6 @@ type notesKey struct {
 	object string
 }
 
-func (l *link) fsid() string { return l.conn.fsid() }
-
 // matches reports whether the link can serve c: it has the same monitors in the same
 // order, the same user and the same key.
 func (l *link) matches(c rbd.Credentials) bool {
@@ -104,7 +102,7 @@ func (c *Connector) settle(l *link) {
 		c.shutdown(l)
 	case l.idle == nil:
 		var timer *time.Timer
-		timer = time.AfterFunc(c.cfg.IdleTimeout, func() {
+		timer = time.AfterFunc(c.idleTimeout, func() {
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			// A user may have come and left again since the timer fired.
@@ -135,10 +133,7 @@ func (c *Connector) shutdown(l *link) {
 	l.pools = nil
 	l.retired, l.down = true, true
 	delete(c.links, l)
-	if l.idle != nil {
-		l.idle.Stop()
-		l.idle = nil
-	}
+	l.idle = nil // its timer, if it still runs, then does nothing
 	go func() {
 		defer c.work.Done()
 		l.conn.shutdown()
@@ -146,11 +141,8 @@ func (c *Connector) shutdown(l *link) {
 	}()
 }
 
-// end counts out a call with the translated error err. The caller does not hold
-// Connector.mu.
+// end counts out a call with the translated error err. The caller holds Connector.mu.
 func (c *Connector) end(l *link, err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	l.calls--
 	switch {
 	case errors.Is(err, rbd.ErrConnectionLost):

@@ -30,11 +30,10 @@ const (
 	configPrefix = "conf_"
 )
 
-// setMetadata sets entries in two round trips: it reads the image's id, then has the
-// header's OSD set them all, with the method of Ceph's object class that librbd calls for
-// each entry (metadata_set in Ceph's src/cls/rbd/cls_rbd.cc). librbd would open the image
-// for that, which makes this client a watcher, and notify all watchers after each entry:
-// four entries would take twenty times the CPU and the time.
+// SetMetadata sets entries in two round trips: it reads the image's id, then has the
+// header's OSD set them all, with the method that librbd calls for each entry. librbd would
+// open the image for that, which makes this client a watcher, and notify all watchers
+// after each entry: four entries would take twenty times the CPU and the time.
 //
 // Leaving out the notification is harmless. It tells clients that have the image open to
 // read its header again, but the only metadata they keep is options of librbd, which
@@ -56,7 +55,7 @@ func (p *radosPool) SetMetadata(_ context.Context, name string, entries map[stri
 	}
 	id, err := p.imageID(name)
 	if err == nil {
-		err = p.setHeaderEntries(id, entries)
+		err = p.exec(headerObject+id, "metadata_set", encodeEntries(entries))
 	}
 	if errors.Is(err, rados.ErrNotFound) {
 		return p.setMetadataOpen(name, entries)
@@ -78,13 +77,14 @@ func (p *radosPool) imageID(name string) (string, error) {
 	return id, nil
 }
 
-func (p *radosPool) setHeaderEntries(id string, entries map[string]string) error {
+// exec has an object's OSD run a method of Ceph's object class for images.
+// Source: src/cls/rbd/cls_rbd.cc.
+func (p *radosPool) exec(object, method string, in []byte) error {
 	op := rados.CreateWriteOp()
 	defer op.Release()
-	// Without a header, the method would make one.
-	op.AssertExists()
-	op.Exec("rbd", "metadata_set", encodeEntries(entries))
-	return op.Operate(p.io, headerObject+id, rados.OperationNoFlag)
+	op.AssertExists() // the method would make a missing object
+	op.Exec("rbd", method, in)
+	return op.Operate(p.io, object, rados.OperationNoFlag)
 }
 
 // setMetadataOpen sets entries with librbd.

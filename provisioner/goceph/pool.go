@@ -63,13 +63,13 @@ func (p *pool) begin(notes string) (call *running, earlier <-chan struct{}, err 
 func (r *running) end(err error) {
 	p := r.pool
 	p.connector.mu.Lock()
+	defer p.connector.mu.Unlock()
 	r.over = true
 	if r.abandoned {
 		r.countAbandoned(-1)
 	}
 	p.calls--
 	p.release()
-	p.connector.mu.Unlock()
 	p.connector.end(p.link, err)
 }
 

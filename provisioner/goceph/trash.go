@@ -76,20 +76,15 @@ func (p *radosPool) Trashed(_ context.Context, id string) (rbd.Trashed, error) {
 }
 
 func (p *radosPool) trashEntry(id string) (trashEntry, error) {
-	op := rados.CreateReadOp()
-	defer op.Release()
-	values := op.GetOmapValuesByKeys([]string{trashKey + id})
-	if err := op.Operate(p.io, trashObject, rados.OperationNoFlag); err != nil {
-		return trashEntry{}, err
-	}
-	entry, err := values.Next()
+	entries, err := p.notesOf(trashObject, []string{trashKey + id})
 	if err != nil {
 		return trashEntry{}, err
 	}
-	if entry == nil {
+	entry, found := entries[trashKey+id]
+	if !found {
 		return trashEntry{}, rados.ErrNotFound
 	}
-	e, ok := parseTrashEntry(entry.Value)
+	e, ok := parseTrashEntry(entry)
 	if !ok {
 		return trashEntry{}, fmt.Errorf("its entry in the trash is %w", rbd.ErrNotSupported)
 	}
@@ -125,11 +120,6 @@ func (p *radosPool) endMove(id string) error {
 	case err != nil:
 		return err
 	}
-	op := rados.CreateWriteOp()
-	defer op.Release()
-	op.AssertExists()
-	// Source: trash_state_set in Ceph's src/cls/rbd/cls_rbd.cc. It changes nothing if the
-	// state is no longer the expected one.
-	op.Exec("rbd", "trash_state_set", append(appendText(nil, id), trashNormal, trashMoving))
-	return op.Operate(p.io, trashObject, rados.OperationNoFlag)
+	// It changes nothing if the state is no longer the expected one.
+	return p.exec(trashObject, "trash_state_set", append(appendText(nil, id), trashNormal, trashMoving))
 }

@@ -32,24 +32,20 @@ type trashEntry struct {
 
 // parseTrashEntry reads an entry of the trash, and reports whether it could.
 //
-// An entry is little endian: a header of six bytes (version, oldest version that reads
-// it, length), who put the image there (one byte), the name (length in four bytes), when
-// that happened and until when to keep the image (seconds and nanoseconds, four bytes
-// each), the state (one byte), and more.
+// An entry is a header of six bytes (version, oldest version that reads it, length), who
+// put the image there (one byte), the name, when that happened and until when to keep the
+// image (seconds and nanoseconds, four bytes each), the state (one byte), and more.
 // Source: TrashImageSpec::encode in the same file.
 func parseTrashEntry(entry []byte) (trashEntry, bool) {
-	const header, length, times = 6, 4, 16
-	if len(entry) < header+1+length || entry[1] > 1 {
+	const header, times = 6, 16
+	if len(entry) <= header || entry[1] > 1 {
 		return trashEntry{}, false
 	}
-	e := trashEntry{source: entry[header]}
-	rest := entry[header+1:]
-	n := binary.LittleEndian.Uint32(rest)
-	rest = rest[length:]
-	if uint64(n)+times > uint64(len(rest)) {
+	name, rest, ok := decodeText(entry[header+1:])
+	if !ok || len(rest) < times {
 		return trashEntry{}, false
 	}
-	e.name, rest = string(rest[:n]), rest[n:]
+	e := trashEntry{source: entry[header], name: name}
 	e.since = time.Unix(int64(binary.LittleEndian.Uint32(rest)), int64(binary.LittleEndian.Uint32(rest[4:])))
 	if rest = rest[times:]; len(rest) > 0 { // since Ceph 15
 		e.state = rest[0]
