@@ -71,7 +71,9 @@ func (c *ceph) testManagerPaused(t *testing.T, pool string) {
 	resume()
 
 	answered := func(connector *Connector) error {
-		if len(connector.managerTurn(c.admin)) > 0 {
+		connector.managerTurns.mu.Lock()
+		defer connector.managerTurns.mu.Unlock()
+		if len(connector.managerTurns.waiting) > 0 {
 			return errors.New("the manager has not answered")
 		}
 		return nil

@@ -23,15 +23,15 @@ type Connector struct {
 	dial        func(rbd.Credentials) (conn, error) // like dialManager, blocks for Config.Timeout at most
 	dialManager func(rbd.Credentials) (managerConn, error)
 	log         klog.Logger
-	names       nameLocks
+	names       nameLocks[imageName]
+	// managerTurns has a lock for each user and its monitors.
+	managerTurns nameLocks[string]
 	// work counts each link until its connection is shut down.
 	work sync.WaitGroup
 
 	mu      sync.Mutex // guards what follows, and the fields of links and pools that say so
 	links   map[*link]struct{}
 	closing bool
-	// managerTurns holds the channels of managerTurn, by user and monitors.
-	managerTurns map[string]chan struct{}
 }
 
 var _ rbd.Connector = (*Connector)(nil)
@@ -40,7 +40,7 @@ func newConnector(cfg Config, dial func(rbd.Credentials) (conn, error),
 	dialManager func(rbd.Credentials) (managerConn, error)) *Connector {
 	return &Connector{
 		cfg: cfg, idleTimeout: idleTimeout, dial: dial, dialManager: dialManager, log: klog.Background().WithName("ceph"),
-		links: map[*link]struct{}{}, managerTurns: map[string]chan struct{}{},
+		links: map[*link]struct{}{},
 	}
 }
 

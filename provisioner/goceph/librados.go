@@ -67,42 +67,44 @@ func Version() string {
 
 type option struct{ name, value string }
 
-// options go to librados beside the credentials and timeouts. An option that librados
-// does not know comes from a newer Ceph: there is nothing to switch off.
-var options = [...]option{
-	// No keys but ours.
-	{"keyring", ""},
-	{"keyfile", ""},
-	// No listener, no files, no output: librados prints keys that it cannot read. Its
-	// error numbers say all that it has to say.
-	{"admin_socket", ""},
-	{"log_file", ""},
-	{"log_to_file", "false"},
-	{"log_to_stderr", "false"},
-	{"err_to_stderr", "false"},
-	{"log_to_syslog", "false"},
-	{"err_to_syslog", "false"},
-	{"log_to_graylog", "false"},
-	{"err_to_graylog", "false"},
-	{"log_to_journald", "false"},
-	{"err_to_journald", "false"},
-	// Nothing here reads or writes an image's data.
-	{"rbd_cache", "false"},
-}
-
-// dial connects to a cluster. It blocks for the configured timeout at most.
-func dial(cfg Config, creds rbd.Credentials) (conn, error) {
-	seconds := strconv.FormatInt(cfg.timeoutSeconds(), 10)
-	c, err := dialWith(creds, []option{
-		{"client_mount_timeout", seconds},
-		{"rados_mon_op_timeout", seconds},
+// options returns what librados must know. limit is how many seconds a monitor or manager
+// may take for a command; 0 for no limit.
+func options(cfg Config, creds rbd.Credentials, limit int64) []option {
+	return []option{
+		// No keys but ours.
+		{"keyring", ""},
+		{"keyfile", ""},
+		// No listener, no files, no output: librados prints keys that it cannot read. Its
+		// error numbers say all that it has to say.
+		{"admin_socket", ""},
+		{"log_file", ""},
+		{"log_to_file", "false"},
+		{"log_to_stderr", "false"},
+		{"err_to_stderr", "false"},
+		{"log_to_syslog", "false"},
+		{"err_to_syslog", "false"},
+		{"log_to_graylog", "false"},
+		{"err_to_graylog", "false"},
+		{"log_to_journald", "false"},
+		{"err_to_journald", "false"},
+		// Nothing here reads or writes an image's data.
+		{"rbd_cache", "false"},
+		{"client_mount_timeout", strconv.FormatInt(cfg.timeoutSeconds(), 10)},
+		{"rados_mon_op_timeout", strconv.FormatInt(limit, 10)},
 		// No limit for OSDs. With one, librados would forget a request on its way, and
 		// librbd, in the middle of making an image, would take that for a failure and
 		// remove the image's name; the OSD would still make the header, and nothing would
 		// ever find that. Measured: it happened to one of 40 images being made while an
 		// OSD was halted for some seconds.
 		{"rados_osd_op_timeout", "0"},
-	})
+		{"mon_host", creds.MonHost()},
+		{"key", creds.Key.Reveal()},
+	}
+}
+
+// dial connects to a cluster. It blocks for the configured timeout at most.
+func dial(cfg Config, creds rbd.Credentials) (conn, error) {
+	c, err := connect(creds, options(cfg, creds, cfg.timeoutSeconds()))
 	if err != nil {
 		return nil, err
 	}
@@ -114,8 +116,7 @@ func dial(cfg Config, creds rbd.Credentials) (conn, error) {
 	return &radosConn{conn: c, id: fsid}, nil
 }
 
-// dialWith connects to a cluster with the given timeouts.
-func dialWith(creds rbd.Credentials, timeouts []option) (*rados.Conn, error) {
+func connect(creds rbd.Credentials, options []option) (*rados.Conn, error) {
 	// Not NewConnWithUser: librados applies changes of its log options only to a
 	// connection whose cluster has a name, and until then writes errors to standard
 	// error. The name means nothing else here.
@@ -123,25 +124,19 @@ func dialWith(creds rbd.Credentials, timeouts []option) (*rados.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := connect(c, creds, timeouts); err != nil {
+	for _, o := range options {
+		// An option that librados does not know comes from a newer Ceph: there is nothing
+		// to switch off.
+		if err = setOption(c, o.name, o.value); err != nil && !errors.Is(err, syscall.ENOENT) {
+			release(c)
+			return nil, err
+		}
+	}
+	if err := c.Connect(); err != nil {
 		release(c)
 		return nil, err
 	}
 	return c, nil
-}
-
-func connect(c *rados.Conn, creds rbd.Credentials, timeouts []option) error {
-	for _, o := range options {
-		if err := setOption(c, o.name, o.value); err != nil && !errors.Is(err, syscall.ENOENT) {
-			return err
-		}
-	}
-	for _, o := range append(timeouts, option{"mon_host", creds.MonHost()}, option{"key", creds.Key.Reveal()}) {
-		if err := setOption(c, o.name, o.value); err != nil {
-			return err
-		}
-	}
-	return c.Connect()
 }
 
 // setOption sets an option. Its error names the option but not the value, which may be a

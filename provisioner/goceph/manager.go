@@ -54,14 +54,15 @@ func (p *pool) handOverTrashed(ctx context.Context, id string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.connector.cfg.Timeout+grace)
 	defer cancel()
-	turn := p.connector.managerTurn(p.link.creds)
-	select {
-	case turn <- struct{}{}:
-	case <-ctx.Done():
-		return &interrupted{rbd.ErrTimeout, context.Cause(ctx)}
+	// A user may have one command running at a cluster's manager. The turn goes by user,
+	// not by key: a command that never gets an answer must stop the next one even after
+	// the key was renewed, or connections would pile up.
+	unlock, err := p.connector.managerTurns.lock(ctx, p.link.creds.User+"@"+p.link.creds.MonHost())
+	if err != nil {
+		return err
 	}
 	return run(ctx, func() error {
-		defer func() { <-turn }()
+		defer unlock()
 		conn, err := p.takeManager()
 		if err != nil {
 			return err
@@ -69,20 +70,6 @@ func (p *pool) handOverTrashed(ctx context.Context, id string) error {
 		defer p.giveManager(conn)
 		return translate(conn.removeTrashed(p.name, id), rbd.ErrImageNotFound)
 	}, nil)
-}
-
-// managerTurn returns a channel with room for the one command that a user may have
-// running at a cluster's manager. It goes by user, not by key: a command that never gets
-// an answer must stop the next one even after the key was renewed, or connections would
-// pile up.
-func (c *Connector) managerTurn(creds rbd.Credentials) chan struct{} {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	key := creds.User + "@" + creds.MonHost()
-	if c.managerTurns[key] == nil {
-		c.managerTurns[key] = make(chan struct{}, 1)
-	}
-	return c.managerTurns[key]
 }
 
 // takeManager returns the pool's connection for commands, and makes one if there is none.

@@ -5,8 +5,6 @@
 package goceph
 
 import (
-	"strconv"
-
 	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd/admin"
 
@@ -16,11 +14,8 @@ import (
 // dialManager connects to a cluster for commands to its manager. It blocks for the
 // configured timeout at most; the commands then block without limit.
 func dialManager(cfg Config, creds rbd.Credentials) (managerConn, error) {
-	c, err := dialWith(creds, []option{
-		{"client_mount_timeout", strconv.FormatInt(cfg.timeoutSeconds(), 10)},
-		// No limit, whatever the cluster's own configuration says: see managerConn.
-		{"rados_mon_op_timeout", "0"},
-	})
+	const noLimit = 0 // see managerConn
+	c, err := connect(creds, options(cfg, creds, noLimit))
 	if err != nil {
 		return nil, err
 	}

@@ -16,12 +16,12 @@ type imageName struct {
 	image string
 }
 
-// nameLocks makes calls that name the same image run one after the other. The zero
-// nameLocks is ready.
-type nameLocks struct {
+// nameLocks makes calls that lock the same name run one after the other, in the order in
+// which they came. The zero nameLocks is ready.
+type nameLocks[K comparable] struct {
 	mu sync.Mutex // guards waiting, and each lock's users
 	// waiting holds the names that a call has locked or waits for.
-	waiting map[imageName]*nameLock
+	waiting map[K]*nameLock
 }
 
 type nameLock struct {
@@ -30,15 +30,14 @@ type nameLock struct {
 }
 
 // lock locks a name and returns the function that unlocks it, to be called once. If ctx
-// ends first, the error wraps ErrTimeout: the holder of the name may still change the
-// image.
-func (n *nameLocks) lock(ctx context.Context, name imageName) (unlock func(), err error) {
+// ends first, the error wraps ErrTimeout: the call that holds the name still runs.
+func (n *nameLocks[K]) lock(ctx context.Context, name K) (unlock func(), err error) {
 	n.mu.Lock()
 	l := n.waiting[name]
 	if l == nil {
 		l = &nameLock{held: make(chan struct{}, 1)}
 		if n.waiting == nil {
-			n.waiting = map[imageName]*nameLock{}
+			n.waiting = map[K]*nameLock{}
 		}
 		n.waiting[name] = l
 	}
@@ -57,7 +56,7 @@ func (n *nameLocks) lock(ctx context.Context, name imageName) (unlock func(), er
 	}
 }
 
-func (n *nameLocks) leave(name imageName, l *nameLock) {
+func (n *nameLocks[K]) leave(name K, l *nameLock) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if l.users--; l.users == 0 {
