@@ -15,28 +15,16 @@ import (
 
 // run runs f, a call of librados or librbd that blocks and cannot be cancelled, and waits
 // for it until ctx ends. f owns what it works on and gives it back itself, however late it
-// returns. A caller that gave up gets an error that wraps ErrTimeout and the context's; if
-// f then returns without an error, discard is called, unless it is nil.
-func run(ctx context.Context, f func() error, discard func()) error {
-	taken := make(chan error)
-	gone := make(chan struct{})
+// returns. A caller that gave up gets an error that wraps ErrTimeout and the context's.
+func run(ctx context.Context, f func() error) error {
+	done := make(chan error, 1)
 	// The owner of this goroutine is the Connector: f counts as a running call of a
 	// connection, and Close waits for those.
-	go func() {
-		err := f()
-		select {
-		case taken <- err:
-		case <-gone:
-			if err == nil && discard != nil {
-				discard()
-			}
-		}
-	}()
+	go func() { done <- f() }()
 	select {
-	case err := <-taken:
+	case err := <-done:
 		return err
 	case <-ctx.Done():
-		close(gone)
 		return &interrupted{rbd.ErrTimeout, context.Cause(ctx)}
 	}
 }
@@ -159,7 +147,7 @@ func (p *pool) try(ctx context.Context, a attempt, op rbd.Op, call func(context.
 		counted.end(err)
 		a.log(ctx, op, p.name, time.Since(start), err)
 		return err
-	}, nil)
+	})
 	counted.abandon() // unless it has ended
 	return err
 }

@@ -36,10 +36,7 @@ func (p *radosPool) CloneImage(_ context.Context, name string, spec rbd.CloneSpe
 	if err := errors.Join(checkName(spec.Source), checkSnapshot(spec.Snapshot)); err != nil {
 		return err
 	}
-	if err := p.checkDataPool(spec.DataPool); err != nil {
-		return err
-	}
-	options, err := imageOptions(spec.DataPool)
+	options, err := p.imageOptions(spec.DataPool)
 	if err != nil {
 		return err
 	}

@@ -47,21 +47,26 @@ func (cl *cluster) openPool(ctx context.Context, name string) (*pool, error) {
 
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout+grace)
 	defer cancel()
-	p := &pool{connector: c, link: l, name: name}
+	p := &pool{connector: c, link: l, name: name, calls: 1}
 	err := run(ctx, func() error {
 		io, err := l.conn.openPool(name)
 		err = translate(err, rbd.ErrPoolNotFound)
-		p.ioctx = io
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if err != nil {
 			l.users--
 		} else {
+			p.ioctx = io
 			l.pools[p] = struct{}{}
+			p.calls--
+			p.release()
 		}
 		c.end(l, err)
 		return err
-	}, p.Close)
+	})
+	if err != nil {
+		p.Close() // or later, if librados has not returned
+	}
 	return p, err
 }
 

@@ -105,22 +105,16 @@ func check(creds rbd.Credentials) error {
 // isAddress reports whether librados can read a monitor's address without
 // asking DNS.
 func isAddress(monitor string) bool {
-	host := monitor
-	for _, protocol := range []string{"v1:", "v2:"} {
-		if rest, found := strings.CutPrefix(monitor, protocol); found {
-			host = rest
-			break
+	host, found := strings.CutPrefix(monitor, "v1:")
+	if !found {
+		host = strings.TrimPrefix(monitor, "v2:")
+	}
+	for _, address := range []string{host, host + ":0"} {
+		if _, err := netip.ParseAddrPort(address); err == nil {
+			return true
 		}
 	}
-	if _, err := netip.ParseAddrPort(host); err == nil {
-		return true
-	}
-	inner, bracket := strings.CutPrefix(host, "[")
-	if bracket {
-		inner, bracket = strings.CutSuffix(inner, "]")
-	}
-	addr, err := netip.ParseAddr(inner)
-	return err == nil && addr.Is6() == bracket
+	return false
 }
 
 // join counts the caller in as a user of a link for creds, and makes one if there is
@@ -138,8 +132,8 @@ func (c *Connector) join(creds rbd.Credentials) (*link, error) {
 		}
 	}
 	l := &link{
-		creds: creds, dialed: make(chan struct{}), pools: map[*pool]struct{}{}, users: 1,
-		abandoned: map[int64]int{}, abandonedNotes: map[notesKey]*unansweredNotes{},
+		creds: creds, dialed: make(chan struct{}), users: 1,
+		pools: map[*pool]struct{}{}, abandoned: map[*running]struct{}{},
 	}
 	c.links[l] = struct{}{}
 	c.work.Add(1)

@@ -27,10 +27,7 @@ func (p *radosPool) id() int64 { return p.io.GetPoolID() }
 func (p *radosPool) close() { p.io.Destroy() }
 
 func (p *radosPool) CreateImage(_ context.Context, name string, spec rbd.ImageSpec) error {
-	if err := p.checkDataPool(spec.DataPool); err != nil {
-		return err
-	}
-	options, err := imageOptions(spec.DataPool)
+	options, err := p.imageOptions(spec.DataPool)
 	if err != nil {
 		return err
 	}
@@ -44,7 +41,10 @@ func (p *radosPool) CreateImage(_ context.Context, name string, spec rbd.ImageSp
 }
 
 // imageOptions returns the options of the images made here. The caller must Destroy them.
-func imageOptions(dataPool string) (*librbd.ImageOptions, error) {
+func (p *radosPool) imageOptions(dataPool string) (*librbd.ImageOptions, error) {
+	if err := p.checkDataPool(dataPool); err != nil {
+		return nil, fmt.Errorf("data pool %q: %w", dataPool, translate(err, rbd.ErrPoolNotFound))
+	}
 	options := librbd.NewRbdImageOptions()
 	if err := errors.Join(
 		options.SetUint64(librbd.ImageOptionFormat, 2),
@@ -66,13 +66,6 @@ func (p *radosPool) checkDataPool(name string) error {
 	if name == "" {
 		return nil
 	}
-	if err := p.lookAtPool(name); err != nil {
-		return fmt.Errorf("data pool %q: %w", name, translate(err, rbd.ErrPoolNotFound))
-	}
-	return nil
-}
-
-func (p *radosPool) lookAtPool(name string) error {
 	if err := checkText(name); err != nil {
 		return err
 	}

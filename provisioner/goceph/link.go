@@ -48,10 +48,8 @@ type link struct {
 	users int
 	// calls counts the calls that librados has not returned from.
 	calls int
-	// abandoned counts those of them whose callers gave up, by the pool's ID, and
-	// abandonedNotes has those that are about the notes of an object.
-	abandoned      map[int64]int
-	abandonedNotes map[notesKey]*unansweredNotes
+	// abandoned are those of them whose callers gave up.
+	abandoned map[*running]struct{}
 	// pools are the open pools.
 	pools map[*pool]struct{}
 	// retired says that no caller may join: the connection was lost, replaced by one with
@@ -61,19 +59,6 @@ type link struct {
 	down bool
 	// idle runs while the link is unused.
 	idle *time.Timer
-}
-
-// unansweredNotes are the calls about the notes of an object whose callers gave up. There
-// is at least one.
-type unansweredNotes struct {
-	calls int
-	ended chan struct{} // closed when the last one has ended
-}
-
-// notesKey names an object of a pool.
-type notesKey struct {
-	pool   int64
-	object string
 }
 
 // matches reports whether the link can serve c: it has the same monitors in the same

@@ -69,7 +69,7 @@ func (p *pool) handOverTrashed(ctx context.Context, id string) error {
 		}
 		defer p.giveManager(conn)
 		return translate(conn.removeTrashed(p.name, id), rbd.ErrImageNotFound)
-	}, nil)
+	})
 }
 
 // takeManager returns the pool's connection for commands, and makes one if there is none.

@@ -12,7 +12,7 @@ type pool struct {
 
 	// Guarded by Connector.mu.
 
-	calls  int
+	calls  int // with that which opens the pool
 	closed bool
 	// manager is a connection on which no command is running; nil for none.
 	manager managerConn
@@ -30,33 +30,42 @@ func (p *pool) Close() {
 	p.release()
 }
 
-// running is a call that begin has counted in. Connector.mu guards its fields.
+// running is a call that begin has counted in.
 type running struct {
 	pool *pool
 	// notes is the object whose notes the call is about; empty for none.
-	notes           string
-	over, abandoned bool
+	notes string
+	ended chan struct{} // closed with Connector.mu held
 }
 
 // begin counts a call in, or says why there can be none. A call about notes waits for no
-// other one but for those that nobody waits for any more, until earlier is closed: one
-// would follow the other to an OSD that is down.
+// other one but for those whose callers gave up, until earlier is closed: one would follow
+// the other to an OSD that is down.
 func (p *pool) begin(notes string) (call *running, earlier <-chan struct{}, err error) {
 	p.connector.mu.Lock()
 	defer p.connector.mu.Unlock()
 	if p.closed || p.connector.closing {
 		return nil, nil, errClosed
 	}
-	id := p.id()
-	if p.link.abandoned[id] >= maxAbandoned {
-		return nil, nil, errUnanswered
+	unanswered := 0
+	for other := range p.link.abandoned {
+		if other.pool.id() != p.id() {
+			continue
+		}
+		unanswered++
+		if notes != "" && other.notes == notes {
+			earlier = other.ended
+		}
 	}
-	if unanswered := p.link.abandonedNotes[notesKey{id, notes}]; unanswered != nil {
-		return nil, unanswered.ended, nil
+	switch {
+	case unanswered >= maxAbandoned:
+		return nil, nil, errUnanswered
+	case earlier != nil:
+		return nil, earlier, nil
 	}
 	p.calls++
 	p.link.calls++
-	return &running{pool: p, notes: notes}, nil, nil
+	return &running{pool: p, notes: notes, ended: make(chan struct{})}, nil, nil
 }
 
 // end counts out a call with the translated error err.
@@ -64,10 +73,8 @@ func (r *running) end(err error) {
 	p := r.pool
 	p.connector.mu.Lock()
 	defer p.connector.mu.Unlock()
-	r.over = true
-	if r.abandoned {
-		r.countAbandoned(-1)
-	}
+	close(r.ended)
+	delete(p.link.abandoned, r)
 	p.calls--
 	p.release()
 	p.connector.end(p.link, err)
@@ -77,30 +84,10 @@ func (r *running) end(err error) {
 func (r *running) abandon() {
 	r.pool.connector.mu.Lock()
 	defer r.pool.connector.mu.Unlock()
-	if !r.over && !r.abandoned {
-		r.abandoned = true
-		r.countAbandoned(1)
-	}
-}
-
-// countAbandoned is called with Connector.mu held.
-func (r *running) countAbandoned(n int) {
-	link, id := r.pool.link, r.pool.id()
-	if link.abandoned[id] += n; link.abandoned[id] == 0 {
-		delete(link.abandoned, id)
-	}
-	if r.notes == "" {
-		return
-	}
-	key := notesKey{id, r.notes}
-	unanswered := link.abandonedNotes[key]
-	if unanswered == nil {
-		unanswered = &unansweredNotes{ended: make(chan struct{})}
-		link.abandonedNotes[key] = unanswered
-	}
-	if unanswered.calls += n; unanswered.calls == 0 {
-		close(unanswered.ended)
-		delete(link.abandonedNotes, key)
+	select {
+	case <-r.ended:
+	default:
+		r.pool.link.abandoned[r] = struct{}{}
 	}
 }
 
