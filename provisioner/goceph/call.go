@@ -45,9 +45,8 @@ func onImage(verb string) attempt {
 	return attempt{verb, "image", verb + " image %q in pool %q", rbd.ErrImageNotFound, true}
 }
 
-// onID is for an image named by its ID, in the trash or not. The call holds the ID, which an
-// image keeps for life, as a name; holding up an image that really has that name does no
-// harm.
+// onID is for an image named by its ID, in the trash or not. The call holds the ID as a
+// name; holding up an image that really has that name does no harm.
 func onID(verb string) attempt {
 	return attempt{verb, "id", verb + " the image with the ID %q in pool %q", rbd.ErrImageNotFound, true}
 }
@@ -116,11 +115,10 @@ func (p *pool) try(ctx context.Context, a attempt, op rbd.Op, call func(context.
 	if err := checkName(name); err != nil {
 		return err
 	}
-	// Before anything is counted or begun: what is over needs no call.
 	if ctx.Err() != nil {
 		return &interrupted{rbd.ErrTimeout, context.Cause(ctx)}
 	}
-	// The wait for the name ends, too, whatever the caller's context says.
+	// The wait for the name is bounded, too.
 	ctx, cancel := context.WithTimeout(ctx, p.connector.cfg.Timeout+grace)
 	defer cancel()
 	unlock, notes := func() {}, name

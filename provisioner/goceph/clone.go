@@ -166,15 +166,13 @@ func (p *radosPool) openParent(parent *librbd.ParentInfo) (*librbd.Image, error)
 
 func (p *radosPool) FlattenImage(_ context.Context, name string) error {
 	image, err := librbd.OpenImage(p.io, name, librbd.NoSnapshot)
-	return change(image, err, func() error { return flatten(image) })
-}
-
-func flatten(image *librbd.Image) error {
-	parent, err := parentOf(image)
-	if err != nil || parent == nil {
-		return err
-	}
-	return image.Flatten()
+	return change(image, err, func() error {
+		parent, err := parentOf(image)
+		if err != nil || parent == nil {
+			return err
+		}
+		return image.Flatten()
+	})
 }
 
 // checkSnapshot refuses a name that a C function would read as another one.

@@ -59,13 +59,13 @@ func (cl *cluster) openPool(ctx context.Context, name string) (*pool, error) {
 			p.ioctx = io
 			l.pools[p] = struct{}{}
 			p.calls--
-			p.release()
+			p.release() // if the caller gave up
 		}
 		c.end(l, err)
 		return err
 	})
 	if err != nil {
-		p.Close() // or later, if librados has not returned
+		p.Close()
 	}
 	return p, err
 }

@@ -9,9 +9,9 @@ import (
 
 // Config says how long a Connector waits.
 type Config struct {
-	// Timeout bounds one call to a cluster. Rounded up to whole seconds, it is also
-	// librados's limit for one message to a monitor. A call whose context ends earlier
-	// returns earlier. Zero means DefaultTimeout.
+	// Timeout bounds one call to a cluster, beside the call's context. Rounded up to whole
+	// seconds, it is also librados's limit for one message to a monitor. Zero means
+	// DefaultTimeout.
 	Timeout time.Duration
 }
 

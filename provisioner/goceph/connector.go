@@ -82,28 +82,23 @@ func (c *Connector) connect(ctx context.Context, creds rbd.Credentials) (*cluste
 // check refuses what librados would complain about on standard error, or answer with its
 // own search for monitors or keys.
 func check(creds rbd.Credentials) error {
-	if len(creds.Monitors) == 0 {
-		return errors.New("no monitor is given")
-	}
 	for _, m := range creds.Monitors {
 		if !isAddress(m) {
 			return fmt.Errorf("monitor %q is no IP address with an optional port", m)
 		}
 	}
-	if creds.User == "" {
+	switch {
+	case len(creds.Monitors) == 0:
+		return errors.New("no monitor is given")
+	case creds.User == "":
 		return errors.New("no user is given")
-	}
-	if err := checkText(creds.User); err != nil {
-		return err
-	}
-	if creds.Key.IsZero() {
+	case creds.Key.IsZero():
 		return fmt.Errorf("%w: there is none", rbd.ErrInvalidKey)
 	}
-	return nil
+	return checkText(creds.User)
 }
 
-// isAddress reports whether librados can read a monitor's address without
-// asking DNS.
+// isAddress reports whether librados can read a monitor's address without asking DNS.
 func isAddress(monitor string) bool {
 	host, found := strings.CutPrefix(monitor, "v1:")
 	if !found {
@@ -141,8 +136,7 @@ func (c *Connector) join(creds rbd.Credentials) (*link, error) {
 	return l, nil
 }
 
-// open dials a link. No caller owns it: those who wait may give up, and others join
-// meanwhile.
+// open dials a link. No caller owns it: some give up, and others join meanwhile.
 func (c *Connector) open(l *link) {
 	conn, err := c.dial(l.creds)
 
@@ -168,10 +162,9 @@ func (c *Connector) open(l *link) {
 	c.settle(l)
 }
 
-// Close refuses new calls, waits for running ones, and ends all connections, even those
-// that still have users. If ctx ends first, Close returns an error, and the calls that
-// librados has not returned from run on. Close does not wait for commands that a manager
-// has not answered.
+// Close refuses new calls, waits for running ones but not for a manager's answer, and ends
+// all connections, even those that still have users. If ctx ends first, Close returns an
+// error, and calls run on.
 func (c *Connector) Close(ctx context.Context) error {
 	c.mu.Lock()
 	c.closing = true

@@ -6,10 +6,11 @@ import (
 	"encoding/binary"
 	"maps"
 	"slices"
+	"time"
 )
 
-// Ceph's encoding of texts and maps, as far as image headers need it. All numbers are
-// little endian. A text is its length in four bytes, then its bytes; a map is the number
+// Ceph's encoding, as far as image headers and the trash need it. All numbers are little
+// endian. A text is its length in four bytes, then its bytes; a map is the number
 // of its entries in four bytes, then keys and values in turn.
 // Source: Ceph's src/include/encoding.h.
 
@@ -42,3 +43,49 @@ func decodeText(b []byte) (text string, rest []byte, ok bool) {
 
 // length is n as Ceph encodes it. No cluster would take a text of more than 4 GiB.
 func length(n int) uint32 { return uint32(n) } // #nosec G115 -- texts of our own, far below 4 GiB
+
+const (
+	// trashObject holds a pool's trash: its omap has an entry for each image, whose key
+	// is trashKey and the image's id.
+	// Source: RBD_TRASH in Ceph's src/include/rbd_types.h.
+	trashObject = "rbd_trash"
+	trashKey    = "id_"
+	// trashRemoving is the source of an image that RemoveImage put there.
+	// Source: TrashImageSource in Ceph's src/cls/rbd/cls_rbd_types.h.
+	trashRemoving = 3
+	// trashMoving is the state of an entry until the image has lost its name, trashNormal
+	// the state after that. Source: TrashImageState in the same file.
+	trashNormal = 0
+	trashMoving = 1
+)
+
+// trashEntry is what the trash says about an image.
+type trashEntry struct {
+	source byte
+	name   string
+	since  time.Time
+	state  byte
+}
+
+// parseTrashEntry reads an entry of the trash, and reports whether it could.
+//
+// An entry is a header of six bytes (version, oldest version that reads it, length), who
+// put the image there (one byte), the name, when that happened and until when to keep the
+// image (seconds and nanoseconds, four bytes each), the state (one byte), and more.
+// Source: TrashImageSpec::encode in the same file.
+func parseTrashEntry(entry []byte) (trashEntry, bool) {
+	const header, times = 6, 16
+	if len(entry) <= header || entry[1] > 1 {
+		return trashEntry{}, false
+	}
+	name, rest, ok := decodeText(entry[header+1:])
+	if !ok || len(rest) < times {
+		return trashEntry{}, false
+	}
+	e := trashEntry{source: entry[header], name: name}
+	e.since = time.Unix(int64(binary.LittleEndian.Uint32(rest)), int64(binary.LittleEndian.Uint32(rest[4:])))
+	if rest = rest[times:]; len(rest) > 0 { // since Ceph 15
+		e.state = rest[0]
+	}
+	return e, true
+}

@@ -4,6 +4,7 @@ package goceph
 
 import (
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -43,5 +44,36 @@ func TestDecodeText(t *testing.T) {
 				t.Errorf("got %q, %q, %t", text, rest, ok)
 			}
 		})
+	}
+}
+
+func TestParseTrashEntry(t *testing.T) {
+	entry := func(version, source byte, name string) []byte {
+		text := append([]byte{1, version, 99, 0, 0, 0, source, byte(len(name)), 0, 0, 0}, name...)
+		text = append(text, 0, 1, 0, 0, 5, 0, 0, 0) // since when
+		return append(text, make([]byte, 8)...)     // until when
+	}
+	since := time.Unix(256, 5)
+	for _, test := range []struct {
+		what  string
+		entry []byte
+		want  trashEntry
+		ok    bool
+	}{
+		{"being removed", append(entry(1, 3, "image"), 2, 99), trashEntry{3, "image", since, 2}, true},
+		{"put there by somebody", append(entry(1, 0, "image"), 0), trashEntry{0, "image", since, 0}, true},
+		{"on its way there", append(entry(1, 0, "image"), 1), trashEntry{0, "image", since, trashMoving}, true},
+		{"of a version without a state", entry(1, 0, "image"), trashEntry{0, "image", since, 0}, true},
+		{"of a version that we can't read", entry(2, 3, "image"), trashEntry{}, false},
+		{"cut off in the header", entry(1, 3, "image")[:10], trashEntry{}, false},
+		{"cut off in the name", entry(1, 3, "image")[:13], trashEntry{}, false},
+		{"cut off in the times", entry(1, 3, "image")[:20], trashEntry{}, false},
+		{"of a length beyond its end", append(entry(1, 3, "")[:7], 255, 255, 255, 255, 'a'), trashEntry{}, false},
+		{"empty", nil, trashEntry{}, false},
+	} {
+		got, ok := parseTrashEntry(test.entry)
+		if got != test.want || ok != test.ok {
+			t.Errorf("%s: got %+v, %v, want %+v, %v", test.what, got, ok, test.want, test.ok)
+		}
 	}
 }

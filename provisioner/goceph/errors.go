@@ -9,8 +9,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// errClosed is the error of calls after Close. Package rbd has none for this: only a
-// process that is stopping sees it.
+// errClosed is for calls after Close, which only a process that is stopping makes.
 var errClosed = errors.New("the connection was closed by this program")
 
 // errUnanswered refuses a call because too many earlier ones still wait for an OSD that
@@ -61,8 +60,7 @@ func translateConnect(err error) error {
 	case syscall.ETIMEDOUT:
 		return rbd.ErrUnreachable
 	case syscall.EINVAL:
-		// It is the key: check has passed the monitors, the only other argument that
-		// librados could refuse.
+		// It is the key: check has passed the only other argument that librados refuses.
 		return rbd.ErrInvalidKey
 	}
 	// Connecting asks for nothing by name, so nothing can be missing.

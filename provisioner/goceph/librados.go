@@ -27,6 +27,7 @@ import (
 	"syscall"
 
 	"github.com/ceph/go-ceph/rados"
+	"github.com/ceph/go-ceph/rbd/admin"
 
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
@@ -180,4 +181,34 @@ func (c *radosConn) openPool(name string) (ioctx, error) {
 		return nil, err
 	}
 	return &radosPool{conn: c.conn, io: io}, nil
+}
+
+// dialManager is dial for commands to a cluster's manager, which block without limit.
+func dialManager(cfg Config, creds rbd.Credentials) (managerConn, error) {
+	const noLimit = 0 // see managerConn
+	c, err := connect(creds, options(cfg, creds, noLimit))
+	if err != nil {
+		return nil, err
+	}
+	return &radosManager{c}, nil
+}
+
+// radosManager is an established connection.
+type radosManager struct{ conn *rados.Conn }
+
+func (m *radosManager) shutdown() { m.conn.Shutdown() }
+
+func (m *radosManager) removeTrashed(pool, id string) error {
+	tasks := admin.NewFromConn(m.conn).Task()
+	task, err := tasks.AddTrashRemove(admin.NewImageSpec(pool, "", id))
+	if err != nil {
+		return err
+	}
+	if task.RetryMessage == "" || task.InProgress {
+		return nil
+	}
+	// An earlier request's task has failed, and the manager would try it again. Should it
+	// stay queued, that does no harm. go-ceph takes the empty answer to Cancel for an error.
+	_, _ = tasks.Cancel(task.ID)
+	return rbd.ErrManagerFailed
 }

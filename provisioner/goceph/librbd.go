@@ -59,9 +59,9 @@ func (p *radosPool) imageOptions(dataPool string) (*librbd.ImageOptions, error) 
 	return options, nil
 }
 
-// checkDataPool checks the data pool itself: librbd's ENOENT would not say which of the
-// two pools is missing, and librbd makes images for users who may do nothing with the
-// data, not even remove it.
+// checkDataPool is here because librbd's ENOENT would not say which of the two pools is
+// missing, and librbd makes images for users who may do nothing with the data, not even
+// remove it.
 func (p *radosPool) checkDataPool(name string) error {
 	if name == "" {
 		return nil
@@ -87,13 +87,10 @@ func (p *radosPool) Image(_ context.Context, name string) (rbd.Image, error) {
 	if err != nil {
 		return rbd.Image{}, err
 	}
-	// An error in closing loses nothing: the image was only read.
-	defer func() { _ = image.Close() }()
-
+	defer func() { _ = image.Close() }() // only read
 	info, err := p.describe(image)
 	if errors.Is(err, librbd.ErrNotFound) {
-		// The image could be opened, so it exists. A part of it, or its data pool, was
-		// removed just now.
+		// The image could be opened: a part of it, or its data pool, was removed since.
 		return rbd.Image{}, errors.New("it changed while it was looked at")
 	}
 	return info, err
@@ -130,8 +127,7 @@ func (p *radosPool) describe(image *librbd.Image) (info rbd.Image, err error) {
 	return info, err
 }
 
-// features returns the names of an image's features, and its data pool's name if it has
-// one.
+// features returns the names of an image's features, and its data pool's name or "".
 func (p *radosPool) features(image *librbd.Image) (names []string, dataPool string, err error) {
 	bits, err := image.GetFeatures()
 	if err != nil {
@@ -158,6 +154,34 @@ func (p *radosPool) features(image *librbd.Image) (names []string, dataPool stri
 	return names, dataPool, err
 }
 
+// lookInto is how many objects of an image Written checks: 4 GiB as a rule.
+const lookInto = 1024
+
+func (p *radosPool) Written(_ context.Context, name string) (bool, error) {
+	image, err := librbd.OpenImageReadOnly(p.io, name, librbd.NoSnapshot)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = image.Close() }() // only read
+	info, err := image.Stat()
+	if err != nil || info.Size == 0 {
+		return false, err
+	}
+	written := false
+	// Check whether objects exist, not what they contain.
+	err = image.DiffIterate(librbd.DiffIterateConfig{
+		SnapName:      librbd.NoSnapshot,
+		Length:        min(info.Size, lookInto*info.Obj_size),
+		IncludeParent: librbd.ExcludeParent,
+		WholeObject:   librbd.EnableWholeObject,
+		Callback: func(_, _ uint64, exists int, _ any) int {
+			written = written || exists != 0
+			return 0
+		},
+	})
+	return written, err
+}
+
 func (p *radosPool) RemoveImage(_ context.Context, name string) error {
 	// librbd moves an image to the trash before it removes it.
 	return p.intoTrash(name, func() error { return librbd.RemoveImage(p.io, name) })
@@ -165,7 +189,16 @@ func (p *radosPool) RemoveImage(_ context.Context, name string) error {
 
 func (p *radosPool) GrowImage(_ context.Context, name string, sizeBytes uint64) error {
 	image, err := librbd.OpenImage(p.io, name, librbd.NoSnapshot)
-	return change(image, err, func() error { return grow(image, sizeBytes) })
+	return change(image, err, func() error {
+		size, err := image.GetSize()
+		if err != nil || size >= sizeBytes {
+			return err
+		}
+		// Not Resize: it would shrink an image that another client has grown since the
+		// size was read.
+		const allowShrink = false
+		return image.Resize2(sizeBytes, allowShrink, func(_, _ uint64, _ any) int { return 0 }, nil)
+	})
 }
 
 // change runs f, which changes an image, and closes the image. err is from opening it.
@@ -173,20 +206,8 @@ func change(image *librbd.Image, err error, f func() error) error {
 	if err != nil {
 		return err
 	}
-	err = f()
-	// Closing ends the watch that opening began. If it fails, the cluster drops the watch
-	// by itself, and the change is already stored.
-	_ = image.Close()
-	return err
-}
-
-func grow(image *librbd.Image, sizeBytes uint64) error {
-	size, err := image.GetSize()
-	if err != nil || size >= sizeBytes {
-		return err
-	}
-	// Not Resize: it would shrink an image that another client has grown since the size
-	// was read.
-	const allowShrink = false
-	return image.Resize2(sizeBytes, allowShrink, func(_, _ uint64, _ any) int { return 0 }, nil)
+	// If this fails, the change is stored all the same, and the cluster ends the watch that
+	// opening began by itself.
+	defer func() { _ = image.Close() }()
+	return f()
 }

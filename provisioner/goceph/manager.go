@@ -17,13 +17,12 @@ import (
 // Errors carry librados's error number.
 //
 // It is separate from the shared link because of librados 16. There, the limit that links
-// set for every call (rados_mon_op_timeout) ends the wait for a manager's answer, but not
-// the command: librados writes a late answer to where the waiting function had its
-// buffers, and the process aborts. So these connections have no limit: the caller keeps
-// its deadline, and the command blocks until a manager answers, however long that takes.
+// set (rados_mon_op_timeout) ends the wait for a manager's answer, but not the command:
+// librados writes a late answer to where the waiting function had its buffers, and the
+// process aborts. So these connections have no limit: the caller keeps its deadline, and
+// the command blocks until a manager answers.
 type managerConn interface {
-	// removeTrashed has the manager queue the removal of an image in the trash, as
-	// rbd.Trash.HandOverTrashed says.
+	// removeTrashed does what rbd.Trash.HandOverTrashed says.
 	removeTrashed(pool, id string) error
 	// shutdown ends the connection. No command may be running by then: librados forgets
 	// it, and its caller would wait for ever.
@@ -92,8 +91,7 @@ func (p *pool) takeManager() (managerConn, error) {
 	return conn, translateConnect(err)
 }
 
-// giveManager keeps a connection for the pool's next command, or drops it if the pool is
-// closed.
+// giveManager keeps a connection for the pool's next command, unless the pool is closed.
 func (p *pool) giveManager(conn managerConn) {
 	p.connector.mu.Lock()
 	defer p.connector.mu.Unlock()
@@ -103,10 +101,10 @@ func (p *pool) giveManager(conn managerConn) {
 	}
 }
 
-// dropManager ends the pool's connection for commands, in a goroutine. While a command is
-// running the pool has no such connection: the end of the command drops it. The caller
-// holds Connector.mu. Connector.Close waits for these goroutines, except those that start
-// after it ended the pool's link: no manager answered in time.
+// dropManager ends the pool's connection for commands, in a goroutine; giveManager does so
+// if a command is running. The caller holds Connector.mu. Connector.Close waits for these
+// goroutines, except those that start after the pool's link has ended: no manager answered
+// in time.
 func (p *pool) dropManager() {
 	conn := p.manager
 	p.manager = nil

@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	// idObject and headerObject are prefixes of object names. The first object holds an
-	// image's id, by its name; the second all else about it, by its id.
+	// idObject begins the name of the object that has an image's id, by its name;
+	// headerObject that of the one with all else about the image, by its id.
 	// Source: RBD_ID_PREFIX and RBD_HEADER_PREFIX in Ceph's src/include/rbd_types.h.
 	idObject     = "rbd_id."
 	headerObject = "rbd_header."
@@ -35,10 +35,9 @@ const (
 // open the image for that, which makes this client a watcher, and notify all watchers
 // after each entry: four entries would take twenty times the CPU and the time.
 //
-// Leaving out the notification is harmless. It tells clients that have the image open to
-// read its header again, but the only metadata they keep is options of librbd, which
-// setMetadataOpen sets. An exclusive lock does not matter either: it orders writes of
-// data, and the OSD sets all entries at once, or none.
+// Leaving out the notification is harmless: of the metadata, clients that have the image
+// open keep only options of librbd, and setMetadataOpen sets those. An exclusive lock does
+// not matter: it orders writes of data, and the OSD sets all entries at once, or none.
 //
 // If this finds no image, librbd says what there is: an image of format 1, leftovers of
 // one, or none.
@@ -91,8 +90,7 @@ func (p *radosPool) exec(object, method string, in []byte) error {
 func (p *radosPool) setMetadataOpen(name string, entries map[string]string) error {
 	image, err := librbd.OpenImage(p.io, name, librbd.NoSnapshot)
 	return change(image, err, func() error {
-		// In a fixed order, so that what an interrupted call leaves does not
-		// depend on chance.
+		// Sorted, so that what an interrupted call leaves does not depend on chance.
 		for _, key := range slices.Sorted(maps.Keys(entries)) {
 			if err := image.SetMetadata(key, entries[key]); err != nil {
 				return err

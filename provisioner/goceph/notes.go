@@ -10,7 +10,6 @@ import (
 	"fmt"
 
 	"github.com/ceph/go-ceph/rados"
-	librbd "github.com/ceph/go-ceph/rbd"
 )
 
 // notesAtOnce is how many notes one read asks for: fewer than OSDs return at once by
@@ -62,33 +61,4 @@ func (p *radosPool) RemoveNotes(_ context.Context, object string, keys ...string
 		return nil
 	}
 	return err
-}
-
-// lookInto is how many objects of an image Written checks: 4 GiB as a rule.
-const lookInto = 1024
-
-func (p *radosPool) Written(_ context.Context, name string) (bool, error) {
-	image, err := librbd.OpenImageReadOnly(p.io, name, librbd.NoSnapshot)
-	if err != nil {
-		return false, err
-	}
-	// An error in closing loses nothing: the image was only read.
-	defer func() { _ = image.Close() }()
-	info, err := image.Stat()
-	if err != nil || info.Size == 0 {
-		return false, err
-	}
-	written := false
-	// Check whether objects exist, not what they contain.
-	err = image.DiffIterate(librbd.DiffIterateConfig{
-		SnapName:      librbd.NoSnapshot,
-		Length:        min(info.Size, lookInto*info.Obj_size),
-		IncludeParent: librbd.ExcludeParent,
-		WholeObject:   librbd.EnableWholeObject,
-		Callback: func(_, _ uint64, exists int, _ any) int {
-			written = written || exists != 0
-			return 0
-		},
-	})
-	return written, err
 }

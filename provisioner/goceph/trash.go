@@ -45,9 +45,9 @@ func (p *radosPool) TrashImage(_ context.Context, name string, keep time.Duratio
 	return p.intoTrash(name, func() error { return librbd.GetImage(p.io, name).Trash(keep) })
 }
 
-// intoTrash runs move, which moves an image into the trash. In a pool without a trash,
-// that also makes it. If the pool is too full for this, librbd says that there is no
-// image (seen with Ceph 16.2). Believing that would lose the image.
+// intoTrash runs move, which moves an image into the trash, and first makes the trash of a
+// pool that has none. If the pool is too full for that, librbd says that there is no image
+// (seen with Ceph 16.2). Believing that would lose the image.
 func (p *radosPool) intoTrash(name string, move func() error) error {
 	err := move()
 	if !errors.Is(err, librbd.ErrNotFound) {
