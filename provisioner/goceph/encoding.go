@@ -7,6 +7,8 @@ import (
 	"maps"
 	"slices"
 	"time"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
 // Ceph's encoding, as far as image headers and the trash need it. All numbers are little
@@ -61,10 +63,8 @@ const (
 
 // trashEntry is what the trash says about an image.
 type trashEntry struct {
+	rbd.Trashed
 	source byte
-	name   string
-	since  time.Time
-	state  byte
 }
 
 // parseTrashEntry reads an entry of the trash, and reports whether it could.
@@ -82,10 +82,10 @@ func parseTrashEntry(entry []byte) (trashEntry, bool) {
 	if !ok || len(rest) < times {
 		return trashEntry{}, false
 	}
-	e := trashEntry{source: entry[header], name: name}
-	e.since = time.Unix(int64(binary.LittleEndian.Uint32(rest)), int64(binary.LittleEndian.Uint32(rest[4:])))
-	if rest = rest[times:]; len(rest) > 0 { // since Ceph 15
-		e.state = rest[0]
-	}
+	e := trashEntry{source: entry[header]}
+	e.Name = name
+	e.Since = time.Unix(int64(binary.LittleEndian.Uint32(rest)), int64(binary.LittleEndian.Uint32(rest[4:])))
+	rest = rest[times:]
+	e.Moving = len(rest) > 0 && rest[0] == trashMoving // there is a state since Ceph 15
 	return e, true
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
 // TestEncodeEntries compares with what Ceph's own encoding makes.
@@ -60,10 +62,10 @@ func TestParseTrashEntry(t *testing.T) {
 		want  trashEntry
 		ok    bool
 	}{
-		{"being removed", append(entry(1, 3, "image"), 2, 99), trashEntry{3, "image", since, 2}, true},
-		{"put there by somebody", append(entry(1, 0, "image"), 0), trashEntry{0, "image", since, 0}, true},
-		{"on its way there", append(entry(1, 0, "image"), 1), trashEntry{0, "image", since, trashMoving}, true},
-		{"of a version without a state", entry(1, 0, "image"), trashEntry{0, "image", since, 0}, true},
+		{"being removed", append(entry(1, 3, "image"), 2, 99), trashEntry{rbd.Trashed{Name: "image", Since: since}, 3}, true},
+		{"put there by somebody", append(entry(1, 0, "image"), 0), trashEntry{rbd.Trashed{Name: "image", Since: since}, 0}, true},
+		{"on its way there", append(entry(1, 0, "image"), 1), trashEntry{rbd.Trashed{Name: "image", Since: since, Moving: true}, 0}, true},
+		{"of a version without a state", entry(1, 0, "image"), trashEntry{rbd.Trashed{Name: "image", Since: since}, 0}, true},
 		{"of a version that we can't read", entry(2, 3, "image"), trashEntry{}, false},
 		{"cut off in the header", entry(1, 3, "image")[:10], trashEntry{}, false},
 		{"cut off in the name", entry(1, 3, "image")[:13], trashEntry{}, false},

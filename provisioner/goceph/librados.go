@@ -24,7 +24,6 @@ import (
 	"os"
 	"runtime"
 	"strconv"
-	"syscall"
 
 	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd/admin"
@@ -128,9 +127,12 @@ func connect(creds rbd.Credentials, options []option) (*rados.Conn, error) {
 	for _, o := range options {
 		// An option that librados does not know comes from a newer Ceph: there is nothing
 		// to switch off.
-		if err = setOption(c, o.name, o.value); err != nil && !errors.Is(err, syscall.ENOENT) {
+		if err := c.SetConfigOption(o.name, o.value); err != nil && !errors.Is(err, rados.ErrNotFound) {
 			release(c)
-			return nil, err
+			// Without the value, which may be a key. And with the bare number: translate
+			// would take librados's own error for a cluster's answer.
+			number, _ := errno(err)
+			return nil, fmt.Errorf("set librados option %s: %w", o.name, number)
 		}
 	}
 	if err := c.Connect(); err != nil {
@@ -138,17 +140,6 @@ func connect(creds rbd.Credentials, options []option) (*rados.Conn, error) {
 		return nil, err
 	}
 	return c, nil
-}
-
-// setOption sets an option. Its error names the option but not the value, which may be a
-// key. The error wraps the bare number: translate would take librados's own error for a
-// cluster's answer.
-func setOption(c *rados.Conn, name, value string) error {
-	err := c.SetConfigOption(name, value)
-	if number, ok := errno(err); ok {
-		return fmt.Errorf("set librados option %s: %w", name, number)
-	}
-	return err
 }
 
 // release frees a connection that was never made. rados.Conn leaves that to its

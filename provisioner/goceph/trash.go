@@ -31,7 +31,7 @@ func (p *radosPool) FinishRemovals(ctx context.Context, names ...string) error {
 	for key, entry := range trash {
 		// An entry that can't be read is not ours.
 		e, ok := parseTrashEntry(entry)
-		if !ok || e.source != trashRemoving || !slices.Contains(names, e.name) {
+		if !ok || e.source != trashRemoving || !slices.Contains(names, e.Name) {
 			continue
 		}
 		if err := p.RemoveTrashed(ctx, strings.TrimPrefix(key, trashKey)); err != nil && !errors.Is(err, librbd.ErrNotFound) {
@@ -69,10 +69,7 @@ func (p *radosPool) intoTrash(name string, move func() error) error {
 
 func (p *radosPool) Trashed(_ context.Context, id string) (rbd.Trashed, error) {
 	e, err := p.trashEntry(id)
-	if err != nil {
-		return rbd.Trashed{}, err
-	}
-	return rbd.Trashed{Name: e.name, Since: e.since, Moving: e.state == trashMoving}, nil
+	return e.Trashed, err
 }
 
 func (p *radosPool) trashEntry(id string) (trashEntry, error) {
@@ -111,10 +108,10 @@ func (p *radosPool) endMove(id string) error {
 	if err != nil {
 		return err
 	}
-	if e.state != trashMoving {
+	if !e.Moving {
 		return rbd.ErrImageInUse
 	}
-	switch holder, err := p.imageID(e.name); {
+	switch holder, err := p.imageID(e.Name); {
 	case errors.Is(err, rados.ErrNotFound), err == nil && holder == id:
 		return rbd.ErrImageInUse
 	case err != nil:
