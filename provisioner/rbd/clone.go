@@ -4,14 +4,11 @@ package rbd
 
 import "context"
 
-// Clones makes images from others of the pool; they share data until it is changed (copy
-// on write). A clone is made from a snapshot and depends on it: as long as there are
-// clones, Ceph keeps a removed snapshot out of sight, and its image in the trash (clone
-// format 2).
+// Clones makes images from others of the pool; they share data until it is changed (copy on
+// write). A clone is made from a snapshot and depends on it: as long as there are clones, Ceph
+// keeps a removed snapshot out of sight, and its image in the trash (clone format 2).
 //
-// Calls that name the same image run one after the other, like those of Pool; the name in
-// CloneImage is that of the new clone. All may return ErrTimeout (with or without
-// ErrImageBusy), ErrConnectionLost or ErrPermissionDenied.
+// Pool says what holds for all calls; the name in CloneImage is that of the new clone.
 type Clones interface {
 	// SnapshotImage makes a snapshot of the image with an ID. An existing snapshot of
 	// that name is no error.
@@ -25,9 +22,8 @@ type Clones interface {
 	// Errors: ErrImageNotFound if there is no such source, or it has no such snapshot;
 	// and those of CreateImage.
 	CloneImage(ctx context.Context, name string, spec CloneSpec) error
-	// RemoveSnapshot removes a snapshot of the image with an ID, in the trash or not.
-	// Ceph keeps one that clones depend on out of sight. A missing snapshot or image is
-	// no error.
+	// RemoveSnapshot removes a snapshot of the image with an ID, in the trash or not. A
+	// missing snapshot or image is no error.
 	//
 	// Errors: ErrImageInUse for a protected snapshot, ErrPoolFull.
 	RemoveSnapshot(ctx context.Context, id, snapshot string) error
@@ -50,10 +46,9 @@ type Clones interface {
 	CloneDepth(ctx context.Context, name string) (int, error)
 	// FlattenImage copies into a clone what it shares, until it depends on no other
 	// image. Clients may use it meanwhile. It takes time in proportion to the image's
-	// size; for that time this program is one of the image's watchers. It goes on after
-	// ErrTimeout: another FlattenImage of the same image then waits for it, but no other
-	// call about the image does. It is safe to repeat after any error. An image without a
-	// parent is no error.
+	// size; for that time this program watches the image. It goes on after ErrTimeout:
+	// another FlattenImage of the image waits for it, no other call about the image does.
+	// It is safe to repeat after any error. An image without a parent is no error.
 	//
 	// Meanwhile the caller must not clone the image, nor a snapshot from before: librbd
 	// forgets that the new clone depends on the parent, too (seen with Ceph 16.2).

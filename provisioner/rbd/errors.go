@@ -9,19 +9,16 @@ import "errors"
 var (
 	// ErrUnreachable: no monitor answered in time. Nothing was changed.
 	ErrUnreachable = errors.New("no monitor answered")
-	// ErrTimeout: the call did not end before its deadline. Its outcome is
-	// unknown: it may have taken effect, or may still do so.
+	// ErrTimeout: the call did not end before its deadline, and may have taken effect, or
+	// may still do so.
 	ErrTimeout = errors.New("no answer in time, the outcome is unknown")
-	// ErrImageBusy: an earlier call on the image outlived its deadline, and had
-	// not ended by this call's deadline. It comes with ErrTimeout; this call did
-	// nothing.
+	// ErrImageBusy: an earlier call on the image outlived its own deadline and this
+	// call's, which did nothing. It comes with ErrTimeout.
 	ErrImageBusy = errors.New("an earlier call on it has not ended")
-	// ErrConnectionLost: the cluster has shut this client out, or the
-	// connection broke. The outcome is unknown, as with ErrTimeout; the next
-	// Connect makes a new connection.
+	// ErrConnectionLost: the cluster has shut this client out, or the connection broke. The
+	// outcome is unknown; the next Connect makes a new connection.
 	ErrConnectionLost = errors.New("the connection to the cluster was lost")
-	// ErrPermissionDenied: the key is wrong, the user unknown, or its caps do
-	// not allow the call.
+	// ErrPermissionDenied: wrong key, unknown user, or caps that do not allow the call.
 	ErrPermissionDenied = errors.New("permission denied")
 	// ErrInvalidKey: the text is not a cephx key.
 	ErrInvalidKey = errors.New("malformed key")
@@ -31,17 +28,15 @@ var (
 	ErrPoolFull = errors.New("pool is full or over its quota")
 	// ErrImageExists: an image of that name, or leftovers of one, exists.
 	ErrImageExists = errors.New("image exists")
-	// ErrImageNotFound: no image of that name can be opened. Leftovers of one
-	// may still hold its name; see Pool.CreateImage.
+	// ErrImageNotFound: no image of that name can be opened. Leftovers may hold the name.
 	ErrImageNotFound = errors.New("image does not exist")
 	// ErrImageInUse: a client watches the image.
 	ErrImageInUse = errors.New("image is in use")
 	// ErrImageHasSnapshots: the image has snapshots, and maybe clones of them.
 	ErrImageHasSnapshots = errors.New("image has snapshots")
-	// ErrManagerFailed: the cluster's manager could not remove an image, and does
-	// not retry.
+	// ErrManagerFailed: the cluster's manager could not remove an image; it does not retry.
 	ErrManagerFailed = errors.New("not removed by Ceph's manager, which tried")
-	// ErrNotSupported: the cluster does not know the call or refuses an
-	// argument, for example a data pool that can't be one.
+	// ErrNotSupported: the cluster does not know the call, or refuses an argument, such as
+	// a data pool that can't be one.
 	ErrNotSupported = errors.New("not supported by the cluster")
 )

@@ -14,7 +14,7 @@ import (
 // package fmt and in JSON and text, even from inside another struct: a key must not reach
 // a log, an event or an error. The zero Key holds nothing.
 //
-// Only ParseKey makes one and only Reveal returns the text.
+// Only ParseKey makes one, and only Reveal returns the text.
 type Key struct {
 	// A pointer: a printer that bypasses our methods by reflection finds only an address.
 	text *string
@@ -22,17 +22,14 @@ type Key struct {
 
 const redacted = "[redacted]"
 
-// cephxHeader is the length of what precedes the secret in a cephx key: type
-// (2 bytes), time of creation (4 bytes of seconds, 4 of nanoseconds) and length
-// of the secret (2 bytes), all little endian.
+// cephxHeader is the length of what precedes the secret in a cephx key: type (2 bytes),
+// time of creation (8), and length of the secret (2), all little endian.
 // Source: CryptoKey::decode in Ceph's src/auth/Crypto.cc.
 const cephxHeader = 12
 
 // ParseKey checks that text is a cephx key as "ceph auth get-key" prints it: base64 of a
 // typed secret. The caller cuts white space around it. The error wraps ErrInvalidKey and
-// never contains the text.
-//
-// The check must happen here: librados prints a key that it can't decode to standard
+// never contains the text. librados would print a key that it can't decode to standard
 // error.
 func ParseKey(text string) (Key, error) {
 	if text == "" {

@@ -38,8 +38,7 @@ type Connector interface {
 	Connect(ctx context.Context, c Credentials) (Cluster, error)
 }
 
-// Cluster is one holder's share in a connection. It is safe for concurrent
-// use.
+// Cluster is one holder's share in a connection. It is safe for concurrent use.
 type Cluster interface {
 	// FSID returns the cluster's identity, a UUID. It never changes.
 	FSID() string
@@ -48,27 +47,24 @@ type Cluster interface {
 	//
 	// Errors: ErrPoolNotFound, ErrPermissionDenied, ErrTimeout, ErrConnectionLost.
 	OpenPool(ctx context.Context, name string) (Pool, error)
-	// Close gives the share back. It does not block; calling it twice is
-	// harmless.
+	// Close gives the share back. It does not block; calling it twice is harmless.
 	Close()
 }
 
 // Pool is an open pool. It is safe for concurrent use.
 //
-// Calls that name the same image of the same pool run one after the other, whichever
-// connections of one Connector they use: a call that outlived its deadline keeps the name
-// until librbd returns, and others wait for it within their own deadline. All calls about
-// images may return ErrTimeout (with or without ErrImageBusy), ErrConnectionLost or
-// ErrPermissionDenied.
-//
-// Code that needs only a part of it takes only that part.
+// Calls for the same name, or the same ID, of an image in a pool run one after the other,
+// whichever connections of one Connector they use: a call that outlived its deadline keeps
+// the name until librbd returns, and others wait for it within their own deadline. All
+// calls about images may return ErrTimeout (with or without ErrImageBusy),
+// ErrConnectionLost or ErrPermissionDenied.
 type Pool interface {
 	Images
 	Trash
 	Clones
 	Notes
-	// Close gives the pool back once running calls have ended. It does not
-	// block; calling it twice is harmless.
+	// Close gives the pool back once running calls have ended. It does not block; calling
+	// it twice is harmless.
 	Close()
 }
 
@@ -94,10 +90,9 @@ type Images interface {
 	//
 	// Errors: ErrImageNotFound, ErrPoolFull.
 	SetMetadata(ctx context.Context, name string, entries map[string]string) error
-	// GrowImage gives an image at least that size. A larger image stays as it is, which
-	// is no error: no call makes an image smaller. Clients may have the image open or
-	// mapped, and see its new size. Growing takes no room, so a pool over its quota need
-	// not prevent it.
+	// GrowImage gives an image at least that size. A larger image stays as it is, which is no
+	// error: no call makes an image smaller. Clients may have the image open or mapped, and
+	// see its new size. Growing takes no room, so a pool over its quota need not prevent it.
 	//
 	// Errors: ErrImageNotFound, ErrPoolFull.
 	GrowImage(ctx context.Context, name string, sizeBytes uint64) error
@@ -126,11 +121,9 @@ type Images interface {
 
 // Notes are what a program keeps in a pool beside the images: objects, each of which
 // holds keys with small values. "profile rbd" allows them, and no list of images shows
-// them. A call that changes notes does all of it or nothing.
-//
-// Calls do not wait for one another, not even for those about the same object: of two
-// that set the same key, either may win. All may return ErrTimeout, ErrConnectionLost,
-// ErrPermissionDenied or, in an erasure-coded pool, ErrNotSupported.
+// them. A call that changes notes does all of it or nothing. Calls do not wait for one
+// another: of two that set the same key, either may win. All may return ErrTimeout,
+// ErrConnectionLost, ErrPermissionDenied or, in an erasure-coded pool, ErrNotSupported.
 type Notes interface {
 	// Notes returns the notes of an object that have one of the keys, or all of them if
 	// no key is given. A missing object has none, which is no error; nor is a pool that
@@ -164,22 +157,19 @@ type Image struct {
 	// or in the trash.
 	ID        string
 	SizeBytes uint64
-	// Features are the names that "rbd info" prints, sorted; "feature-N" for a
-	// bit N that has no name here.
+	// Features are the sorted names that "rbd info" prints; "feature-N" for a bit N that
+	// has no name here.
 	Features []string
 	// DataPool is the name of the data pool, or empty.
 	DataPool string
 	// Metadata are all entries of the image's metadata; never nil.
 	Metadata map[string]string
-	// Watchers are the addresses of the clients that have the image open or
-	// mapped, sorted.
+	// Watchers are the sorted addresses of the clients that have the image open or mapped.
 	Watchers []string
-	// Snapshots are the names of its snapshots, sorted, without those that
-	// Kept counts.
+	// Snapshots are the sorted names of its snapshots, without those that Kept counts.
 	Snapshots []string
-	// Kept is how many removed snapshots Ceph keeps out of sight for the clones that
-	// depend on them. They go with the last of these clones. They do not prevent
-	// TrashImage, but they do prevent RemoveTrashed.
+	// Kept is how many removed snapshots Ceph keeps out of sight until the last clone that
+	// depends on them goes. They prevent RemoveTrashed, but not TrashImage.
 	Kept int
 	// Parent is the ID of the image that this one is a clone of; empty for an image that
 	// was made empty, and for a flattened clone. It is in the same pool, unless another
@@ -187,8 +177,7 @@ type Image struct {
 	Parent string
 }
 
-// FeatureLayering, FeatureDataPool and FeatureOperations are names in
-// Image.Features. Ceph gives the last to a clone, and to an image that has clones;
+// Names in Image.Features. Ceph gives the last to a clone, and to an image that has clones;
 // Linux maps such images since 4.16.
 const (
 	FeatureLayering   = "layering"

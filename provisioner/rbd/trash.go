@@ -8,11 +8,8 @@ import (
 )
 
 // Trash is where a pool keeps deleted images that still have their data. An image there
-// has no name that Pool's other calls would find; its ID names it.
-//
-// Calls that name the same image run one after the other, like those of Pool. All may
-// return ErrTimeout (with or without ErrImageBusy), ErrConnectionLost or
-// ErrPermissionDenied.
+// has no name that Pool's other calls would find; its ID names it. Pool says what holds
+// for all calls.
 type Trash interface {
 	// TrashImage moves an image to the trash, in a time that does not depend on its size,
 	// or continues a move that was cut off. Until keep has passed, "rbd trash purge" and
@@ -29,16 +26,14 @@ type Trash interface {
 	// RemoveTrashed removes an image in the trash and its data. It is safe to repeat
 	// after any error. Like RemoveImage it takes time in proportion to the image's size.
 	//
-	// Errors: ErrImageNotFound; ErrImageInUse if a client watches the image or is
-	// removing it, or if its move to the trash was cut off and no other image has its
-	// name: then TrashImage must continue the move; ErrImageHasSnapshots, as for the
-	// source of a clone.
+	// Errors: ErrImageNotFound; ErrImageInUse if a client watches the image or is removing it,
+	// or if its move to the trash was cut off and no other image has its name: then TrashImage
+	// must continue the move; ErrImageHasSnapshots, as for the source of a clone.
 	RemoveTrashed(ctx context.Context, id string) error
 	// HandOverTrashed has the cluster's manager remove an image in the trash. The manager
 	// removes one image after the other, and goes on when this process ends. The call
-	// waits until the manager has accepted the task, not for the removal. Asking again is
-	// harmless, and shows what became of it. The call runs beside others that name the
-	// image.
+	// waits only until the manager has accepted the task. Asking again is harmless, and
+	// shows what became of it. The call runs beside others that name the image.
 	//
 	// Errors: ErrPermissionDenied without the cap mgr 'profile rbd'; ErrImageNotFound;
 	// ErrManagerFailed if the manager was asked before and failed, as with an image that
@@ -51,8 +46,7 @@ type Trash interface {
 type Trashed struct {
 	// Name is the name that the image had.
 	Name string
-	// Since is when the image was moved there, by the clock of the client that moved it,
-	// in whole seconds or finer.
+	// Since is when the image was moved there, by the clock of the client that moved it.
 	Since time.Time
 	// Moving says that the move to the trash was cut off, or still runs.
 	Moving bool
