@@ -104,12 +104,11 @@ func isAddress(monitor string) bool {
 	if !found {
 		host = strings.TrimPrefix(monitor, "v2:")
 	}
-	for _, address := range []string{host, host + ":0"} {
-		if _, err := netip.ParseAddrPort(address); err == nil {
-			return true
-		}
+	_, err := netip.ParseAddrPort(host)
+	if err != nil {
+		_, err = netip.ParseAddrPort(host + ":0")
 	}
-	return false
+	return err == nil
 }
 
 // join counts the caller in as a user of a link for creds, and makes one if there is

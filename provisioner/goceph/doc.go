@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package goceph implements package rbd with librados and librbd. It owns the connections
-// to Ceph clusters, the deadlines of calls that librbd cannot cancel, and the translation
-// of error numbers. It alone imports go-ceph and needs cgo; it knows nothing of
-// Kubernetes.
+// Package goceph implements package rbd with librados and librbd. It owns the connections to
+// Ceph clusters, the deadlines of calls that librbd cannot cancel, and the translation of
+// error numbers. It alone imports go-ceph and needs cgo; it knows nothing of Kubernetes.
 //
 // The files with the build tag cgo, librados.go and librbd.go first, make the calls; each
 // call blocks and returns librados's own error. The other files need no cgo:

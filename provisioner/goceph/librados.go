@@ -142,9 +142,8 @@ func connect(creds rbd.Credentials, options []option) (*rados.Conn, error) {
 	return c, nil
 }
 
-// release frees a connection that was never made. rados.Conn leaves that to its
-// finalizer: each attempt with a wrong key would keep its threads until the next garbage
-// collection.
+// release frees a connection that was never made. rados.Conn leaves that to its finalizer:
+// each attempt with a wrong key would keep its threads until the next garbage collection.
 func release(c *rados.Conn) {
 	runtime.SetFinalizer(c, nil)
 	C.rados_shutdown(C.rados_t(c.Cluster()))

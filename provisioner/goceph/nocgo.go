@@ -6,8 +6,7 @@ package goceph
 
 import "errors"
 
-// New returns an error: this program was built without cgo, and librados is a
-// C library.
+// New returns an error: this program was built without cgo, and librados is a C library.
 func New(Config) (*Connector, error) {
 	return nil, errors.New("this program was built without cgo and cannot reach Ceph; build it with \"make build\"")
 }
