@@ -11,16 +11,17 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// snapshot is one of an image's. Without a name it is kept for clones.
+// snapshot is a snapshot of an image. One without a name was removed, and is kept for
+// clones.
 type snapshot struct {
 	name string
 	// clones counts the images that depend on it.
 	clones int
-	// written and data are what the image had.
+	// written and data are the image's at the time of the snapshot.
 	written bool
 	data    string
 	size    uint64
-	// parent and from are what the image was a clone of.
+	// parent and from say what the image was a clone of then.
 	parent *image
 	from   *snapshot
 }
@@ -106,7 +107,7 @@ func (p *pool) CloneDepth(ctx context.Context, name string) (int, error) {
 
 // FlattenImage implements rbd.Clones.
 func (p *pool) FlattenImage(ctx context.Context, name string) error {
-	// It holds another name than the image's.
+	// It holds a name of its own, not the image's.
 	_, err := callImage(ctx, p, CallFlattenImage, "flattening "+name, func() (struct{}, error) {
 		i, err := p.state.image(name)
 		if err != nil || i.parent == nil {
@@ -125,8 +126,8 @@ func (p *pool) FlattenImage(ctx context.Context, name string) error {
 	return err
 }
 
-// callID makes one call about an image that is named by its ID, which is locked
-// like a name. It is nil when there is none.
+// callID makes one call about an image that is named by its ID, which it locks like a name.
+// f gets nil if there is no such image.
 func callID[T any](ctx context.Context, p *pool, kind Call, attempt, id string, f func(*image) (T, error)) (T, error) {
 	value, err := callImage(ctx, p, kind, id, func() (T, error) { return f(p.state.byID(id)) })
 	if err != nil {
@@ -142,7 +143,7 @@ func checkSnapshot(name string) error {
 	return nil
 }
 
-// Clone makes a clone of an image, as somebody else does.
+// Clone makes a clone of an image, as another program would.
 func (c *Cluster) Clone(pool, source, name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -159,8 +160,8 @@ func (c *Cluster) Clone(pool, source, name string) {
 	}
 }
 
-// HalfClone leaves what a client does that dies in the middle of CloneImage: an image
-// that names its parent, whose only snapshot does not know of it.
+// HalfClone leaves what a client leaves that dies in the middle of CloneImage: an image
+// that names its parent, whose only snapshot does not know the clone.
 func (c *Cluster) HalfClone(pool, source, name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -171,8 +172,8 @@ func (c *Cluster) HalfClone(pool, source, name string) {
 	}
 }
 
-// Dangling reports whether the snapshot that an image is a clone of is gone, so that
-// nobody can open it any more.
+// Dangling reports whether an image is a clone of a snapshot that is gone, so that no
+// client can open the image any more.
 func (c *Cluster) Dangling(pool, name string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -180,8 +181,8 @@ func (c *Cluster) Dangling(pool, name string) bool {
 	return i.parent != nil && !slices.Contains(i.parent.snapshots, i.from)
 }
 
-// Data returns what an image holds, as Fill has written it, of its own or through
-// the images that it is a clone of.
+// Data returns what Fill has written into an image, or into the images that it is a clone
+// of.
 func (c *Cluster) Data(pool, name string) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -196,7 +197,7 @@ func (c *Cluster) Fill(pool, name, data string) {
 	i.data, i.written = data, true
 }
 
-// The calls, once they have reached the cluster. Cluster.mu is held.
+// The calls once they have reached the cluster. The caller holds Cluster.mu.
 
 func (p *poolState) byID(id string) *image {
 	if t := p.trash[id]; t != nil && !t.empty && !p.deleted {
@@ -218,8 +219,8 @@ func (i *image) snapshot(name string) *snapshot {
 	return i.snapshots[at]
 }
 
-// listSnapshots returns the names of an image's snapshots, sorted, and how many more
-// are kept for clones.
+// listSnapshots returns the sorted names of an image's snapshots, and how many more are
+// kept for clones.
 func (i *image) listSnapshots() (names []string, kept int) {
 	for _, s := range i.snapshots {
 		if s.name == "" {
@@ -280,7 +281,7 @@ func (i *image) removeSnapshot(p *poolState, name string) error {
 	return nil
 }
 
-// dropSnapshots drops those that were removed and that no clone depends on.
+// dropSnapshots drops the removed snapshots that no clone depends on.
 func (i *image) dropSnapshots() {
 	var dropped []*snapshot
 	i.snapshots = slices.DeleteFunc(i.snapshots, func(s *snapshot) bool {
@@ -306,7 +307,7 @@ func (i *image) leaveParent() {
 	parent, from := i.parent, i.from
 	i.parent, i.from = nil, nil
 	if i.half {
-		return // the snapshot knows nothing of it
+		return // the snapshot does not know the clone
 	}
 	from.clones--
 	parent.dropSnapshots()

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package rbdtest holds a Ceph cluster in memory for tests, and the suite that
-// holds every rbd.Connector to the contract of package rbd: this one here, and
-// that of package goceph on a real cluster.
+// Package rbdtest has a Ceph cluster in memory for tests, and the conformance suite that
+// holds every rbd.Connector to the contract of package rbd: the one in memory, and that of
+// package goceph on a real cluster.
 //
-// A Cluster behaves: what one call did, the next one sees. Where it differs
-// from a real one, the comments say so. Methods whose names begin with Fake
-// make it misbehave in ways that a real one only shows by bad luck.
+// A Cluster behaves like a real one: each call sees what earlier calls did. Comments say
+// where it differs. Methods whose names begin with Fake make it fail in ways that a real
+// cluster shows only by bad luck.
 package rbdtest
 
 import (
@@ -21,8 +21,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// DefaultTimeout bounds the calls to a Cluster whose context has no deadline or
-// a later one.
+// DefaultTimeout bounds each call to a Cluster, beside the call's context.
 const DefaultTimeout = 30 * time.Second
 
 // Cluster is a Ceph cluster in memory. It is safe for concurrent use.
@@ -31,15 +30,15 @@ type Cluster struct {
 	monitors []string
 	names    nameLocks
 
-	mu     sync.Mutex // guards what follows
+	mu     sync.Mutex // guards the fields below
 	users  map[string]user
 	pools  map[string]*poolState
-	down   bool          // no monitor answers
+	down   bool          // whether no monitor answers
 	paused chan struct{} // closed by Resume; nil while the OSDs answer
 	epoch  int           // raised by Disconnect
 	faults []*FakeFault
-	open   int // Clusters and Pools that were not closed
-	images int // that were ever made
+	open   int // number of Clusters and Pools that were not closed
+	images int // number of images ever made
 }
 
 type user struct {
@@ -49,11 +48,11 @@ type user struct {
 
 // Caps say what a user may do.
 type Caps struct {
-	// Pools are the pools in which the user may do everything.
+	// Pools are the pools in which the user has all rights.
 	Pools []string
-	// AllPools stands for every pool, also those made later.
+	// AllPools stands for every pool, including those made later.
 	AllPools bool
-	// Manager allows to ask the manager for work.
+	// Manager lets the user ask the manager for work.
 	Manager bool
 }
 
@@ -65,15 +64,15 @@ type poolState struct {
 	name    string
 	deleted bool
 	full    bool
-	// noImages and noData say what an erasure-coded pool can't hold: the one
-	// never, the other unless it can be overwritten.
+	// noImages and noData are for erasure-coded pools: these hold no images, and no data of
+	// images unless they can be overwritten.
 	noImages, noData bool
 	images           map[string]*image
 	remains          map[string]Remains
-	// trash is by ID. hasTrash says that something was ever in it.
+	// trash has images by their IDs. hasTrash means that there has been one.
 	trash    map[string]*trashed
 	hasTrash bool
-	// notes are those of each object.
+	// notes has the notes of each object.
 	notes map[string]map[string][]byte
 }
 
@@ -84,27 +83,27 @@ type image struct {
 	metadata  map[string]string
 	watchers  []string
 	snapshots []*snapshot
-	// written says that something was written into it, data what.
+	// written means that something was written into the image; data says what.
 	written bool
 	data    string
-	// parent is the image that it is a clone of, and from its snapshot.
+	// parent is the image that this one is a clone of, from the parent's snapshot.
 	parent *image
 	from   *snapshot
-	// half says that the snapshot does not know of it.
+	// half means that the snapshot does not know the clone.
 	half bool
 }
 
-// Remains is what a client that died may leave of an image.
+// Remains says what is left of an image after a client died.
 type Remains int
 
 const (
-	// RemainsID is the object with the image's ID, as an interrupted creation
-	// of Ceph 15 leaves it.
+	// RemainsID is the object with the image's ID, which an interrupted creation of Ceph 15
+	// leaves.
 	RemainsID Remains = iota
-	// RemainsDirectoryOnly is the image's entry in the pool's directory, as
-	// an interrupted creation of Ceph 16 leaves it, and removals do.
+	// RemainsDirectoryOnly is the image's entry in the pool's directory, which an
+	// interrupted creation of Ceph 16 leaves, or an interrupted removal.
 	RemainsDirectoryOnly
-	// RemainsDirectory is both, as a later interruption leaves them.
+	// RemainsDirectory is both, which a later interruption leaves.
 	RemainsDirectory
 	// RemainsUnlisted is a whole image without its entry in the directory:
 	// only lists of images miss it.
@@ -125,9 +124,8 @@ func (r Remains) String() string {
 	return "unknown"
 }
 
-// NewCluster returns a cluster without pools and users that answers under the
-// given monitors. Addresses are compared without their protocol: "10.0.0.1" and
-// "v1:10.0.0.1:6789" are one.
+// NewCluster returns a cluster without pools and users that answers at the given monitors.
+// It ignores the protocol of an address: "10.0.0.1" and "v1:10.0.0.1:6789" are the same.
 func NewCluster(monitors ...string) *Cluster {
 	return &Cluster{
 		fsid:     newFSID(),
@@ -166,9 +164,8 @@ func (c *Cluster) FSID() string { return c.fsid }
 // Monitors returns the cluster's monitors.
 func (c *Cluster) Monitors() []string { return slices.Clone(c.monitors) }
 
-// AddUser makes a user and returns credentials for it. A user that is there
-// gets the new caps and a new key: connections that it has open stay good, as
-// with a real cluster.
+// AddUser makes a user and returns its credentials. An existing user gets the new caps and
+// a new key; its open connections go on working, as on a real cluster.
 func (c *Cluster) AddUser(name string, caps Caps) rbd.Credentials {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -177,18 +174,18 @@ func (c *Cluster) AddUser(name string, caps Caps) rbd.Credentials {
 	return rbd.Credentials{Monitors: c.Monitors(), User: name, Key: key}
 }
 
-// RemoveUser removes a user. Connections that it has open stay good.
+// RemoveUser removes a user. The user's open connections go on working.
 func (c *Cluster) RemoveUser(name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.users, name)
 }
 
-// AddPool makes an empty pool, unless it is there.
+// AddPool makes an empty pool, unless it exists.
 func (c *Cluster) AddPool(name string) { c.addPool(poolState{name: name}) }
 
-// AddErasurePool makes an erasure-coded pool, unless it is there. It can hold
-// data of images if it can be overwritten, but no images.
+// AddErasurePool makes an erasure-coded pool, unless it exists. It holds no images; it can
+// hold data of images if it can be overwritten.
 func (c *Cluster) AddErasurePool(name string, overwrites bool) {
 	c.addPool(poolState{name: name, noImages: true, noData: !overwrites})
 }
@@ -211,32 +208,31 @@ func (c *Cluster) RemovePool(name string) {
 	delete(c.pools, name)
 }
 
-// SetFull says whether a pool is full, or over its quota.
+// SetFull sets whether a pool is full, or over its quota.
 func (c *Cluster) SetFull(pool string, full bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.mustPool(pool).full = full
 }
 
-// SetUnreachable says whether the monitors stay silent. A real client waits for
-// them as long as it may; this one is told at once. Connections that are open
-// stay good.
+// SetUnreachable sets whether the monitors are silent. A real client would wait for them
+// until its deadline; this one fails at once. Open connections go on working.
 func (c *Cluster) SetUnreachable(unreachable bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.down = unreachable
 }
 
-// Disconnect shuts out every client: calls on open connections return
-// ErrConnectionLost, new connections are good.
+// Disconnect shuts out every client: calls on open connections return ErrConnectionLost,
+// while new connections work.
 func (c *Cluster) Disconnect() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.epoch++
 }
 
-// Pause stops the OSDs: calls on images hang. Those whose caller gave up take
-// effect on Resume, and hold the image's name until then.
+// Pause stops the OSDs: calls about images hang. A call whose caller gave up takes effect
+// on Resume, and holds the image's name until then.
 func (c *Cluster) Pause() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -255,14 +251,14 @@ func (c *Cluster) Resume() {
 	}
 }
 
-// Open returns how many Clusters and Pools were given out and not closed.
+// Open returns how many Clusters and Pools are open.
 func (c *Cluster) Open() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.open
 }
 
-// mustPool returns a pool that the test says is there. c.mu is held.
+// mustPool returns a pool, and panics if there is none. The caller holds c.mu.
 func (c *Cluster) mustPool(name string) *poolState {
 	p := c.pools[name]
 	if p == nil {

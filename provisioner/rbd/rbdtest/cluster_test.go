@@ -22,8 +22,8 @@ func TestConformance(t *testing.T) {
 	conformance(t, func(c rbd.Connector) rbd.Connector { return c })
 }
 
-// TestConformanceAround runs it on pools whose calls go through rbd.Around, which hands
-// on all that the calls are given and return.
+// TestConformanceAround runs the suite on pools whose calls go through rbd.Around: it must
+// pass on all arguments and results.
 func TestConformanceAround(t *testing.T) {
 	conformance(t, func(c rbd.Connector) rbd.Connector { return aroundConnector{c} })
 }
@@ -50,7 +50,8 @@ func (c aroundCluster) OpenPool(ctx context.Context, name string) (rbd.Pool, err
 	}), nil
 }
 
-// conformance runs the suite on a cluster in memory that is reached through wrap.
+// conformance runs the suite on a cluster in memory, through the Connector that wrap
+// returns.
 func conformance(t *testing.T, wrap func(rbd.Connector) rbd.Connector) {
 	c := rbdtest.NewCluster("10.0.0.1:6789", "10.0.0.2:6789")
 	c.AddPool("images")
@@ -227,7 +228,7 @@ func TestFakeFault(t *testing.T) {
 			if diff := cmp.Diff(tc.remains, c.Remains("images")); diff != "" {
 				t.Errorf("the remains differ (-want +got):\n%s", diff)
 			}
-			// It hit once.
+			// The fault hits only once.
 			if err := p.RemoveImage(ctx, "a"); err != nil && !errors.Is(err, rbd.ErrImageNotFound) {
 				t.Error(err)
 			}
@@ -292,7 +293,7 @@ func TestFakeInterruptedRemoval(t *testing.T) {
 	}
 }
 
-// TestFakeInterruptedTrashRemoval leaves an entry in the trash, and nothing behind it.
+// TestFakeInterruptedTrashRemoval leaves an entry in the trash without its image.
 func TestFakeInterruptedTrashRemoval(t *testing.T) {
 	c, _, p := newCluster(t)
 	ctx := t.Context()

@@ -10,55 +10,52 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// Harness is a cluster and what the suite needs to do to it beside the calls of
-// package rbd. The functions fail the test themselves, and are called from
-// several goroutines. Where a comment says so, a nil function skips the tests
-// that need it.
+// Harness is a cluster, with functions that do to it what package rbd can't. They fail the
+// test themselves. Several goroutines call them.
 type Harness struct {
 	// NewConnector returns a Connector that the test's cleanup closes.
 	NewConnector func(t *testing.T) rbd.Connector
 
-	// Admin may do everything, Restricted everything in Pool, NoCaps nothing
-	// but connect.
+	// Admin has all rights, Restricted has all rights in Pool only, and NoCaps can only
+	// connect.
 	Admin, Restricted, NoCaps rbd.Credentials
 	// Pool and OtherPool are pools for images and for data.
 	Pool, OtherPool string
-	// ErasurePool is an erasure-coded pool for data, NoDataPool one that can't
-	// be overwritten. Empty when there is none.
+	// ErasurePool is an erasure-coded pool for data, NoDataPool one that can't be
+	// overwritten. Empty for none.
 	ErasurePool, NoDataPool string
-	// DeadMonitor is an address where nobody listens.
+	// DeadMonitor is an address where no process listens.
 	DeadMonitor string
 
 	// AddPool makes a pool for images, RemovePool removes it.
 	AddPool, RemovePool func(t *testing.T, pool string)
-	// AddUser makes a user that may do everything, or gives it a new key.
+	// AddUser makes a user with all rights, or gives an existing one a new key.
 	AddUser func(t *testing.T, user string) rbd.Credentials
-	// SetFull returns when a pool is full, or is so no more.
+	// SetFull makes a pool full, or takes that back, and waits until the cluster acts on
+	// it.
 	SetFull func(t *testing.T, pool string, full bool)
-	// Watch makes a client watch an image until stop is called, and returns
-	// its address.
+	// Watch makes a client watch an image until stop is called, and returns the client's
+	// address.
 	Watch func(t *testing.T, pool, image string) (address string, stop func())
-	// Snapshot makes a snapshot of an image, that remove removes.
+	// Snapshot makes a snapshot of an image; remove removes it.
 	Snapshot func(t *testing.T, pool, image, snapshot string) (remove func())
-	// Write writes into the beginning of an image.
+	// Write writes to the beginning of an image.
 	Write func(t *testing.T, pool, image string)
 	// Trash returns the names of the images in a pool's trash.
 	Trash func(t *testing.T, pool string) []string
-	// AddRemains leaves remains of an image that is not there.
+	// AddRemains leaves remains of an image that does not exist.
 	AddRemains func(t *testing.T, pool, image string, remains Remains)
-	// CutOffMove moves an image to the trash as a client does that dies before
-	// the end of that: it has no name any more, but its entry says that it is
-	// being moved.
+	// CutOffMove moves an image to the trash as if the client died before the end of the
+	// move: the image has no name any more, but its entry says that the move still runs.
 	CutOffMove func(t *testing.T, pool, image string)
-	// Manager may do everything, and also ask the manager for work; Admin need
-	// not. RunManager lets the manager work; nil when it does by itself.
+	// Manager has all rights, including that to ask the manager for work, which Admin may
+	// lack. RunManager lets the manager work; nil if it works by itself.
 	Manager    rbd.Credentials
 	RunManager func()
-	// Pause stops the OSDs until resume is called. No other test runs
-	// meanwhile.
+	// Pause stops the OSDs until resume is called. No other test runs in the meantime.
 	Pause func(t *testing.T) (resume func())
-	// Disconnect shuts out the connections of a Connector that NewConnector
-	// made, or of everybody: no other test runs meanwhile.
+	// Disconnect shuts out the connections of a Connector that NewConnector made, or all
+	// connections: no other test runs in the meantime.
 	Disconnect func(t *testing.T, c rbd.Connector)
 }
 
@@ -66,8 +63,8 @@ type Harness struct {
 // images behind.
 func Conformance(t *testing.T, h Harness) {
 	s := suite{h}
-	// Alone, for they stop the OSDs under everybody, and shut clients out: the
-	// others are parallel and wait until this function has returned.
+	// These run alone, since they stop the OSDs for all clients, and shut clients out. The
+	// others are parallel: they wait until this function has returned.
 	t.Run("Deadline", s.testDeadline)
 	t.Run("NotesDeadline", s.testNotesDeadline)
 	t.Run("ConnectionLost", s.testConnectionLost)
@@ -117,7 +114,7 @@ func (s suite) connect(t *testing.T, c rbd.Connector, creds rbd.Credentials) rbd
 	return cluster
 }
 
-// open returns an open pool, of a connection of its own.
+// open returns an open pool with a connection of its own.
 func (s suite) open(t *testing.T, creds rbd.Credentials, pool string) rbd.Pool {
 	t.Helper()
 	return openPool(t, s.connect(t, s.NewConnector(t), creds), pool)
@@ -149,7 +146,7 @@ func describe(t *testing.T, p rbd.Pool, name string) rbd.Image {
 	if image.ID == "" {
 		t.Errorf("image %q has no ID", name)
 	}
-	image.ID = "" // any will do
+	image.ID = "" // it may be any
 	return image
 }
 
@@ -160,9 +157,9 @@ func remove(t *testing.T, p rbd.Pool, name string) {
 	}
 }
 
-// wantError checks that err wraps want, and that its text is one for an event:
-// what was attempted in front, the sentinel's words behind, no error number and
-// no key.
+// wantError checks that err wraps want, and that its text is fit for an event: it begins
+// with what was attempted, ends with the sentinel's words, and has no error number and no
+// key.
 func wantError(t *testing.T, err, want error, attempt string, keys ...rbd.Key) {
 	t.Helper()
 	if !errors.Is(err, want) {

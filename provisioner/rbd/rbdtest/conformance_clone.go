@@ -12,7 +12,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// clone makes a clone of an image, through a snapshot that is removed after that.
+// clone makes a clone of an image, from a snapshot that it removes afterwards.
 func clone(t *testing.T, p rbd.Pool, source, name string) {
 	t.Helper()
 	const snapshot = "for-a-clone"
@@ -58,7 +58,7 @@ func (s suite) testSnapshotImage(t *testing.T) {
 		}
 	}
 	wantSnapshots("a", "b")
-	for range 2 { // The second time there is none.
+	for range 2 { // The second time, there is none.
 		if err := p.RemoveSnapshot(t.Context(), id, "a"); err != nil {
 			t.Fatal(err)
 		}
@@ -68,7 +68,7 @@ func (s suite) testSnapshotImage(t *testing.T) {
 		t.Errorf("of a snapshot that is not there: got %v", err)
 	}
 
-	// As well for an image in the trash.
+	// This works for an image in the trash, too.
 	trash(t, p, "source")
 	wantError(t, p.RemoveTrashed(t.Context(), id), rbd.ErrImageHasSnapshots, `remove image "`+id+`" in the trash`)
 	if got, err := p.Snapshots(t.Context(), id); err != nil || !slices.Equal(got, []string{"b"}) {
@@ -110,7 +110,7 @@ func (s suite) testCloneImage(t *testing.T) {
 		clone(t, p, "source", "clone")
 		want := fresh(8 << 20)
 		want.Features = []string{rbd.FeatureLayering, rbd.FeatureOperations}
-		// Ceph copies that.
+		// Ceph copies the metadata.
 		want.Metadata = map[string]string{"whose": "source's"}
 		want.Parent = imageID(t, p, "source")
 		if diff := cmp.Diff(want, describe(t, p, "clone")); diff != "" {
@@ -171,7 +171,7 @@ func (s suite) testCloneImage(t *testing.T) {
 	})
 }
 
-// testClonesGo has sources and clones removed in either order: nothing is left.
+// testClonesGo removes sources and clones in either order: nothing is left.
 func (s suite) testClonesGo(t *testing.T) {
 	t.Parallel()
 	const pool = "clones-go"
@@ -181,7 +181,7 @@ func (s suite) testClonesGo(t *testing.T) {
 		create(t, p, "a", rbd.ImageSpec{SizeBytes: 8 << 20})
 		clone(t, p, "a", "a-clone")
 		remove(t, p, "a-clone")
-		// The snapshot has gone with it.
+		// The snapshot has gone with the clone.
 		if got := describe(t, p, "a"); got.Kept != 0 {
 			t.Errorf("%d snapshots are kept for no clone", got.Kept)
 		}
@@ -191,7 +191,7 @@ func (s suite) testClonesGo(t *testing.T) {
 		create(t, p, "b", rbd.ImageSpec{SizeBytes: 8 << 20})
 		clone(t, p, "b", "b-clone")
 		wantError(t, p.RemoveImage(t.Context(), "b"), rbd.ErrImageHasSnapshots, `remove image "b"`)
-		describe(t, p, "b") // it stays
+		describe(t, p, "b") // b stays
 		id := trash(t, p, "b")
 		wantError(t, p.RemoveTrashed(t.Context(), id), rbd.ErrImageHasSnapshots, `remove image "`+id+`" in the trash`)
 		if got := describe(t, p, "b-clone"); got.Parent != id {
@@ -215,9 +215,9 @@ func (s suite) testClonesGo(t *testing.T) {
 				t.Errorf("that the clone was written to is %v, error %v; want %v", written, err, want)
 			}
 		}
-		wantWritten(false) // what it has is its source's
+		wantWritten(false) // its data is its source's
 		id := trash(t, p, "c")
-		for range 2 { // The second time there is nothing to do.
+		for range 2 { // The second time, there is nothing to do.
 			if err := p.FlattenImage(t.Context(), "c-clone"); err != nil {
 				t.Fatal(err)
 			}
@@ -239,7 +239,7 @@ func (s suite) testClonesGo(t *testing.T) {
 				t.Errorf("%s: got depth %d, error %v; want %d", name, depth, err, want)
 			}
 		}
-		// Flattened, it still depends on its parent for its own clone.
+		// The flattened image still depends on its parent, because of its own clone.
 		if err := p.FlattenImage(t.Context(), "chain-1"); err != nil {
 			t.Fatal(err)
 		}

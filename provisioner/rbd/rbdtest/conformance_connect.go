@@ -40,7 +40,7 @@ func (s suite) testConnect(t *testing.T) {
 		wrong.Key = NewKey()
 		_, err := c.Connect(ctx, wrong)
 		wantError(t, err, rbd.ErrPermissionDenied, connectAttempt, wrong.Key)
-		// The failure is not remembered, and harms nobody else.
+		// The failure is not remembered, and harms no other user.
 		s.connect(t, c, s.Admin)
 
 		unknown := s.Admin
@@ -80,7 +80,7 @@ func (s suite) testConnect(t *testing.T) {
 		old := s.AddUser(t, "rotated")
 		held := s.connect(t, c, old)
 		renewed := s.AddUser(t, "rotated")
-		// What is open stays good; what comes new needs the new key.
+		// An open connection goes on working; a new one needs the new key.
 		s.connect(t, c, renewed)
 		openPool(t, held, s.Pool)
 		_, err := s.NewConnector(t).Connect(ctx, old)
@@ -102,7 +102,7 @@ func (s suite) testOpenPool(t *testing.T) {
 		p := openPool(t, cluster, "made-later")
 		create(t, p, "image", rbd.ImageSpec{SizeBytes: 1 << 20})
 		s.RemovePool(t, "made-later")
-		// A real cluster takes a moment to tell its OSDs.
+		// It takes a real cluster a moment to tell its OSDs.
 		var err error
 		for i := 0; err == nil && i < 1000; i++ {
 			err = p.CreateImage(ctx, fmt.Sprintf("too-late-%d", i), rbd.ImageSpec{SizeBytes: 1 << 20})
@@ -125,7 +125,7 @@ func (s suite) testOpenPool(t *testing.T) {
 	})
 }
 
-// testConcurrency works with many goroutines on what they share.
+// testConcurrency has many goroutines use the same images and connections.
 func (s suite) testConcurrency(t *testing.T) {
 	t.Parallel()
 	const workers = 16
@@ -205,8 +205,8 @@ func (s suite) lifetime(ctx context.Context, c rbd.Connector, name string) error
 	return p.RemoveImage(ctx, name)
 }
 
-// testConnectionLost checks that a connection that the cluster shut out is
-// replaced.
+// testConnectionLost checks that a new connection replaces one that the cluster has shut
+// out.
 func (s suite) testConnectionLost(t *testing.T) {
 	c := s.NewConnector(t)
 	p := openPool(t, s.connect(t, c, s.Admin), s.Pool)

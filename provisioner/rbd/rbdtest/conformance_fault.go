@@ -51,8 +51,8 @@ func (s suite) testPermissions(t *testing.T) {
 
 func (s suite) testFull(t *testing.T) {
 	t.Parallel()
-	// A full pool that refused removals would stay full. One that nothing was
-	// removed from before may refuse, but must not say that it did it.
+	// A full pool that refused removals would stay full. A pool from which nothing was ever
+	// removed may refuse them, but must not report success.
 	used, fresh := "full-used", "full-fresh"
 	pools := map[string]rbd.Pool{}
 	for _, pool := range []string{used, fresh} {
@@ -68,12 +68,12 @@ func (s suite) testFull(t *testing.T) {
 	}
 	for pool, p := range pools {
 		in := ` in pool "` + pool + `": `
-		for range 2 { // The first attempt leaves nothing.
+		for range 2 { // The first attempt leaves nothing behind.
 			wantError(t, p.CreateImage(t.Context(), "after", rbd.ImageSpec{SizeBytes: 1 << 20}), rbd.ErrPoolFull, `create image "after"`+in)
 			_, err := p.Image(t.Context(), "after")
 			wantError(t, err, rbd.ErrImageNotFound, `describe image "after"`+in)
 		}
-		// What takes no room of its own may be let through.
+		// Ceph may allow calls that take no room.
 		if err := p.SetMetadata(t.Context(), "before", map[string]string{"a": "b"}); err != nil {
 			wantError(t, err, rbd.ErrPoolFull, `set metadata of image "before"`+in)
 		}
@@ -94,8 +94,7 @@ func (s suite) testFull(t *testing.T) {
 	}
 }
 
-// testContext checks that a context that has ended ends a call, and that its
-// error says so.
+// testContext checks that the end of a context ends a call, and that the error says so.
 func (s suite) testContext(t *testing.T) {
 	t.Parallel()
 	c := s.NewConnector(t)
@@ -114,13 +113,12 @@ func (s suite) testContext(t *testing.T) {
 	for call, err := range everyCall(ctx, p, "cancelled") {
 		wantInterrupted(t, err, context.Canceled, call+" image ")
 	}
-	// A call that was over before it began did nothing.
+	// A call whose context had ended before did nothing.
 	_, err = p.Image(t.Context(), "cancelled")
 	wantError(t, err, rbd.ErrImageNotFound, `describe image "cancelled"`)
 }
 
-// wantInterrupted checks the error of a call that did not end before its
-// context did, because of cause.
+// wantInterrupted checks the error of a call whose context ended first, because of cause.
 func wantInterrupted(t *testing.T, err, cause error, attempt string) {
 	t.Helper()
 	wantError(t, err, rbd.ErrTimeout, attempt)
@@ -129,8 +127,8 @@ func wantInterrupted(t *testing.T, err, cause error, attempt string) {
 	}
 }
 
-// testDeadline stops the OSDs: calls end at their deadline, their names stay
-// locked, and all is well once the OSDs are back.
+// testDeadline stops the OSDs: calls end at their deadlines, the images' names stay locked,
+// and calls succeed again once the OSDs are back.
 func (s suite) testDeadline(t *testing.T) {
 	c := s.NewConnector(t)
 	cluster := s.connect(t, c, s.Admin)
@@ -144,8 +142,8 @@ func (s suite) testDeadline(t *testing.T) {
 	}
 
 	resume := s.Pause(t)
-	defer resume() // harmless when it was called already
-	// The slack is for a machine that is busy with something else.
+	defer resume() // harmless if it was called already
+	// The slack is for a busy machine.
 	const deadline, slack = 300 * time.Millisecond, 2 * time.Second
 	timed := func(attempt string, call func(context.Context) error) {
 		t.Helper()
@@ -172,7 +170,7 @@ func (s suite) testDeadline(t *testing.T) {
 	for attempt, call := range calls {
 		timed(attempt, call)
 	}
-	// The calls hold their names, against other connections too.
+	// The calls hold the names against other connections, too.
 	other := openPool(t, s.connect(t, c, s.Restricted), s.Pool)
 	timed(`remove image "paused-create" in pool "`+s.Pool+`": an earlier call on it has not ended`, func(ctx context.Context) error {
 		return other.RemoveImage(ctx, "paused-create")
@@ -186,7 +184,7 @@ func (s suite) testDeadline(t *testing.T) {
 	resume()
 
 	for _, name := range []string{"paused-create", "paused-remove"} {
-		// The call before may have taken effect, or not, or half of it.
+		// The earlier call may have taken effect, or half of it, or not.
 		err := p.CreateImage(t.Context(), name, rbd.ImageSpec{SizeBytes: 1 << 20})
 		if err != nil {
 			wantError(t, err, rbd.ErrImageExists, `create image "`+name)

@@ -69,7 +69,7 @@ func (s suite) testDataPool(t *testing.T) {
 			t.Errorf("the image differs (-want +got):\n%s", diff)
 		}
 	})
-	// After each of these, nothing holds the name.
+	// After each of these calls, nothing holds the name.
 	refused := func(name string, p rbd.Pool, dataPool string, want error) {
 		t.Run(name, func(t *testing.T) {
 			image := "data-" + strings.ReplaceAll(name, " ", "-")
@@ -157,7 +157,7 @@ func (s suite) testRemoveImage(t *testing.T) {
 		two, stopTwo := s.Watch(t, s.Pool, "watched")
 		want := []string{one, two}
 		slices.Sort(want)
-		// Looking at it, from two connections, adds none.
+		// Describing the image, over two connections, adds no watcher.
 		for _, p := range []rbd.Pool{p, s.open(t, s.Admin, s.Pool), p} {
 			if diff := cmp.Diff(want, describe(t, p, "watched").Watchers); diff != "" {
 				t.Errorf("the watchers differ (-want +got):\n%s", diff)
@@ -187,9 +187,8 @@ func (s suite) testRemoveImage(t *testing.T) {
 	})
 }
 
-// testInterruptedRemoval stops a removal half way, by way of a user who may
-// remove the image's header but not its data. What is left, Image does not find;
-// RemoveImage must.
+// testInterruptedRemoval stops a removal half-way: it uses a user who may remove the
+// image's header but not its data. Image does not find what is left; RemoveImage must.
 func (s suite) testInterruptedRemoval(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
@@ -201,7 +200,7 @@ func (s suite) testInterruptedRemoval(t *testing.T) {
 			wantError(t, err, rbd.ErrImageNotFound, `describe image "interrupted"`)
 		}
 	}
-	// Other tests are removing images at the same time.
+	// Other tests remove images at the same time.
 	if trash := s.Trash(t, s.Pool); !slices.Contains(trash, "interrupted") {
 		t.Errorf("the trash has %q, want the image: is this still what a cluster does?", trash)
 	}
@@ -214,8 +213,8 @@ func (s suite) testInterruptedRemoval(t *testing.T) {
 	}
 }
 
-// testFinishRemovals makes an image anew after its removal was interrupted: what
-// is left of the old one can then be removed by itself.
+// testFinishRemovals makes an image again after its removal was interrupted: what is left
+// of the old one can then be removed without the new one.
 func (s suite) testFinishRemovals(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
@@ -287,7 +286,7 @@ func (s suite) testRemains(t *testing.T) {
 	})
 }
 
-// testNames checks that no name or text is taken for another one.
+// testNames checks that no name or text is mistaken for another one.
 func (s suite) testNames(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()

@@ -20,7 +20,7 @@ func (s suite) testHandOverTrashed(t *testing.T) {
 		id = trash(t, p, name)
 		return id, `hand over image "` + id + `" in the trash of pool "` + pool + `": `
 	}
-	// until runs the manager until f returns an error that is the wanted one.
+	// until runs the manager until f returns the wanted error.
 	until := func(t *testing.T, want error, f func() error) {
 		t.Helper()
 		often, limit := time.NewTicker(50*time.Millisecond), time.Now().Add(time.Minute)
@@ -63,7 +63,7 @@ func (s suite) testHandOverTrashed(t *testing.T) {
 		for range 2 {
 			wantError(t, p.HandOverTrashed(t.Context(), id), rbd.ErrPermissionDenied,
 				`hand over image "`+id+`" in the trash of pool "`+s.Pool+`": `)
-			// Nothing else is denied.
+			// No other call is denied.
 			if _, err := p.Trashed(t.Context(), id); err != nil {
 				t.Error(err)
 			}
@@ -96,7 +96,7 @@ func (s suite) testHandOverTrashed(t *testing.T) {
 			if err := p.RemoveTrashed(t.Context(), id); !errors.Is(err, want) {
 				t.Errorf("got %v, want %v", err, want)
 			}
-			// The manager does not remember it.
+			// The manager does not remember the failure.
 			if err := p.HandOverTrashed(t.Context(), id); err != nil {
 				t.Error(err)
 			}

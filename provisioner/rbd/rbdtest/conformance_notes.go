@@ -53,7 +53,7 @@ func removeNotes(t *testing.T, p rbd.Pool, object string, keys ...string) {
 	}
 }
 
-// testNotes works as a user with the least caps that images need.
+// testNotes runs as a user with only the caps that images need.
 func (s suite) testNotes(t *testing.T) {
 	t.Parallel()
 	p := s.open(t, s.Restricted, s.Pool)
@@ -93,7 +93,7 @@ func (s suite) testNotes(t *testing.T) {
 		checkNotes(t, p, object, want)
 	})
 	t.Run("many from many", func(t *testing.T) {
-		// More than an OSD tells in one answer.
+		// More notes than an OSD returns in one answer.
 		const writers, each = 20, 100
 		many := map[string][]byte{}
 		var wg sync.WaitGroup
@@ -120,7 +120,7 @@ func (s suite) testNotes(t *testing.T) {
 		setNotes(t, p, object, want)
 		s.RemovePool(t, "notes-removed")
 		err := p.SetNotes(t.Context(), object, want)
-		// OSDs hear of it from the monitors, and serve the pool until then.
+		// OSDs hear of the removal from the monitors, and serve the pool until then.
 		often, limit := time.NewTicker(50*time.Millisecond), time.Now().Add(30*time.Second)
 		for ; err == nil && time.Now().Before(limit); <-often.C {
 			err = p.SetNotes(t.Context(), object, want)
@@ -171,7 +171,7 @@ func (s suite) testNotesFaults(t *testing.T) {
 		s.SetFull(t, "notes-full", true)
 		err := p.SetNotes(t.Context(), "after", map[string][]byte{"a": nil})
 		wantError(t, err, rbd.ErrPoolFull, `set notes "after" in pool "notes-full": `)
-		// What takes no room of its own may be let through.
+		// Ceph may allow calls that take no room.
 		if err := p.RemoveNotes(t.Context(), "before", "a"); err != nil {
 			wantError(t, err, rbd.ErrPoolFull, `remove notes "before" in pool "notes-full": `)
 		}
@@ -201,13 +201,13 @@ func (s suite) testNotesFaults(t *testing.T) {
 	})
 }
 
-// testNotesDeadline stops the OSDs: calls end at their deadline, and do not wait
-// for one another.
+// testNotesDeadline stops the OSDs: calls end at their deadlines, and do not wait for one
+// another.
 func (s suite) testNotesDeadline(t *testing.T) {
 	p := s.open(t, s.Admin, s.Pool)
 	setNotes(t, p, "paused", map[string][]byte{"before": nil})
 	resume := s.Pause(t)
-	defer resume() // harmless when it was called already
+	defer resume() // harmless if it was called already
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	for call, err := range everyNotesCall(ctx, p, "paused") {

@@ -10,7 +10,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// imageID returns the ID of an image that is there.
+// imageID returns the ID of an existing image.
 func imageID(t *testing.T, p rbd.Pool, name string) string {
 	t.Helper()
 	image, err := p.Image(t.Context(), name)
@@ -46,8 +46,7 @@ func (s suite) testTrashImage(t *testing.T) {
 		}
 	}
 	t.Run("an image", func(t *testing.T) {
-		// An image of any size takes the same time; a removal would exceed the
-		// deadline.
+		// The move takes the same time for any size; a removal would exceed the deadline.
 		create(t, p, "large", rbd.ImageSpec{SizeBytes: 1 << 50})
 		if err := p.SetMetadata(t.Context(), "large", map[string]string{"a": "1"}); err != nil {
 			t.Fatal(err)
@@ -56,7 +55,7 @@ func (s suite) testTrashImage(t *testing.T) {
 		_, err := p.Image(t.Context(), "large")
 		wantError(t, err, rbd.ErrImageNotFound, `describe image "large" in pool "trash": `)
 		lookUp(t, "large", id)
-		// Its name is free, and whoever has it now stays.
+		// The image's name is free, and the image that takes it stays.
 		create(t, p, "large", rbd.ImageSpec{SizeBytes: 1 << 20})
 		if again := imageID(t, p, "large"); again == id {
 			t.Errorf("two images have the ID %q", id)
@@ -169,7 +168,7 @@ func (s suite) testRemoveTrashed(t *testing.T) {
 		create(t, p, "first", rbd.ImageSpec{SizeBytes: 1 << 20})
 		create(t, p, "second", rbd.ImageSpec{SizeBytes: 1 << 20})
 		s.SetFull(t, full, true)
-		// There is no trash yet, and may be no room to make one.
+		// There is no trash yet, and perhaps no room to make one.
 		if err := p.TrashImage(t.Context(), "first", 0); err != nil {
 			wantError(t, err, rbd.ErrPoolFull, `move to the trash image "first" in pool "`+full+`": `)
 			describe(t, p, "first")

@@ -12,8 +12,8 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// Connector connects to several clusters. It makes a connection for each
-// Connect and shares none: callers can't tell.
+// Connector connects to several clusters. It makes a connection for each Connect and shares
+// none, which callers can't notice.
 type Connector struct {
 	clusters []*Cluster
 }
@@ -23,8 +23,7 @@ var (
 	_ rbd.Connector = (*Cluster)(nil)
 )
 
-// NewConnector returns a Connector to the given clusters. Monitors of none of
-// them do not answer.
+// NewConnector returns a Connector to the given clusters. All other monitors do not answer.
 func NewConnector(clusters ...*Cluster) *Connector { return &Connector{clusters} }
 
 // Connect implements rbd.Connector.
@@ -39,8 +38,7 @@ func (c *Connector) Connect(ctx context.Context, creds rbd.Credentials) (rbd.Clu
 	return (&Cluster{}).Connect(ctx, creds)
 }
 
-// Connect implements rbd.Connector, so that a Cluster can be given to what
-// needs only one.
+// Connect implements rbd.Connector, for code that needs a single cluster.
 func (c *Cluster) Connect(ctx context.Context, creds rbd.Credentials) (rbd.Cluster, error) {
 	s, err := c.connect(ctx, creds)
 	if err != nil {
@@ -73,7 +71,7 @@ func (c *Cluster) connect(ctx context.Context, creds rbd.Credentials) (*session,
 	return &session{cluster: c, caps: u.caps, epoch: c.epoch}, nil
 }
 
-// answers reports whether monitor is one of the cluster's.
+// answers reports whether the cluster has that monitor.
 func (c *Cluster) answers(monitor string) bool {
 	return slices.ContainsFunc(c.monitors, func(own string) bool { return address(own) == address(monitor) })
 }
@@ -95,11 +93,11 @@ func address(monitor string) string {
 // session is a connection.
 type session struct {
 	cluster *Cluster
-	caps    Caps // as they were when it was made
+	caps    Caps // of the time when the connection was made
 	epoch   int
 }
 
-// check says why the connection is of no use. Cluster.mu is held.
+// check returns why the connection does not work any more. The caller holds Cluster.mu.
 func (s *session) check() error {
 	if s.epoch != s.cluster.epoch {
 		return rbd.ErrConnectionLost
@@ -107,7 +105,7 @@ func (s *session) check() error {
 	return nil
 }
 
-// share is a holder's rbd.Cluster.
+// share is the rbd.Cluster that a caller holds.
 type share struct {
 	session *session
 	closed  bool // guarded by Cluster.mu

@@ -12,7 +12,7 @@ import (
 // Call names a method that a FakeFault hits.
 type Call string
 
-// The calls. Those to a pool have the names that rbd.Op has.
+// The calls. Calls to a pool have the names that rbd.Op has.
 const (
 	CallConnect     Call = "Connect"
 	CallOpenPool    Call = "OpenPool"
@@ -41,35 +41,34 @@ const (
 	CallFlattenImage   Call = rbd.OpFlattenImage
 )
 
-// halfWay are the calls that a client can die in the middle of.
+// halfWay are the calls that leave something if a client dies in the middle of them.
 var halfWay = [...]Call{CallCreateImage, CallCloneImage, CallRemoveImage, CallTrashImage, CallRemoveTrashed}
 
-// FakeFault makes one call go wrong. Its zero fields change nothing.
+// FakeFault makes one call fail. Its zero fields change nothing.
 type FakeFault struct {
 	Call Call
-	// Image is the name that the call must be about, of an image, the ID of one
-	// in the trash, or the object of notes; empty means any.
+	// Image is the image's name, its ID if it is in the trash, or the object of the notes
+	// that the call must be about; empty means any.
 	Image string
-	// Before runs in the call, before it takes effect and in its own
-	// goroutine: while it blocks, the caller may give up, and the call takes
-	// effect later, as with librbd. It may use the Cluster.
+	// Before runs before the call takes effect, in the call's goroutine: while it blocks,
+	// the caller may give up, and the call takes effect later, as with librbd. It may use
+	// the Cluster.
 	Before func()
-	// Err is what the call returns, once it is over. With TakesEffect it did
-	// what it was asked for nevertheless: its answer was lost.
+	// Err is what the call returns. With TakesEffect, the call takes effect all the same,
+	// as if its answer were lost.
 	Err         error
 	TakesEffect bool
-	// HalfWay makes a CreateImage or a CloneImage that does not take effect leave
-	// remains of the image, a RemoveImage leave it in the trash, a TrashImage leave it
-	// without a name and not yet in the trash, and a RemoveTrashed leave its entry in
-	// the trash, as a client does that dies. Other calls have no such state: Fake
-	// panics.
+	// HalfWay makes a call stop half-way, as if the client died: CreateImage and CloneImage
+	// leave remains of the image, RemoveImage leaves it in the trash, TrashImage leaves it
+	// without a name and not yet in the trash, and RemoveTrashed leaves its entry in the
+	// trash. Other calls have no such state: Fake panics.
 	HalfWay bool
-	// Times is how many calls it hits; 0 means one.
+	// Times is how many calls the fault hits; 0 means one.
 	Times int
 }
 
-// Fake makes the next call that f is about go wrong. Faults of the same call
-// hit in the order in which they were given.
+// Fake makes the next call that f is about fail. Faults of the same call hit in the order
+// of the calls to Fake.
 func (c *Cluster) Fake(f FakeFault) {
 	if f.HalfWay && !slices.Contains(halfWay[:], f.Call) {
 		panic(fmt.Sprintf("rbdtest: %s is done or not: the test has nothing to leave half-way", f.Call))
@@ -80,15 +79,14 @@ func (c *Cluster) Fake(f FakeFault) {
 	c.faults = append(c.faults, &f)
 }
 
-// ClearFaults takes back what Fake was given and what has hit no call.
+// ClearFaults drops the faults that have hit no call yet.
 func (c *Cluster) ClearFaults() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.faults = nil
 }
 
-// fault takes the fault that hits a call, and returns an empty one when there
-// is none.
+// fault takes the fault that hits a call, and returns an empty one if there is none.
 func (c *Cluster) fault(call Call, image string) FakeFault {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -10,16 +10,15 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// Images returns the names of a pool's images, sorted, without those of which
-// there are only remains.
+// Images returns the sorted names of a pool's images, without those that have only remains.
 func (c *Cluster) Images(pool string) []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.Sorted(maps.Keys(c.mustPool(pool).images))
 }
 
-// Image returns what a call of that name would, without being one: it needs no
-// credentials and meets no fault.
+// Image returns what the call of that name would, but needs no credentials and meets no
+// fault.
 func (c *Cluster) Image(pool, name string) (rbd.Image, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -30,14 +29,14 @@ func (c *Cluster) Image(pool, name string) (rbd.Image, bool) {
 	return i.describe(), true
 }
 
-// Remains returns the names of which a pool holds remains, sorted.
+// Remains returns the sorted names of the images of which a pool has remains.
 func (c *Cluster) Remains(pool string) []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.Sorted(maps.Keys(c.mustPool(pool).remains))
 }
 
-// AddRemains leaves remains of an image that is not there.
+// AddRemains leaves remains of an image that does not exist.
 func (c *Cluster) AddRemains(pool, name string, remains Remains) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -49,8 +48,7 @@ func (c *Cluster) AddRemains(pool, name string, remains Remains) {
 	p.remains[name] = remains
 }
 
-// Watch makes a client watch an image, as one does that has it mapped, until
-// stop is called.
+// Watch makes a client watch an image, as if it had the image mapped, until stop is called.
 func (c *Cluster) Watch(pool, name, address string) (stop func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -88,14 +86,14 @@ func (c *Cluster) ClearMetadata(pool, image string) {
 	clear(c.mustImage(pool, image).metadata)
 }
 
-// Write writes into an image, as who makes a file system does.
+// Write writes into an image, as mkfs would.
 func (c *Cluster) Write(pool, name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.mustImage(pool, name).written = true
 }
 
-// mustImage returns an image that the test says is there. c.mu is held.
+// mustImage returns an image, and panics if there is none. The caller holds c.mu.
 func (c *Cluster) mustImage(pool, name string) *image {
 	i := c.mustPool(pool).images[name]
 	if i == nil {
@@ -132,7 +130,7 @@ func (i *image) describe() rbd.Image {
 	return info
 }
 
-// The calls of rbd.Pool, once they have reached the cluster. c.mu is held.
+// The calls of rbd.Pool once they have reached the cluster. The caller holds c.mu.
 
 func (c *Cluster) createImage(p *poolState, name string, spec rbd.ImageSpec, caps Caps) error {
 	_, remains := p.remains[name]
@@ -199,8 +197,8 @@ func (p *poolState) growImage(name string, size uint64) error {
 	return nil
 }
 
-// removeImage moves an image to the trash and then removes it from there, as
-// librbd does; interrupted is what comes between.
+// removeImage moves an image to the trash and then removes it from there, as librbd does.
+// If interrupted is not nil, it stops in between and returns that.
 func (p *poolState) removeImage(name string, caps Caps, interrupted error) error {
 	if _, found := p.remains[name]; found {
 		delete(p.remains, name)

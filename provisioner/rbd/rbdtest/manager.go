@@ -9,9 +9,8 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// RunManager lets the cluster's manager go through the images that it was handed
-// over: it removes those that it can. A real one does so by itself, and tries again
-// where it failed.
+// RunManager lets the cluster's manager remove the images that were handed over to it, as
+// far as it can. A real manager works by itself, and retries what failed.
 func (c *Cluster) RunManager() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -20,7 +19,7 @@ func (c *Cluster) RunManager() {
 	}
 }
 
-// RunManagerFor is RunManager for images that had one name.
+// RunManagerFor is RunManager for the images that had a name.
 func (c *Cluster) RunManagerFor(pool, image string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -67,7 +66,7 @@ func (p *pool) HandOverTrashed(ctx context.Context, id string) error {
 	return err
 }
 
-// handOverTrashed is the call once it has reached the manager. Cluster.mu is held.
+// handOverTrashed is the call once it has reached the manager. The caller holds Cluster.mu.
 func (p *poolState) handOverTrashed(id string, caps Caps) error {
 	t := p.trash[id]
 	switch {

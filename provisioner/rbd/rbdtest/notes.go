@@ -11,8 +11,8 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// Notes returns what a call of that name would, of every object of a pool that
-// has notes, without being one: it needs no credentials and meets no fault.
+// Notes returns the notes of every object of a pool that has any. Unlike the call of that
+// name, it needs no credentials and meets no fault.
 func (c *Cluster) Notes(pool string) map[string]map[string][]byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()

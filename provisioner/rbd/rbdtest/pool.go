@@ -14,7 +14,7 @@ import (
 
 var errClosed = errors.New("the connection was closed by this program")
 
-// pool is a holder's rbd.Pool.
+// pool is the rbd.Pool that a caller holds.
 type pool struct {
 	session *session
 	state   *poolState
@@ -80,8 +80,8 @@ func (p *pool) Written(ctx context.Context, name string) (bool, error) {
 // Close implements rbd.Pool.
 func (p *pool) Close() { p.session.cluster.close(&p.closed) }
 
-// call makes one call about one image. f runs with Cluster.mu held; until it
-// has run, the image's name is locked, also when the caller gave up.
+// call makes one call about one image. f runs with Cluster.mu held. Until it has run, the
+// image's name is locked, even if the caller gave up.
 func call[T any](ctx context.Context, p *pool, kind Call, attempt, image string, f func() (T, error)) (T, error) {
 	value, err := callImage(ctx, p, kind, image, f)
 	if err != nil {
@@ -104,8 +104,7 @@ func callImage[T any](ctx context.Context, p *pool, kind Call, image string, f f
 	return invoke(ctx, p, kind, image, unlock, f)
 }
 
-// invoke runs f with Cluster.mu held, and then unlock, also when the caller gave
-// up.
+// invoke runs f with Cluster.mu held, and then unlock, even if the caller gave up.
 func invoke[T any](ctx context.Context, p *pool, kind Call, name string, unlock func(), f func() (T, error)) (T, error) {
 	var none T
 	c := p.session.cluster
@@ -161,14 +160,14 @@ func (p *pool) reach(kind Call, image string, fault FakeFault, f func() (any, er
 	}
 	switch {
 	case fault.TakesEffect:
-		// The caller never learns how it went.
+		// The caller never learns the result.
 		_, _ = f()
 	case fault.HalfWay && (kind == CallCreateImage || kind == CallCloneImage) && p.state.images[image] == nil:
 		p.state.remains[image] = RemainsDirectoryOnly
 	case fault.HalfWay && kind == CallTrashImage && p.state.images[image] != nil:
 		p.state.moveToTrash(image).moving = true
 	case fault.HalfWay && kind == CallRemoveImage:
-		// Nor how this went.
+		// Nor this result.
 		_ = p.state.removeImage(image, p.session.caps, fault.Err)
 	case fault.HalfWay && kind == CallRemoveTrashed:
 		p.state.emptyTrashed(image, p.session.caps)
@@ -176,7 +175,7 @@ func (p *pool) reach(kind Call, image string, fault FakeFault, f func() (any, er
 	return nil, fault.Err
 }
 
-// nameLocks lets calls about the same image run one after the other.
+// nameLocks makes calls about the same image run one after the other.
 type nameLocks struct {
 	mu   sync.Mutex // guards held
 	held map[nameKey]chan struct{}

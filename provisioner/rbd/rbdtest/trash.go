@@ -16,16 +16,16 @@ type trashed struct {
 	image *image
 	name  string
 	since time.Time
-	// removing says that it is there because RemoveImage was interrupted,
-	// moving that TrashImage was.
+	// removing means that a RemoveImage of the image was interrupted, moving that a
+	// TrashImage was.
 	removing, moving bool
-	// empty says that RemoveTrashed was interrupted: only the entry is left.
+	// empty means that a RemoveTrashed was interrupted: only the entry is left.
 	empty bool
-	// handedOver says that the manager is to remove it, failed that it could not.
+	// handedOver means that the manager is to remove the image, failed that it could not.
 	handedOver, failed bool
 }
 
-// Trash returns the names that the images in a pool's trash had, sorted.
+// Trash returns the sorted names that the images in a pool's trash had.
 func (c *Cluster) Trash(pool string) []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -93,8 +93,7 @@ func (p *pool) RemoveTrashed(ctx context.Context, id string) error {
 	return err
 }
 
-// callTrash makes one call about an image in the trash. Its ID is locked like a
-// name.
+// callTrash makes one call about an image in the trash. It locks the ID like a name.
 func callTrash[T any](ctx context.Context, p *pool, kind Call, attempt, id string, f func(*trashed) (T, error)) (T, error) {
 	value, err := callImage(ctx, p, kind, id, func() (T, error) {
 		t := p.state.trash[id]
@@ -110,7 +109,7 @@ func callTrash[T any](ctx context.Context, p *pool, kind Call, attempt, id strin
 	return value, err
 }
 
-// The calls, once they have reached the cluster. Cluster.mu is held.
+// The calls once they have reached the cluster. The caller holds Cluster.mu.
 
 func (p *poolState) trashImage(name string) error {
 	i := p.images[name]
@@ -132,7 +131,7 @@ func (p *poolState) trashImage(name string) error {
 	return rbd.ErrImageNotFound
 }
 
-// moveToTrash moves an image that is there.
+// moveToTrash moves an existing image.
 func (p *poolState) moveToTrash(name string) *trashed {
 	t := &trashed{image: p.images[name], name: name, since: time.Now()}
 	delete(p.images, name)
@@ -140,7 +139,7 @@ func (p *poolState) moveToTrash(name string) *trashed {
 	return t
 }
 
-// removing returns the image of a name whose removal was interrupted.
+// removing returns the image that had a name, if its removal was interrupted.
 func (p *poolState) removing(name string) *trashed {
 	for _, t := range p.trash {
 		if t.removing && t.name == name {
@@ -165,7 +164,7 @@ func (p *poolState) removeTrashed(id string, caps Caps) error {
 	return nil
 }
 
-// emptyTrashed is removeTrashed, cut off before its last step.
+// emptyTrashed is removeTrashed without the last step.
 func (p *poolState) emptyTrashed(id string, caps Caps) {
 	if t := p.trash[id]; t != nil && p.removeTrashed(id, caps) == nil {
 		t.empty = true
