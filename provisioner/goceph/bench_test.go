@@ -18,8 +18,8 @@ import (
 	rigs "ceph.com/rbd-provisioner/test/cluster"
 )
 
-// BenchmarkOnCeph tells how long calls take on a real cluster, and how much CPU time of
-// this process. "make bench-ceph" runs it.
+// BenchmarkOnCeph measures how long calls take on a real cluster, and how much CPU time
+// they cost this process. "make bench-ceph" runs it.
 func BenchmarkOnCeph(b *testing.B) {
 	c := startCeph(b)
 	c.addPool(b, "images")
@@ -34,7 +34,8 @@ func BenchmarkOnCeph(b *testing.B) {
 	b.Run("Manager", func(b *testing.B) { c.benchManager(b, c.managed(b, connector, c.admin, "images")) })
 }
 
-// each runs a benchmark of a call. What prepare does for its rounds is not measured.
+// each runs a benchmark of a call. It does not measure prepare, which gets ready for all
+// rounds.
 func each(b *testing.B, name string, prepare func(b *testing.B), call func(b *testing.B, i int) error) {
 	b.Run(name, func(b *testing.B) {
 		if prepare != nil {
@@ -52,7 +53,7 @@ func each(b *testing.B, name string, prepare func(b *testing.B), call func(b *te
 	})
 }
 
-// cpuTime is what this process has used so far, librados's threads included.
+// cpuTime is the CPU time that this process has used so far, including librados's threads.
 func cpuTime(b *testing.B) time.Duration {
 	b.Helper()
 	var usage syscall.Rusage
@@ -86,8 +87,8 @@ func (c *ceph) benchConnections(b *testing.B, connector *Connector) {
 	})
 }
 
-// imageNames makes names of images that nothing else has, and no other run of the
-// same benchmark.
+// imageNames makes names that no other image has, not even in another run of the same
+// benchmark.
 func imageNames() func(i int) string {
 	run := time.Now().UnixNano()
 	return func(i int) string { return fmt.Sprintf("bench-%d-%d", run, i) }
@@ -142,7 +143,7 @@ func (c *ceph) benchTrash(b *testing.B, p rbd.Pool) {
 	each(b, "Remove", filled, func(b *testing.B, i int) error { return p.RemoveTrashed(b.Context(), ids[i]) })
 }
 
-// benchNotes is about notes of 200 bytes, and about objects that have 2,000 of them.
+// benchNotes uses notes of 200 bytes, and objects that have 2,000 of them.
 func benchNotes(b *testing.B, p rbd.Pool) {
 	const many = 2000
 	object := func(i int) string { return fmt.Sprintf("bench-%d", i) }
@@ -166,8 +167,8 @@ func benchNotes(b *testing.B, p rbd.Pool) {
 	each(b, "Remove2000", filled, func(b *testing.B, i int) error { return p.RemoveNotes(b.Context(), object(i), keys...) })
 }
 
-// benchManager is about leaving images to Ceph's manager: what that costs, and how long
-// they take.
+// benchManager measures what it costs to hand images over to Ceph's manager, and how long
+// their removal takes.
 func (c *ceph) benchManager(b *testing.B, p rbd.Pool) {
 	var ids []string
 	filled := func(b *testing.B) { ids = c.intoTrashAll(b, p) }

@@ -20,7 +20,7 @@ import (
 func TestEachCallHasAnAttempt(t *testing.T) {
 	for method := range reflect.TypeFor[rbd.Pool]().Methods() {
 		if method.Name == "Close" || method.Name == rbd.OpHandOverTrashed {
-			continue // which operate does not make
+			continue // operate does not make this call
 		}
 		if a := attempts[method.Name]; a.call == "" || a.text == "" {
 			t.Errorf("%s has none", method.Name)
@@ -28,8 +28,8 @@ func TestEachCallHasAnAttempt(t *testing.T) {
 	}
 }
 
-// TestCallOutlivesItsCaller removes an image for 40 seconds for a caller who
-// has less time.
+// TestCallOutlivesItsCaller removes an image, which takes 40 seconds, for a caller with
+// less time.
 func TestCallOutlivesItsCaller(t *testing.T) {
 	for _, tc := range []struct {
 		name           string
@@ -70,11 +70,12 @@ func TestCallOutlivesItsCaller(t *testing.T) {
 					t.Errorf("got the text %q, want %q", err, want)
 				}
 
-				// What the call uses stays open, whatever its caller closes.
+				// What the call uses stays open, even if its caller closes it.
 				p.Close()
 				cluster.Close()
 				f.want(2, 2, 2)
-				// Other images are free, this one is not, through any connection.
+				// Calls about other images need not wait; calls about this one do, on any
+				// connection.
 				if err := otherPool.RemoveImage(t.Context(), "small"); err != nil {
 					t.Error(err)
 				}
@@ -104,8 +105,8 @@ func TestCallOutlivesItsCaller(t *testing.T) {
 	}
 }
 
-// TestWaitForANameEnds checks that a caller without a deadline does not wait
-// for ever behind a call that librbd does not return from.
+// TestWaitForANameEnds checks that a caller without a deadline does not wait for ever for a
+// call from which librbd does not return.
 func TestWaitForANameEnds(t *testing.T) {
 	inBubble(t, Config{Timeout: 10 * second}, func(t *testing.T, f *fakeCeph, c *Connector) {
 		f.onCall = func(image string) error {
@@ -129,8 +130,8 @@ func TestWaitForANameEnds(t *testing.T) {
 	})
 }
 
-// TestManyUnansweredCalls checks that calls that nobody waits for any more do not become
-// more without end, and that all is well once they are answered.
+// TestManyUnansweredCalls checks that the number of calls whose callers gave up is bounded,
+// and that new calls succeed once those are answered.
 func TestManyUnansweredCalls(t *testing.T) {
 	inBubble(t, Config{Timeout: second}, func(t *testing.T, f *fakeCeph, c *Connector) {
 		cluster, p := openImages(t, c, fakeCreds())
@@ -163,8 +164,8 @@ func TestManyUnansweredCalls(t *testing.T) {
 	})
 }
 
-// TestUnansweredCallsOfOnePool: a pool whose OSDs do not answer disturbs no other one, by
-// whatever is asked of it.
+// TestUnansweredCallsOfOnePool: a pool whose OSDs do not answer does not disturb other
+// pools, whatever calls it gets.
 func TestUnansweredCallsOfOnePool(t *testing.T) {
 	inBubble(t, Config{Timeout: second}, func(t *testing.T, f *fakeCeph, c *Connector) {
 		cluster, silent := openImages(t, c, fakeCreds())
@@ -194,8 +195,8 @@ func TestUnansweredCallsOfOnePool(t *testing.T) {
 	})
 }
 
-// TestUnansweredNotes: calls about notes wait for no other one, but do not follow one that
-// has had no answer.
+// TestUnansweredNotes: calls about notes do not wait for one another, but no call follows
+// one that has had no answer.
 func TestUnansweredNotes(t *testing.T) {
 	inBubble(t, Config{Timeout: second}, func(t *testing.T, f *fakeCeph, c *Connector) {
 		cluster, p := openImages(t, c, fakeCreds())
@@ -219,7 +220,7 @@ func TestUnansweredNotes(t *testing.T) {
 		if n := len(f.running); n != 1 {
 			t.Errorf("%d calls run, want 1", n)
 		}
-		// One that comes when the answer does waits for that.
+		// A call that is waiting when the answer comes succeeds.
 		time.AfterFunc(second, func() { close(answer) })
 		if _, err := p.Notes(t.Context(), "silent"); err != nil {
 			t.Error(err)
@@ -229,8 +230,8 @@ func TestUnansweredNotes(t *testing.T) {
 	})
 }
 
-// TestRefusedBesideUnanswered: a connection that is refused something stays in use while a
-// call on it has no answer, since it could not end.
+// TestRefusedBesideUnanswered: a connection on which a call was denied stays in use while
+// another call on it has no answer, since the connection could not close.
 func TestRefusedBesideUnanswered(t *testing.T) {
 	inBubble(t, Config{Timeout: second}, func(t *testing.T, f *fakeCeph, c *Connector) {
 		answer := make(chan struct{})
@@ -278,7 +279,8 @@ func TestCallIsCancelled(t *testing.T) {
 	})
 }
 
-// TestCallThatIsOverBeforeItBegins checks that it leaves nothing behind.
+// TestCallThatIsOverBeforeItBegins checks that a call whose context has ended leaves
+// nothing behind.
 func TestCallThatIsOverBeforeItBegins(t *testing.T) {
 	inBubble(t, Config{}, func(t *testing.T, f *fakeCeph, c *Connector) {
 		creds := fakeCreds()
@@ -309,8 +311,7 @@ func TestCallThatIsOverBeforeItBegins(t *testing.T) {
 	})
 }
 
-// TestOpenPoolThatNobodyWaitsFor checks that a pool that is opened too late is
-// closed again.
+// TestOpenPoolThatNobodyWaitsFor checks that a pool that opens too late is closed again.
 func TestOpenPoolThatNobodyWaitsFor(t *testing.T) {
 	inBubble(t, Config{}, func(t *testing.T, f *fakeCeph, c *Connector) {
 		c.idleTimeout = second
@@ -335,8 +336,8 @@ func TestOpenPoolThatNobodyWaitsFor(t *testing.T) {
 	})
 }
 
-// TestNamesAreLocked makes many calls about few images at once; the fake
-// complains when two of them meet.
+// TestNamesAreLocked makes many calls about few images at once; the fake fails the test if
+// two calls about one image overlap.
 func TestNamesAreLocked(t *testing.T) {
 	inBubble(t, Config{}, func(t *testing.T, f *fakeCeph, c *Connector) {
 		f.onCall = func(image string) error {

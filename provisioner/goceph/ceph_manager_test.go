@@ -14,7 +14,7 @@ import (
 	rigs "ceph.com/rbd-provisioner/test/cluster"
 )
 
-// testManager is about a manager that does not answer, or denies.
+// testManager has a manager that does not answer, or denies.
 func (c *ceph) testManager(t *testing.T) {
 	const pool = "managed"
 	c.addPool(t, pool)
@@ -23,8 +23,8 @@ func (c *ceph) testManager(t *testing.T) {
 	t.Run("Monitors", c.testManagerMonitors)
 }
 
-// testManagerPaused checks that a manager's answer may come when nobody waits for
-// it any more: with a deadline of librados's own, this process aborts.
+// testManagerPaused checks that a manager's answer may come after the caller gave up: with
+// a deadline of librados's own, this process would abort.
 func (c *ceph) testManagerPaused(t *testing.T, pool string) {
 	connector := newTestConnector(t, Config{Timeout: time.Second})
 	closed, err := New(Config{Timeout: time.Second})
@@ -34,7 +34,7 @@ func (c *ceph) testManagerPaused(t *testing.T, pool string) {
 	p := c.managed(t, connector, c.admin, pool)
 	other := c.managed(t, closed, c.admin, pool)
 	ids := []string{c.intoTrash(t, p, "first", 1<<20), c.intoTrash(t, p, "second", 1<<20)}
-	// One connection is there before the pause, the other is made in it.
+	// One connection exists before the pause, the other is made during it.
 	if err := p.HandOverTrashed(t.Context(), ids[0]); err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func (c *ceph) testManagerPaused(t *testing.T, pool string) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	// What it was asked before the pause ended, it does now.
+	// Now the manager does what it was asked during the pause.
 	for _, id := range ids {
 		if err := rigs.Eventually(t.Context(), time.Minute, func(ctx context.Context) error {
 			if _, err := p.Trashed(ctx, id); !errors.Is(err, rbd.ErrImageNotFound) {
@@ -100,8 +100,8 @@ func (c *ceph) testManagerPaused(t *testing.T, pool string) {
 	}
 }
 
-// testManagerDenies checks that a denial by the manager says nothing about the
-// connection that all else shares.
+// testManagerDenies checks that a denial by the manager does not affect the shared
+// connection.
 func (c *ceph) testManagerDenies(t *testing.T, pool string) {
 	denied := c.addUser(t, "unmanaged", "mon", "profile rbd", "osd", "profile rbd")
 	connector := newTestConnector(t, Config{Timeout: 10 * time.Second})
@@ -121,8 +121,8 @@ func (c *ceph) testManagerDenies(t *testing.T, pool string) {
 	}
 	connector.mu.Unlock()
 
-	// Caps that somebody mends, also those for one pool only, hold from the next time
-	// on that the pool is opened.
+	// Corrected caps, also those for a single pool, take effect when the pool is opened
+	// again.
 	c.command(t, "auth caps", map[string]any{"entity": "client.unmanaged",
 		"caps": []string{"mon", "profile rbd", "osd", "profile rbd", "mgr", "profile rbd pool=" + pool}})
 	if err := c.managed(t, connector, denied, pool).HandOverTrashed(t.Context(), id); err != nil {
@@ -130,7 +130,7 @@ func (c *ceph) testManagerDenies(t *testing.T, pool string) {
 	}
 }
 
-// testManagerMonitors checks that connecting is bounded, though commands are not.
+// testManagerMonitors checks that connecting has a time limit, though commands have none.
 func (c *ceph) testManagerMonitors(t *testing.T) {
 	for name, begin := range map[string]func(*rbd.Credentials){
 		"nobody listens": func(creds *rbd.Credentials) { creds.Monitors = []string{"v1:127.0.0.1:1"} },
@@ -150,7 +150,7 @@ func (c *ceph) testManagerMonitors(t *testing.T) {
 					}
 				}()
 			}
-			// Also not by the deadline of a caller.
+			// No caller's deadline ends this attempt.
 			if _, err := dialManager(Config{Timeout: time.Second}, creds); !errors.Is(translateConnect(err), rbd.ErrUnreachable) {
 				t.Errorf("got %v, want ErrUnreachable", err)
 			}
@@ -158,7 +158,7 @@ func (c *ceph) testManagerMonitors(t *testing.T) {
 	}
 }
 
-// managed returns an open pool, of a connection of its own.
+// managed returns an open pool with a connection of its own.
 func (c *ceph) managed(t testing.TB, connector *Connector, creds rbd.Credentials, pool string) rbd.Pool {
 	t.Helper()
 	cluster, err := connector.Connect(t.Context(), creds)

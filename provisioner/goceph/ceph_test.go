@@ -24,14 +24,14 @@ import (
 	rigs "ceph.com/rbd-provisioner/test/cluster"
 )
 
-// ceph is a real cluster, and a client of it that may do everything.
+// ceph is a real cluster, with a client that has all rights.
 type ceph struct {
 	rig   *rigs.Ceph
 	admin rbd.Credentials
 	conn  *rados.Conn
 }
 
-// startCeph starts a cluster for as long as the test runs.
+// startCeph starts a cluster that runs until the test ends.
 func startCeph(t testing.TB) *ceph {
 	t.Helper()
 	rig, err := rigs.Start(t.Context(), rigs.Config{SkipKubernetes: true, Progress: func(s string) { t.Log(s) }})
@@ -53,16 +53,16 @@ func startCeph(t testing.TB) *ceph {
 	c := &ceph{rig: rig.Ceph}
 	c.admin = c.credentials(t, "admin", key)
 	c.conn = c.dial(t)
-	// How often OSDs report what pools hold, and the monitor looks at it: five
-	// seconds each by default, which setFull would wait for.
+	// How often OSDs report what pools hold, and how often the monitor looks at that: the
+	// default is five seconds each, and setFull waits for both.
 	c.command(t, "config set", map[string]any{"who": "mgr", "name": "mgr_stats_period", "value": "1"})
 	c.command(t, "config set", map[string]any{"who": "mon", "name": "mon_tick_interval", "value": "1"})
 	return c
 }
 
-// credentials are for the protocol that kubelets use. An address without a
-// protocol and with an uncommon port, as the rig's, is two addresses for
-// librados, one of which never answers.
+// credentials name the protocol that kubelets use. librados takes an address without a
+// protocol and with an uncommon port, like the rig's, for two addresses, one of which never
+// answers.
 func (c *ceph) credentials(t testing.TB, user, key string) rbd.Credentials {
 	t.Helper()
 	parsed, err := rbd.ParseKey(key)
@@ -72,7 +72,7 @@ func (c *ceph) credentials(t testing.TB, user, key string) rbd.Credentials {
 	return rbd.Credentials{Monitors: []string{"v1:" + c.rig.MonitorV1}, User: user, Key: parsed}
 }
 
-// dial returns a client of its own, that the test's cleanup closes.
+// dial returns a new client that the test's cleanup closes.
 func (c *ceph) dial(t testing.TB) *rados.Conn {
 	t.Helper()
 	made, err := dial(Config{Timeout: time.Minute}, c.admin)
@@ -94,7 +94,7 @@ func (c *ceph) ioctx(t testing.TB, conn *rados.Conn, pool string) *rados.IOConte
 	return io
 }
 
-// command is a command to the monitor, as of the program ceph.
+// command sends a command to the monitor, as the program ceph does.
 func (c *ceph) command(t testing.TB, prefix string, args map[string]any) string {
 	t.Helper()
 	command := map[string]any{"prefix": prefix}
@@ -112,7 +112,7 @@ func (c *ceph) command(t testing.TB, prefix string, args map[string]any) string 
 	return string(out)
 }
 
-// addUser makes a user, or gives one a new key.
+// addUser makes a user, or gives an existing one a new key.
 func (c *ceph) addUser(t *testing.T, user string, caps ...string) rbd.Credentials {
 	t.Helper()
 	c.command(t, "auth del", map[string]any{"entity": "client." + user})
@@ -132,9 +132,8 @@ func (c *ceph) removePool(t *testing.T, pool string) {
 	c.command(t, "osd pool delete", map[string]any{"pool": pool, "pool2": pool, "yes_i_really_really_mean_it": true})
 }
 
-// setFull gives a pool a quota that it is over, or none. The manager has to
-// count the objects, and the OSD to hear of the result: seconds pass until a
-// write shows it.
+// setFull sets a quota that the pool exceeds, or removes it. The manager must count the
+// objects, and the OSD must hear the result: it takes seconds until a write shows it.
 func (c *ceph) setFull(t *testing.T, pool string, full bool) {
 	t.Helper()
 	quota := "0"
@@ -183,7 +182,7 @@ func (c *ceph) watch(t *testing.T, pool, image string) (address string, stop fun
 	return address, stop
 }
 
-// write writes into the beginning of an image.
+// write writes to the beginning of an image.
 func (c *ceph) write(t *testing.T, pool, image string) {
 	t.Helper()
 	handle, err := librbd.OpenImage(c.ioctx(t, c.conn, pool), image, librbd.NoSnapshot)
@@ -216,8 +215,8 @@ func (c *ceph) snapshot(t *testing.T, pool, image, snapshot string) (remove func
 	return func() { with(func(i *librbd.Image) error { return i.GetSnapshot(snapshot).Remove() }) }
 }
 
-// trash reads the pool's trash itself: librbd's list leaves out what a removal
-// left there. Source: cls_rbd_types.h in Ceph's src/cls/rbd, TrashImageSpec.
+// trash reads the pool's trash without librbd, whose list omits what an interrupted removal
+// left there. Source: TrashImageSpec in Ceph's src/cls/rbd/cls_rbd_types.h.
 func (c *ceph) trash(t *testing.T, pool string) []string {
 	t.Helper()
 	entries, err := c.ioctx(t, c.conn, pool).GetAllOmapValues("rbd_trash", "", "id_", 100)
@@ -226,7 +225,7 @@ func (c *ceph) trash(t *testing.T, pool string) []string {
 	}
 	var names []string
 	for _, entry := range entries {
-		// Two bytes of versions, four of length, one of the source.
+		// Two bytes of versions, four of length, one for the source.
 		name := entry[7:]
 		length := binary.LittleEndian.Uint32(name)
 		names = append(names, string(name[4:4+length]))
@@ -234,10 +233,9 @@ func (c *ceph) trash(t *testing.T, pool string) []string {
 	return names
 }
 
-// addRemains writes what librbd's steps of creating and removing an image
-// write: the object rbd_id.NAME with the ID, and two keys of the object
-// rbd_directory. Source: CreateRequest.cc and RemoveRequest.cc in Ceph's
-// src/librbd/image.
+// addRemains writes what librbd writes when it creates or removes an image: the object
+// rbd_id.NAME with the ID, and two keys of the object rbd_directory. Source:
+// CreateRequest.cc and RemoveRequest.cc in Ceph's src/librbd/image.
 func (c *ceph) addRemains(t *testing.T, pool, image string, remains rbdtest.Remains) {
 	t.Helper()
 	io := c.ioctx(t, c.conn, pool)
@@ -262,7 +260,7 @@ func (c *ceph) addRemains(t *testing.T, pool, image string, remains rbdtest.Rema
 	}
 }
 
-// addUnlisted makes an image and takes its entry out of the directory.
+// addUnlisted makes an image and removes its entry from the directory.
 func (c *ceph) addUnlisted(t *testing.T, io *rados.IOContext, image string) {
 	t.Helper()
 	pool := &radosPool{conn: c.conn, io: io}
@@ -295,8 +293,8 @@ func (c *ceph) pause(t *testing.T) (resume func()) {
 	})
 }
 
-// disconnect blocklists the connections of a Connector, as an administrator
-// does with a client that hangs.
+// disconnect blocklists the connections of a Connector, as an administrator would do with a
+// client that hangs.
 func (c *ceph) disconnect(t *testing.T, connector rbd.Connector) {
 	t.Helper()
 	co := connector.(*Connector)
@@ -309,7 +307,7 @@ func (c *ceph) disconnect(t *testing.T, connector rbd.Connector) {
 			t.Fatal(err)
 		}
 		c.command(t, "osd blocklist", map[string]any{"blocklistop": "add", "addr": address})
-		// A client that has not heard of it yet would be answered.
+		// OSDs would still answer a client that has not heard of it.
 		if err := conn.WaitForLatestOSDMap(); err != nil {
 			t.Fatal(err)
 		}

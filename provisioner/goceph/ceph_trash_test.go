@@ -14,20 +14,20 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// moveSteps are those of librbd that move an image to the trash: it is entered there,
-// the object that translates its name goes, and then its name in the directory. One
-// more says in the entry that the move is over.
+// moveSteps are librbd's steps to move an image to the trash: it adds an entry there,
+// removes the object that translates the name, and then the name from the directory. A last
+// step sets in the entry that the move is over.
 // Source: MoveRequest.cc in Ceph's src/librbd/trash.
 const moveSteps = 3
 
-// cutOffMove moves an image to the trash, all but the end of that.
+// cutOffMove moves an image to the trash, except for the last step.
 func (c *ceph) cutOffMove(t *testing.T, pool, image string) {
 	t.Helper()
 	c.cutOffMoveAfter(t, pool, image, moveSteps)
 }
 
-// cutOffMoveAfter moves an image to the trash, gives its entry there the state that it
-// has until the move is over, and takes back all but the first steps.
+// cutOffMoveAfter moves an image to the trash, sets its entry there to the state before the
+// end of the move, and undoes all but the first steps.
 func (c *ceph) cutOffMoveAfter(t *testing.T, pool, image string, steps int) (id string) {
 	t.Helper()
 	io := c.ioctx(t, c.conn, pool)
@@ -48,7 +48,7 @@ func (c *ceph) cutOffMoveAfter(t *testing.T, pool, image string, steps int) (id 
 		t.Fatal(err)
 	}
 	entry := entries[key]
-	// Behind header, source, the name's length, the name and two times.
+	// It follows header, source, the name's length, the name and two times.
 	state := 6 + 1 + 4 + len(image) + 16
 	if len(entry) <= state || entry[state] != trashNormal {
 		t.Fatalf("the entry is %x", entry)
@@ -71,7 +71,7 @@ func (c *ceph) cutOffMoveAfter(t *testing.T, pool, image string, steps int) (id 
 	return id
 }
 
-// testMovesCutOff checks that a move to the trash goes on wherever it was cut off, and
+// testMovesCutOff checks that a move to the trash can continue wherever it was cut off, and
 // that the image is not removed before.
 func (c *ceph) testMovesCutOff(t *testing.T) {
 	const pool = "moves-cut-off"

@@ -82,9 +82,9 @@ func TestOnCeph(t *testing.T) {
 	t.Run("Conformance", func(t *testing.T) { rbdtest.Conformance(t, h) })
 }
 
-// testHaltedOSD halts the OSD for longer than every deadline while many images are
-// being made. All calls end once it is back, and none has left a header whose image has
-// no name. Where librados gives up on OSDs, some have.
+// testHaltedOSD halts the OSD for longer than every deadline while many images are being
+// made. All calls end once it is back, and none leaves the header of an image without a
+// name. If librados had a time limit for OSDs, some would.
 func (c *ceph) testHaltedOSD(t *testing.T) {
 	const pool, workers = "halted", 24
 	c.addPool(t, pool)
@@ -151,8 +151,8 @@ func (c *ceph) testHaltedOSD(t *testing.T) {
 	}
 }
 
-// testIdleConnection checks that a connection that nobody uses ends, by the
-// sessions that the monitor has.
+// testIdleConnection checks that an unused connection closes: it looks at the monitor's
+// sessions.
 func (c *ceph) testIdleConnection(t *testing.T) {
 	user := c.addUser(t, "idle", "mon", "profile rbd", "osd", "profile rbd")
 	connector := newTestConnector(t, Config{})
@@ -180,8 +180,7 @@ func (c *ceph) testIdleConnection(t *testing.T) {
 	}
 }
 
-// testThreads checks that neither connections that were refused nor those that
-// were closed leave threads behind.
+// testThreads checks that neither refused nor closed connections leave threads behind.
 func (c *ceph) testThreads(t *testing.T) {
 	threads := func() int {
 		entries, err := os.ReadDir("/proc/self/task")
@@ -206,13 +205,13 @@ func (c *ceph) testThreads(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	attempt() // The first one starts threads that stay, of Go and of librados.
+	attempt() // The first attempt starts threads of Go and librados that stay.
 	before := threads()
 	for range 10 {
 		attempt()
 	}
 	if err := rigs.Eventually(t.Context(), 10*time.Second, func(context.Context) error {
-		// Go may have started a few for the calls themselves.
+		// Go may have started a few threads for the calls.
 		if threads() > before+8 {
 			return errors.New("threads of librados are left")
 		}
@@ -222,7 +221,7 @@ func (c *ceph) testThreads(t *testing.T) {
 	}
 }
 
-// testMonitors connects by every form of address.
+// testMonitors connects with every form of address.
 func (c *ceph) testMonitors(t *testing.T) {
 	connector := newTestConnector(t, Config{Timeout: 10 * time.Second})
 	for _, monitors := range [][]string{

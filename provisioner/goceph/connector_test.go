@@ -15,7 +15,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 )
 
-// inBubble runs a test with time that passes only while all wait.
+// inBubble runs a test in a bubble, where time passes only while all goroutines wait.
 func inBubble(t *testing.T, cfg Config, test func(t *testing.T, f *fakeCeph, c *Connector)) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakeCeph{t: t}
@@ -62,7 +62,7 @@ func TestIdleConnectionsClose(t *testing.T) {
 		cluster, p := openImages(t, c, creds)
 		cluster.Close()
 		time.Sleep(time.Hour)
-		f.want(1, 1, 1) // the pool keeps it
+		f.want(1, 1, 1) // the pool keeps the connection
 		p.Close()
 		time.Sleep(59 * time.Second)
 		cluster, p = openImages(t, c, creds) // and so does another user
@@ -126,7 +126,7 @@ func TestConnectGivesUp(t *testing.T) {
 				t.Errorf("gave up after %s, want %s", took, tc.want)
 			}
 		}
-		// The attempt that goes on is the one that the next caller gets.
+		// The next caller joins the attempt that goes on.
 		time.Sleep(time.Minute)
 		cluster, p := openImages(t, c, creds)
 		f.want(1, 1, 1)
@@ -148,7 +148,7 @@ func TestNewKeyRetiresTheOld(t *testing.T) {
 			return nil
 		}
 		cluster, p := openImages(t, c, old)
-		// A key that does not work retires nothing, nor does another user's.
+		// A wrong key retires no connection, nor does another user's key.
 		if _, err := c.Connect(t.Context(), wrong); !errors.Is(err, rbd.ErrPermissionDenied) {
 			t.Errorf("got %v, want ErrPermissionDenied", err)
 		}
@@ -163,7 +163,7 @@ func TestNewKeyRetiresTheOld(t *testing.T) {
 
 		newCluster, newPool := openImages(t, c, renewed)
 		f.want(4, 3, 3)
-		// The old one works for those who have it, and closes when they go.
+		// The old connection works for its users, and closes when they leave.
 		if _, err := p.Image(t.Context(), "a"); err != nil {
 			t.Error(err)
 		}
@@ -203,8 +203,7 @@ func TestLostConnectionIsReplaced(t *testing.T) {
 	})
 }
 
-// TestDeniedConnectionIsReplaced checks that caps that somebody mended are seen
-// by the next attempt.
+// TestDeniedConnectionIsReplaced checks that the next attempt uses corrected caps.
 func TestDeniedConnectionIsReplaced(t *testing.T) {
 	inBubble(t, Config{}, func(t *testing.T, f *fakeCeph, c *Connector) {
 		f.onCall = func(image string) error {
@@ -240,7 +239,7 @@ func TestCloseEndsWhatNobodyClosed(t *testing.T) {
 			}
 		})
 		wg.Go(func() {
-			// A pool that is being opened is closed with the rest.
+			// A pool that is being opened is closed, too.
 			if _, err := cluster.OpenPool(t.Context(), "other"); err != nil {
 				t.Error(err)
 			}

@@ -11,7 +11,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// TestEncodeEntries compares with what Ceph's own encoding makes.
+// TestEncodeEntries compares with Ceph's own encoding.
 func TestEncodeEntries(t *testing.T) {
 	for name, test := range map[string]struct {
 		entries map[string]string

@@ -12,8 +12,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// cephError is an error as go-ceph makes it: a negative error number, and a
-// text that shows it.
+// cephError is like an error of go-ceph: a negative error number, and a text that shows it.
 type cephError int
 
 func (e cephError) Error() string  { return fmt.Sprintf("rbd: ret=%d, some words", int(e)) }

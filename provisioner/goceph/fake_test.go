@@ -14,22 +14,22 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 )
 
-// fakeCeph stands for librados and librbd: it counts what is open, and checks
-// that nothing is used after it was closed.
+// fakeCeph replaces librados and librbd: it counts what is open, and checks that nothing is
+// used after it was closed.
 type fakeCeph struct {
 	t *testing.T
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the fields below
 	dials int
-	// connections that were not shut down, and pools that were not closed.
+	// connections and pools count those that are open.
 	connections, pools int
-	// running are the images that a call is working on.
+	// running has the images that a call is working on.
 	running []string
 
-	// Called without mu, when they are not nil.
+	// Called without mu, if they are not nil.
 	onDial func(rbd.Credentials) error
 	onCall func(image string) error
-	// onManager is called for what a manager is asked.
+	// onManager is called for each command to a manager.
 	onManager func(id string) error
 }
 
@@ -67,7 +67,7 @@ func (f *fakeCeph) dialManager(creds rbd.Credentials) (managerConn, error) {
 // fakeManager is a connection to a manager.
 type fakeManager struct {
 	*fakeConn
-	asked bool // a command is under way
+	asked bool // a command is running
 }
 
 func (m *fakeManager) removeTrashed(_, id string) error {
@@ -88,7 +88,7 @@ func (m *fakeManager) use(asked bool) {
 	m.asked = asked
 }
 
-// counts returns how many times something dialed, and what is open now.
+// counts returns how many connections were dialed so far, and what is open now.
 func (f *fakeCeph) counts() (dials, connections, pools int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -145,7 +145,7 @@ type fakePool struct {
 	calls  int
 }
 
-// id is another one for each length of a name, which will do.
+// id depends on the length of the name, which is enough for tests.
 func (p *fakePool) id() int64 { return int64(len(p.name)) }
 
 func (p *fakePool) close() {
@@ -245,7 +245,7 @@ func (p *fakePool) RemoveNotes(_ context.Context, object string, _ ...string) er
 	return p.callNotes(object)
 }
 
-// callNotes is call for what needs no lock.
+// callNotes is call for calls that lock no name.
 func (p *fakePool) callNotes(object string) error {
 	p.conn.mu.Lock()
 	p.conn.noteCalls++
@@ -254,12 +254,12 @@ func (p *fakePool) callNotes(object string) error {
 	return p.call(unique)
 }
 
-// fakeCreds returns credentials of a key that is made for the call.
+// fakeCreds returns credentials with a new key.
 func fakeCreds() rbd.Credentials {
 	return rbd.Credentials{Monitors: []string{"10.0.0.1"}, User: "kube", Key: rbdtest.NewKey()}
 }
 
-// openImages returns a connection, and an open pool of it.
+// openImages returns a connection, and an open pool on it.
 func openImages(t testing.TB, c *Connector, creds rbd.Credentials) (rbd.Cluster, rbd.Pool) {
 	t.Helper()
 	cluster, err := c.Connect(t.Context(), creds)
@@ -273,7 +273,7 @@ func openImages(t testing.TB, c *Connector, creds rbd.Credentials) (rbd.Cluster,
 	return cluster, p
 }
 
-// finish closes a Connector and checks that nothing is left of it.
+// finish closes a Connector and checks that nothing stays open.
 func (f *fakeCeph) finish(c *Connector) {
 	f.t.Helper()
 	if err := c.Close(f.t.Context()); err != nil {

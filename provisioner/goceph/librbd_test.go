@@ -12,9 +12,8 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// testReadersDoNotWatch checks that a client that describes an image is not one of its
-// watchers meanwhile, neither for itself nor for others: kubelet maps no image that
-// somebody watches.
+// testReadersDoNotWatch checks that a client that describes an image does not watch it, as
+// far as it or another client can see: kubelet maps no image that has a watcher.
 func (c *ceph) testReadersDoNotWatch(t *testing.T) {
 	const pool, name = "images", "open-to-read"
 	p := &radosPool{conn: c.conn, io: c.ioctx(t, c.conn, pool)}

@@ -14,8 +14,8 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 )
 
-// TestManagerConnection: the connection to a manager is made when it is needed, is
-// none of those that all else shares, and ends with the pool.
+// TestManagerConnection: the connection to a manager is made when it is needed, is not
+// shared with other calls, and closes with the pool.
 func TestManagerConnection(t *testing.T) {
 	inBubble(t, Config{}, func(t *testing.T, f *fakeCeph, c *Connector) {
 		cluster, p := openImages(t, c, fakeCreds())
@@ -34,7 +34,7 @@ func TestManagerConnection(t *testing.T) {
 		}
 		f.want(2, 1, 0)
 
-		// One that nobody has closed does not outlast the Connector.
+		// A connection whose pool was never closed closes with the Connector.
 		_, p = openImages(t, c, fakeCreds())
 		if err := p.HandOverTrashed(t.Context(), "1a"); err != nil {
 			t.Error(err)
@@ -43,7 +43,7 @@ func TestManagerConnection(t *testing.T) {
 	})
 }
 
-// TestManagerErrors: what a manager answers says nothing about what else is open.
+// TestManagerErrors: a manager's answer does not affect the shared connection.
 func TestManagerErrors(t *testing.T) {
 	for name, test := range map[string]struct{ err, want error }{
 		"denied":    {cephError(-13), rbd.ErrPermissionDenied},
@@ -104,7 +104,7 @@ func TestManagerErrors(t *testing.T) {
 	})
 }
 
-// TestManagerTurns: callers wait for one another.
+// TestManagerTurns: callers take turns.
 func TestManagerTurns(t *testing.T) {
 	inBubble(t, Config{}, func(t *testing.T, f *fakeCeph, c *Connector) {
 		cluster, p := openImages(t, c, fakeCreds())
@@ -128,8 +128,8 @@ func TestManagerTurns(t *testing.T) {
 	})
 }
 
-// TestManagerUnanswered: a caller has its deadline, while the command goes on. Until
-// it ends there is no other, also with a new key.
+// TestManagerUnanswered: a caller returns at its deadline, while the command goes on. Until
+// that ends, no other command begins, not even with a new key.
 func TestManagerUnanswered(t *testing.T) {
 	inBubble(t, Config{Timeout: time.Minute}, func(t *testing.T, f *fakeCeph, c *Connector) {
 		creds := fakeCreds()
@@ -171,7 +171,7 @@ func TestManagerUnanswered(t *testing.T) {
 	})
 }
 
-// TestManagerClose: a command that is never answered does not keep the process.
+// TestManagerClose: a command without an answer does not keep the process from ending.
 func TestManagerClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakeCeph{t: t}

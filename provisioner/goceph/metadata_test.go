@@ -18,9 +18,9 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 )
 
-// testMetadataLikeLibrbd checks that entries are stored as librbd stores them,
-// that programs and those who have the image open see them, and that nothing is
-// made for an image that is not there.
+// testMetadataLikeLibrbd checks that entries are stored as librbd stores them, that other
+// programs and clients that have the image open see them, and that nothing is written for
+// an image that does not exist.
 func (c *ceph) testMetadataLikeLibrbd(t *testing.T) {
 	io := c.ioctx(t, c.conn, "images")
 	pool := &radosPool{conn: c.conn, io: io}

@@ -26,19 +26,19 @@ import (
 // outputChildEnv makes this program a child of testOutput.
 const outputChildEnv = "GOCEPH_OUTPUT_CHILD"
 
-// outputAttempt is a connection that the child of testOutput tries.
+// outputAttempt is a connection that the child of testOutput tries to make.
 type outputAttempt struct {
 	Monitor, User, Key string
 }
 
-// testOutput runs a process that connects with keys that librados does not
-// like, in an environment that asks it to talk, and checks that it says nothing
-// and leaves nothing.
+// testOutput runs a process that connects with keys that librados refuses, in an
+// environment that asks librados for output. It checks that the process prints nothing and
+// leaves no files.
 func (c *ceph) testOutput(t *testing.T) {
 	live, dead := c.admin.Monitors[0], "v1:127.0.0.1:1"
 	wrong := rbdtest.NewKey().Reveal()
-	// Well-formed keys of a kind that no librados knows, and of a length that
-	// the kind does not have.
+	// Well-formed keys of a type that no librados knows, and of a length that is wrong for
+	// the type.
 	unknown := base64.StdEncoding.EncodeToString([]byte("\x63\x00........\x10\x00sixteen bytes ok"))
 	short := base64.StdEncoding.EncodeToString([]byte("\x01\x00........\x05\x00short"))
 	attempts := []outputAttempt{
@@ -86,7 +86,7 @@ func (c *ceph) testOutput(t *testing.T) {
 	}
 }
 
-// TestMain lets this program be the process that testOutput runs.
+// TestMain lets testOutput run this program as its child.
 func TestMain(m *testing.M) {
 	if os.Getenv(outputChildEnv) == "" {
 		os.Exit(m.Run())
@@ -97,8 +97,7 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// outputChild tries the attempts that stand in its input and prints how many
-// connected.
+// outputChild makes the attempts in its input and prints how many connected.
 func outputChild(ctx context.Context) error {
 	var attempts []outputAttempt
 	if err := json.NewDecoder(os.Stdin).Decode(&attempts); err != nil {
