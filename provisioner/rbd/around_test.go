@@ -13,8 +13,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// aroundOps has what each method of a Pool says of itself when it is called about
-// the image "this".
+// aroundOps has the Op of each method of a Pool, for a call about the image "this".
 var aroundOps = map[string]rbd.Op{
 	"CreateImage":    {Name: rbd.OpCreateImage, Image: "this", Changes: true},
 	"Image":          {Name: rbd.OpImage, Image: "this"},
@@ -42,13 +41,13 @@ var aroundOps = map[string]rbd.Op{
 	"RemoveNotes": {Name: rbd.OpRemoveNotes, Image: "this", Changes: true},
 }
 
-// TestAround calls every method that a Pool has, so that a new one needs a row.
+// TestAround calls every method of a Pool, so a new method needs a row above.
 func TestAround(t *testing.T) {
 	type key struct{}
 	refused := errors.New("refused")
 	for method := range reflect.TypeFor[rbd.Pool]().Methods() {
 		if method.Name == "Close" {
-			continue // which is no call
+			continue // Close is no call
 		}
 		t.Run(method.Name, func(t *testing.T) {
 			want, known := aroundOps[method.Name]
@@ -58,8 +57,8 @@ func TestAround(t *testing.T) {
 			if want.Name != method.Name {
 				t.Errorf("the row is about %s", want.Name)
 			}
-			// The inner pool shows which of its methods is called; it has nothing
-			// that could answer.
+			// The inner pool shows which of its methods is called; there is no pool in it
+			// to answer.
 			var outer, inner []rbd.Op
 			pool := rbd.Around(nil, func(ctx context.Context, op rbd.Op, _ func(context.Context) error) error {
 				if ctx.Value(key{}) == nil {
@@ -80,8 +79,8 @@ func TestAround(t *testing.T) {
 	}
 }
 
-// callAbout calls a method with the image's name as its first argument behind the
-// context, and with nothing in the others.
+// callAbout calls a method with the image's name as the first argument after the context,
+// and zero values for the others.
 func callAbout(t *testing.T, pool rbd.Pool, method reflect.Method, image string) []reflect.Value {
 	t.Helper()
 	args := []reflect.Value{reflect.ValueOf(t.Context())}
@@ -98,7 +97,7 @@ func callAbout(t *testing.T, pool rbd.Pool, method reflect.Method, image string)
 	return reflect.ValueOf(pool).MethodByName(method.Name).Call(args)
 }
 
-// checkRefused checks that a call has returned the error, and nothing else.
+// checkRefused checks that a call has returned the error and zero values.
 func checkRefused(t *testing.T, results []reflect.Value, want error) {
 	t.Helper()
 	last := len(results) - 1

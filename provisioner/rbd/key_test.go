@@ -16,7 +16,7 @@ import (
 	"k8s.io/klog/v2/textlogger"
 )
 
-// cephxKey returns a key's text that holds what it is told to, right or wrong.
+// cephxKey returns the text of a key with the given content, valid or not.
 func cephxKey(kind, length uint16, secret string) string {
 	raw := make([]byte, cephxHeader, cephxHeader+len(secret))
 	binary.LittleEndian.PutUint16(raw, kind)
@@ -136,8 +136,8 @@ func TestKeyIsNotPrinted(t *testing.T) {
 	}
 }
 
-// checkRedacted looks for a key in text, in the forms that a careless printer
-// gives it.
+// checkRedacted looks for a key in text, in the forms in which a careless printer may show
+// it.
 func checkRedacted(t *testing.T, what, text string, key Key) {
 	t.Helper()
 	for form, secret := range map[string]string{
@@ -154,12 +154,11 @@ func checkRedacted(t *testing.T, what, text string, key Key) {
 	}
 }
 
-// sentences is all that ParseKey has to say.
+// sentences has all texts of ParseKey's errors.
 const sentences = "malformed key: it is empty; malformed key: it is not base64; malformed key: it is too short; " +
 	"malformed key: it is of type none; malformed key: it is cut short or has something behind it"
 
-// FuzzParseKey holds ParseKey to its word: no panic, and no error that shows
-// the text.
+// FuzzParseKey checks that ParseKey never panics, and that no error shows the text.
 func FuzzParseKey(f *testing.F) {
 	for _, seed := range []string{
 		"", "\n", "=", "AQ==", "AQBWbRdnAAAAABAA8Qmp2Q1Bjl0yKpoWtmYd9A==", "AQBWbRdnAAAAABAA8Qmp2Q1Bjl0yKpoWtmYd9A==\n",
