@@ -79,6 +79,37 @@ func TestAround(t *testing.T) {
 	}
 }
 
+// answering is a pool that describes every image, once it may.
+type answering struct {
+	rbd.Pool
+	may chan struct{}
+}
+
+func (a answering) Image(context.Context, string) (rbd.Image, error) {
+	<-a.may
+	return rbd.Image{ID: "1"}, nil
+}
+
+// TestAroundThatReturnsEarly checks that the answer of a call that outlives its caller goes
+// nowhere.
+func TestAroundThatReturnsEarly(t *testing.T) {
+	refused := errors.New("refused")
+	a := answering{may: make(chan struct{})}
+	done := make(chan error)
+	pool := rbd.Around(a, func(ctx context.Context, _ rbd.Op, call func(context.Context) error) error {
+		go func() { done <- call(ctx) }()
+		return refused
+	})
+	image, err := pool.Image(t.Context(), "this")
+	close(a.may)
+	if !errors.Is(err, refused) || image.ID != "" {
+		t.Errorf("got %+v, %v, want only the error", image, err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 // callAbout calls a method with the image's name as the first argument after the context,
 // and zero values for the others.
 func callAbout(t *testing.T, pool rbd.Pool, method reflect.Method, image string) []reflect.Value {
