@@ -54,13 +54,8 @@ const DefaultTimeout = 10 * time.Second
 
 // Access opens pools. It is safe for concurrent use.
 type Access struct {
-	secrets   corev1client.SecretsGetter
-	connector rbd.Connector
-	resolver  Resolver
-	timeout   time.Duration
-	gate      *gate
-	lease     *lease.Guard
-	observe   func(op string, d time.Duration, err error)
+	config Config
+	gate   *gate
 	// reading holds the Secrets that are being read; recent holds what was read of others
 	// in the last secretAge.
 	reading singleflight.Group
@@ -81,8 +76,7 @@ func New(c Config) (*Access, error) {
 	if c.Lease == nil {
 		c.Lease = lease.New(nil)
 	}
-	return &Access{secrets: c.Secrets, connector: c.Connector, resolver: c.Resolver, timeout: c.Timeout,
-		gate: newGate(c.Workers), lease: c.Lease, observe: c.Observe, recent: utilcache.NewExpiring()}, nil
+	return &Access{config: c, gate: newGate(c.Workers), recent: utilcache.NewExpiring()}, nil
 }
 
 // Open opens the pool of a location for work on a claim. The caller must Close the Pool,
@@ -127,13 +121,13 @@ func (a *Access) open(ctx context.Context, l volume.Location, v *visit) (*Pool, 
 		return nil, err
 	}
 	began := time.Now()
-	cluster, err := a.connector.Connect(ctx, rbd.Credentials{
+	cluster, err := a.config.Connector.Connect(ctx, rbd.Credentials{
 		Monitors: monitors.Addresses,
 		User:     l.User,
 		Key:      key,
 	})
 	if err != nil {
-		v.saw(began, err)
+		v.ends(rbd.Op{}, began, err)
 	}
 	if errors.Is(err, rbd.ErrPermissionDenied) || errors.Is(err, rbd.ErrInvalidKey) {
 		// The key may have been replaced a moment ago: the next attempt reads it anew.
@@ -149,7 +143,7 @@ func (a *Access) open(ctx context.Context, l volume.Location, v *visit) (*Pool, 
 	began = time.Now()
 	pool, err := cluster.OpenPool(ctx, l.Pool)
 	if err != nil {
-		v.saw(began, err)
+		v.ends(rbd.Op{}, began, err)
 		return nil, Explain(err, l)
 	}
 	// Success need not be an answer: an open connection is shared, and knows its pools.

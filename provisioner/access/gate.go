@@ -6,8 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"math"
 	"sync"
 	"time"
+
+	"k8s.io/apimachinery/pkg/util/sets"
 
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/volume"
@@ -18,7 +22,7 @@ import (
 var ErrBusy = errors.New("the Ceph cluster is slow to answer, and others wait for it already")
 
 const (
-	// lately is how long the gate remembers that a cluster was used or did not answer.
+	// lately is how long the gate remembers that a route was used or did not answer.
 	lately = 10 * time.Minute
 	// placeWait bounds the wait for a place: the waiting worker could serve another
 	// cluster.
@@ -44,15 +48,11 @@ const (
 // counts claims and volumes apart, as they have workers of their own: removing large
 // images takes long without any fault.
 type gate struct {
-	// half is half of the workers for each use; 0 for no limit.
-	half int
+	half int // of the workers for each use
 
-	mu       sync.Mutex // guards all that follows, and what is in it
-	clusters map[string]*cluster
-	routes   map[volume.Route]*routeState
-	// probes counts the operations inside that find out whether their route answers
-	// again.
-	probes int
+	mu     sync.Mutex // guards all that follows, and what is in it
+	routes map[volume.Route]*route
+	inside sets.Set[*visit]
 	// changed is closed, and replaced, when a waiting operation may go on.
 	changed chan struct{}
 }
@@ -65,41 +65,36 @@ const (
 	forVolume
 )
 
-type routeState struct {
+// route is a route that was used lately.
+type route struct {
+	monitors string // the cluster
 	used     time.Time
 	answered time.Time
 	// fault is why the circuit breaker is open: ErrUnreachable or ErrTimeout; nil if it
 	// is not.
-	fault   error
-	probing bool
-}
-
-type cluster struct {
-	used     time.Time
-	answered time.Time
-	inside   [2]map[*visit]struct{} // by use
+	fault error
 }
 
 // visit is an operation that the gate let in.
 type visit struct {
-	gate    *gate
-	cluster *cluster
-	route   *routeState
-	use     use
-	probe   bool
+	gate  *gate
+	route *route
+	use   use
+	// probe says that the operation finds out whether the route answers again.
+	probe bool
 	// since is when the operation came in, or last got an answer.
 	since time.Time
-	// removing says that a call may take long without any fault.
-	removing bool
-	left     bool
+	// slow says that a call may take long without any fault.
+	slow bool
 }
 
+// newGate returns a gate for a number of workers for each use; 0 means no limit.
 func newGate(workers int) *gate {
-	g := &gate{clusters: map[string]*cluster{}, routes: map[volume.Route]*routeState{}, changed: make(chan struct{})}
+	half := math.MaxInt
 	if workers > 0 {
-		g.half = max(1, workers/2)
+		half = max(1, workers/2)
 	}
-	return g
+	return &gate{half: half, routes: map[volume.Route]*route{}, inside: sets.New[*visit](), changed: make(chan struct{})}
 }
 
 // enter lets an operation in, which must leave later. It waits for a place for placeWait
@@ -126,75 +121,98 @@ func (g *gate) admit(l volume.Location, u use) (*visit, <-chan struct{}, error) 
 	defer g.mu.Unlock()
 	now := time.Now()
 	g.forget(now)
-	r := l.Route()
-	state := g.routes[r]
-	if state == nil {
-		state = &routeState{}
-		g.routes[r] = state
+	key := l.Route()
+	r := g.routes[key]
+	if r == nil {
+		r = &route{monitors: key.Monitors()}
+		g.routes[key] = r
 	}
-	c := g.clusters[r.Monitors()]
-	if c == nil {
-		c = &cluster{inside: [2]map[*visit]struct{}{{}, {}}}
-		g.clusters[r.Monitors()] = c
-	}
-	state.used, c.used = now, now
+	r.used = now
 
-	probe := state.fault != nil
+	probe := r.fault != nil
 	switch {
-	case probe && (state.probing || g.half > 0 && g.probes >= g.half):
-		return nil, nil, &silence{l, state.fault}
-	case !probe && g.half > 0 && len(g.clusters) > 1 && len(c.inside[u]) >= g.half && !c.quick(u, now):
+	case probe && !g.mayProbe(r):
+		return nil, nil, silence{fmt.Errorf("pool %q, monitors %q, user %q: no answer lately, so that "+
+			"one attempt at a time is made, and this one waits its turn", l.Pool, r.monitors, l.User), r.fault}
+	case !probe && !g.hasPlace(r.monitors, u, now):
 		return nil, g.changed, nil
 	}
-	v := &visit{gate: g, cluster: c, route: state, use: u, probe: probe, since: now}
-	c.inside[u][v] = struct{}{}
-	if probe {
-		state.probing = true
-		g.probes++
-	}
+	v := &visit{gate: g, route: r, use: u, probe: probe, since: now}
+	g.inside.Insert(v)
 	return v, nil, nil
 }
 
-// forget drops the clusters and routes that were not used lately.
+// forget drops the routes that were not used lately.
 func (g *gate) forget(now time.Time) {
-	for key, c := range g.clusters {
-		if now.Sub(c.used) > lately && len(c.inside[forClaim])+len(c.inside[forVolume]) == 0 {
-			delete(g.clusters, key)
+	for v := range g.inside {
+		v.route.used = now
+	}
+	maps.DeleteFunc(g.routes, func(_ volume.Route, r *route) bool { return now.Sub(r.used) > lately })
+}
+
+// mayProbe reports whether an operation may try a route that gave no answer: no other one
+// does, and less than half of the workers try other routes.
+func (g *gate) mayProbe(r *route) bool {
+	probes := 0
+	for v := range g.inside {
+		if v.probe {
+			if v.route == r {
+				return false
+			}
+			probes++
 		}
 	}
-	for key, r := range g.routes {
-		// An operation still inside keeps the state it came with, which no longer has any
-		// effect.
-		if now.Sub(r.used) > lately && !r.probing {
-			delete(g.routes, key)
+	return probes < g.half
+}
+
+// hasPlace reports whether the limiter lets one more operation go to a cluster.
+func (g *gate) hasPlace(monitors string, u use, now time.Time) bool {
+	only, quick := true, false
+	for _, r := range g.routes {
+		if r.monitors != monitors {
+			only = false
+		} else if now.Sub(r.answered) <= freshTime {
+			quick = true
 		}
+	}
+	held := 0
+	for v := range g.inside {
+		if v.route.monitors == monitors && v.use == u {
+			held++
+			if !v.slow && now.Sub(v.since) > slowTime {
+				quick = false
+			}
+		}
+	}
+	return only || quick || held < g.half
+}
+
+// begins tells the gate of a call about to start.
+func (v *visit) begins(op rbd.Op) {
+	if op.Slow {
+		v.gate.mu.Lock()
+		defer v.gate.mu.Unlock()
+		v.slow = true
 	}
 }
 
-func (c *cluster) quick(u use, now time.Time) bool {
-	if now.Sub(c.answered) > freshTime {
-		return false
-	}
-	for v := range c.inside[u] {
-		if !v.removing && now.Sub(v.since) > slowTime {
-			return false
-		}
-	}
-	return true
-}
-
-// saw records how a call ended; began is when it started.
-func (v *visit) saw(began time.Time, err error) {
+// ends tells the gate how a call ended; began is when it started.
+func (v *visit) ends(op rbd.Op, began time.Time, err error) {
 	v.gate.mu.Lock()
 	defer v.gate.mu.Unlock()
+	if op.Slow {
+		v.slow = false
+	}
 	switch {
+	case op.Name == rbd.OpHandOverTrashed:
+		// It asks Ceph's manager, whose answer or silence says nothing about the pool.
 	case errors.Is(err, rbd.ErrImageBusy), errors.Is(err, rbd.ErrConnectionLost):
 		// These say nothing about the next attempt, which is on another image, or over a
 		// new connection.
 	case errors.Is(err, rbd.ErrUnreachable), errors.Is(err, rbd.ErrTimeout):
 		// If other calls got an answer meanwhile, something other than the route is slow:
 		// one image, one group of objects.
-		if v.removing || v.route.answered.After(began) {
+		if op.Slow || v.route.answered.After(began) {
 			return
 		}
 		v.route.fault = rbd.ErrTimeout
@@ -204,30 +222,16 @@ func (v *visit) saw(began time.Time, err error) {
 		v.gate.wake()
 	default:
 		v.since = time.Now()
-		v.cluster.answered, v.route.answered, v.route.fault = v.since, v.since, nil
+		v.route.answered, v.route.fault = v.since, nil
 		v.gate.wake()
 	}
-}
-
-func (v *visit) setRemoving(removing bool) {
-	v.gate.mu.Lock()
-	defer v.gate.mu.Unlock()
-	v.removing = removing
 }
 
 // leave frees the place. Calling it twice is harmless.
 func (v *visit) leave() {
 	v.gate.mu.Lock()
 	defer v.gate.mu.Unlock()
-	if v.left {
-		return
-	}
-	v.left = true
-	delete(v.cluster.inside[v.use], v)
-	if v.probe {
-		v.route.probing = false
-		v.gate.probes--
-	}
+	v.gate.inside.Delete(v)
 	v.gate.wake()
 }
 
@@ -241,13 +245,8 @@ func (g *gate) wake() {
 // answer last time and another operation waits for one now. Its text does not depend on
 // the fault.
 type silence struct {
-	location volume.Location
-	fault    error
+	error
+	fault error
 }
 
-func (s *silence) Error() string {
-	return fmt.Sprintf("pool %q, monitors %q, user %q: no answer lately, so that one attempt at a time is made, and this one waits its turn",
-		s.location.Pool, s.location.Route().Monitors(), s.location.User)
-}
-
-func (s *silence) Unwrap() error { return s.fault }
+func (s silence) Unwrap() error { return s.fault }

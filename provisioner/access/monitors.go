@@ -36,7 +36,7 @@ type Monitors struct {
 //
 // A name that does not resolve is an error, ErrNoAddress, only if no address is left.
 func (a *Access) Resolve(ctx context.Context, monitors []volume.Monitor) (Monitors, error) {
-	ctx, cancel := context.WithTimeout(ctx, a.timeout)
+	ctx, cancel := context.WithTimeout(ctx, a.config.Timeout)
 	defer cancel()
 
 	var r Monitors
@@ -65,7 +65,7 @@ func (a *Access) Resolve(ctx context.Context, monitors []volume.Monitor) (Monito
 			found[i] = []netip.Addr{addr}
 			continue
 		}
-		lookups.Go(func() { found[i], faults[i] = a.resolver.LookupNetIP(ctx, "ip", m.Host) })
+		lookups.Go(func() { found[i], faults[i] = a.config.Resolver.LookupNetIP(ctx, "ip", m.Host) })
 	}
 	lookups.Wait()
 	for i, m := range monitors {

@@ -42,63 +42,28 @@ func (p *Pool) Close() {
 
 // around returns what each call to a pool goes through, from the outside in. The lease
 // comes first, so that a refusal counts neither as an answer of the cluster nor as a
-// change.
+// change: a replica that was halted for longer than its lease resumes in the middle of an
+// operation. What librbd has already begun can't be stopped.
 func (a *Access) around(p *Pool) func(context.Context, rbd.Op, func(context.Context) error) error {
 	return func(ctx context.Context, op rbd.Op, call func(context.Context) error) error {
-		if err := a.fence(op); err != nil {
-			return err
+		if op.Changes && !a.config.Lease.Held() {
+			return lease.ErrNotLeading
 		}
-		p.begins(op)
+		changes := changesImage(op)
+		if changes {
+			p.changes.Add(1)
+		}
 		p.visit.begins(op)
 		began := time.Now()
 		err := call(ctx)
 		p.visit.ends(op, began, err)
-		p.ends(op, err)
-		if a.observe != nil {
-			a.observe(op.Name, time.Since(began), err)
+		if changes && plainNo(op, err) {
+			p.changes.Add(-1)
+		}
+		if a.config.Observe != nil {
+			a.config.Observe(op.Name, time.Since(began), err)
 		}
 		return err
-	}
-}
-
-// fence refuses changes by a replica that may no longer lead: one that was halted for
-// longer than its lease resumes in the middle of an operation. It can't stop what librbd
-// has already begun.
-func (a *Access) fence(op rbd.Op) error {
-	if op.Changes && !a.lease.Held() {
-		return lease.ErrNotLeading
-	}
-	return nil
-}
-
-// begins tells the gate of a call about to start.
-func (v *visit) begins(op rbd.Op) {
-	if op.Slow {
-		v.setRemoving(true)
-	}
-}
-
-// ends tells the gate how a call ended. HandOverTrashed does not count: it asks Ceph's
-// manager, whose answer or silence says nothing about the pool.
-func (v *visit) ends(op rbd.Op, began time.Time, err error) {
-	if op.Name != rbd.OpHandOverTrashed {
-		v.saw(began, err)
-	}
-	if op.Slow {
-		v.setRemoving(false)
-	}
-}
-
-// begins counts a call that may change an image; ends takes back one that did not.
-func (p *Pool) begins(op rbd.Op) {
-	if changesImage(op) {
-		p.changes.Add(1)
-	}
-}
-
-func (p *Pool) ends(op rbd.Op, err error) {
-	if changesImage(op) && plainNo(op, err) {
-		p.changes.Add(-1)
 	}
 }
 

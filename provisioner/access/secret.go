@@ -126,11 +126,11 @@ func (a *Access) recentSecret(ctx context.Context, ref volume.SecretRef) (*corev
 }
 
 func (a *Access) readSecret(ctx context.Context, ref volume.SecretRef) (*corev1.Secret, error) {
-	ctx, cancel := context.WithTimeout(ctx, a.timeout)
+	ctx, cancel := context.WithTimeout(ctx, a.config.Timeout)
 	defer cancel()
 	// From verbosity 8 on, client-go logs the bodies of answers: keep these out.
 	ctx = klog.NewContext(ctx, logr.Discard())
-	secret, err := a.secrets.Secrets(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+	secret, err := a.config.Secrets.Secrets(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 		return nil, fmt.Errorf("secret %q: %w: create it, or correct its name", ref, ErrSecretNotFound)
