@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package access opens pools: it reads the key from its Secret at the moment of use,
-// resolves the monitors' names and connects. Here Kubernetes meets Ceph, and here a
-// limiter and a circuit breaker keep a cluster that does not answer from holding all the
-// workers. The package keeps no connection, and what it read of a Secret for one second
-// only; sharing connections is the Connector's work.
+// resolves the monitors' names and connects. It keeps a cluster that does not answer from
+// holding all the workers. Sharing connections is the Connector's work.
 package access
 
 import (
@@ -35,7 +33,7 @@ type Config struct {
 	Connector rbd.Connector
 	// Resolver resolves the monitors' names; nil means net.DefaultResolver.
 	Resolver Resolver
-	// Timeout bounds one call to the API server, and resolving one list of monitors. Zero
+	// Timeout bounds one call to the API server, and resolving one list of monitors; zero
 	// means DefaultTimeout.
 	Timeout time.Duration
 	// Workers is how many pools callers open at a time for claims, and likewise for
@@ -56,10 +54,9 @@ const DefaultTimeout = 10 * time.Second
 type Access struct {
 	config Config
 	gate   *gate
-	// reading holds the Secrets that are being read; recent holds what was read of others
-	// in the last secretAge.
+	// reading has the Secrets that are being read.
 	reading singleflight.Group
-	recent  *utilcache.Expiring
+	recent  *utilcache.Expiring // secretRead by volume.SecretRef
 }
 
 // New returns an Access, or an error that names what c lacks.
@@ -85,8 +82,8 @@ func New(c Config) (*Access, error) {
 // added; whatever the error, nothing in Ceph was changed.
 //
 // If calls to this location recently got no answer, Open fails at once while another
-// operation tries, with ErrUnreachable or ErrTimeout, as it would after a wait. While one
-// cluster of several is slow, Open may return ErrBusy.
+// operation tries, with the error of those calls. While one cluster of several is slow,
+// Open may return ErrBusy.
 func (a *Access) Open(ctx context.Context, l volume.Location) (*Pool, error) {
 	return a.enter(ctx, l, forClaim)
 }
@@ -121,11 +118,7 @@ func (a *Access) open(ctx context.Context, l volume.Location, v *visit) (*Pool, 
 		return nil, err
 	}
 	began := time.Now()
-	cluster, err := a.config.Connector.Connect(ctx, rbd.Credentials{
-		Monitors: monitors.Addresses,
-		User:     l.User,
-		Key:      key,
-	})
+	cluster, err := a.config.Connector.Connect(ctx, rbd.Credentials{Monitors: monitors.Addresses, User: l.User, Key: key})
 	if err != nil {
 		v.ends(rbd.Op{}, began, err)
 	}

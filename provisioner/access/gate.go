@@ -35,18 +35,14 @@ const (
 
 // gate keeps a cluster that does not answer from holding all the workers, by two means:
 //
-//   - A circuit breaker: once a call waited in vain and no other call got an answer
-//     meanwhile, one operation at a time may go where that call went, and tries; others
-//     fail at once. The first answer ends this. There is no timer: claims and volumes
-//     are retried anyway.
-//   - A limiter, for the time before that is known and while a cluster answers in part:
-//     the cluster holds half of the workers at most. The limiter applies only if another
-//     cluster is in use, and not while all answers come quickly.
-//
-// The circuit breaker goes by route, since pools of one cluster fail one by one, and
-// since a wrong key can look like silent monitors. The limiter goes by monitors. It
-// counts claims and volumes apart, as they have workers of their own: removing large
-// images takes long without any fault.
+//   - A circuit breaker per route, since pools of one cluster fail one by one, and a
+//     wrong key can look like silent monitors. Once a call waited in vain and no other
+//     one got an answer meanwhile, one operation at a time tries; others fail at once.
+//     The first answer ends this. There is no timer: all is retried anyway.
+//   - A limiter per list of monitors, for the time before that is known and while a
+//     cluster answers in part. If another cluster is in use, and answers do not come
+//     quickly, the cluster holds half of the workers at most. Claims and volumes have
+//     workers of their own, so they are counted apart.
 type gate struct {
 	half int // of the workers for each use
 
@@ -67,12 +63,10 @@ const (
 
 // route is a route that was used lately.
 type route struct {
-	monitors string // the cluster
+	monitors string
 	used     time.Time
 	answered time.Time
-	// fault is why the circuit breaker is open: ErrUnreachable or ErrTimeout; nil if it
-	// is not.
-	fault error
+	fault    error // why the circuit breaker is open; nil if it is not
 }
 
 // visit is an operation that the gate let in.
@@ -80,12 +74,9 @@ type visit struct {
 	gate  *gate
 	route *route
 	use   use
-	// probe says that the operation finds out whether the route answers again.
-	probe bool
-	// since is when the operation came in, or last got an answer.
-	since time.Time
-	// slow says that a call may take long without any fault.
-	slow bool
+	probe bool      // finds out whether the route answers again
+	since time.Time // when it came in, or last got an answer
+	slow  bool      // its call may take long without any fault
 }
 
 // newGate returns a gate for a number of workers for each use; 0 means no limit.
@@ -151,7 +142,7 @@ func (g *gate) forget(now time.Time) {
 }
 
 // mayProbe reports whether an operation may try a route that gave no answer: no other one
-// does, and less than half of the workers try other routes.
+// does, and others do not try with half of the workers already.
 func (g *gate) mayProbe(r *route) bool {
 	probes := 0
 	for v := range g.inside {
@@ -215,10 +206,7 @@ func (v *visit) ends(op rbd.Op, began time.Time, err error) {
 		if op.Slow || v.route.answered.After(began) {
 			return
 		}
-		v.route.fault = rbd.ErrTimeout
-		if errors.Is(err, rbd.ErrUnreachable) {
-			v.route.fault = rbd.ErrUnreachable
-		}
+		v.route.fault = err
 		v.gate.wake()
 	default:
 		v.since = time.Now()

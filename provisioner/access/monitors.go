@@ -31,10 +31,8 @@ type Monitors struct {
 
 // Resolve replaces each DNS name by all its addresses: nodes can't resolve the cluster's
 // own names, and librados refuses a list with a name that it can't resolve. The result
-// keeps the order of the list, sorts the addresses of one name so that it does not vary
-// between calls, and has no duplicates.
-//
-// A name that does not resolve is an error, ErrNoAddress, only if no address is left.
+// does not vary between calls and has no duplicates. A name that does not resolve is an
+// error, ErrNoAddress, only if no address is left.
 func (a *Access) Resolve(ctx context.Context, monitors []volume.Monitor) (Monitors, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.config.Timeout)
 	defer cancel()
@@ -42,17 +40,17 @@ func (a *Access) Resolve(ctx context.Context, monitors []volume.Monitor) (Monito
 	var r Monitors
 	add := func(m volume.Monitor, addr netip.Addr) {
 		m.Host = addr.Unmap().String()
-		if _, ok := m.KernelAddress(); ok && m.Port != 0 {
+		kernel, ok := m.KernelAddress()
+		if ok && m.Port != 0 {
 			// At an unusual port librados would try both protocols, and take the silence
-			// of one for the monitor's, even if the other says that the key is wrong. The
-			// kernel speaks version 1.
+			// of one for the monitor's, even if the other says that the key is wrong.
 			m.Protocol = volume.ProtocolV1
 		}
 		if text := m.String(); !slices.Contains(r.Addresses, text) {
 			r.Addresses = append(r.Addresses, text)
 		}
-		if text, ok := m.KernelAddress(); ok && !slices.Contains(r.Kernel, text) {
-			r.Kernel = append(r.Kernel, text)
+		if ok && !slices.Contains(r.Kernel, kernel) {
+			r.Kernel = append(r.Kernel, kernel)
 		}
 	}
 	found := make([][]netip.Addr, len(monitors))
@@ -61,7 +59,7 @@ func (a *Access) Resolve(ctx context.Context, monitors []volume.Monitor) (Monito
 	// the others.
 	var lookups sync.WaitGroup
 	for i, m := range monitors {
-		if addr, ok := m.Addr(); ok {
+		if addr, err := netip.ParseAddr(m.Host); err == nil {
 			found[i] = []netip.Addr{addr}
 			continue
 		}

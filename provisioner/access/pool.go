@@ -13,8 +13,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// Pool is an open pool, with what Open learned on the way to it. A call that changes
-// something needs the lease, and each call tells the gate how it ended.
+// Pool is an open pool, with what Open learned on the way to it.
 type Pool struct {
 	rbd.Pool
 	// ID says which pool it is, Location how it was opened.
@@ -28,10 +27,10 @@ type Pool struct {
 	changes atomic.Int64
 }
 
-// Changed reports whether a call through this pool may have changed an image. It does so
-// from the start of the first such call, even if that fails, unless the error is a plain
-// no. Notes and snapshots do not count: they make no image and do not affect a claim's,
-// and an earlier note finds a snapshot that is left over.
+// Changed reports whether a call through this pool may have changed an image: from the
+// start of the first such call, even if that fails, unless the error is a plain no. Notes
+// and snapshots do not count: they make no image and do not affect a claim's, and an
+// earlier note finds a snapshot that is left over.
 func (p *Pool) Changed() bool { return p.changes.Load() > 0 }
 
 // Close implements rbd.Pool.

@@ -19,17 +19,16 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// KeyEntry is the entry of an admin secret that holds the key.
-const KeyEntry = "key"
-
-// TypeRBD is the type that Kubernetes documents for secrets of rbd volumes.
-const TypeRBD corev1.SecretType = "kubernetes.io/rbd"
-
-// secretAge is how long callers share what was read of a Secret. In a burst all claims
-// need the same one or two, and each read costs the API server as much as saving a volume
-// does. It is no longer than the backoff after a failure, so that a retry finds what was
-// mended.
-const secretAge = time.Second
+const (
+	// KeyEntry is the entry of an admin secret that holds the key.
+	KeyEntry = "key"
+	// TypeRBD is the type that Kubernetes documents for secrets of rbd volumes.
+	TypeRBD corev1.SecretType = "kubernetes.io/rbd"
+	// secretAge is how long callers share what was read of a Secret. In a burst all claims
+	// need the same one or two, and each read costs the API server as much as saving a
+	// volume does. A retry comes no sooner, and so finds what was mended.
+	secretAge = time.Second
+)
 
 // The errors about secrets on which callers decide.
 var (
@@ -37,12 +36,8 @@ var (
 	ErrSecretForbidden = errors.New("reading the secret is not allowed")
 )
 
-// ReadKey reads an admin user's key, or takes it from a Secret that was read less than a
-// second ago. It cuts white space around the key, since people make secrets with "echo
-// KEY | base64".
-//
-// Errors: ErrSecretNotFound, ErrSecretForbidden, rbd.ErrInvalidKey. None contains the
-// key.
+// ReadKey returns an admin user's key, as it was less than a second ago. Errors, none of
+// which contains the key: ErrSecretNotFound, ErrSecretForbidden, rbd.ErrInvalidKey.
 func (a *Access) ReadKey(ctx context.Context, ref volume.SecretRef) (rbd.Key, error) {
 	secret, err := a.recentSecret(ctx, ref)
 	if err != nil {
@@ -57,18 +52,15 @@ func (a *Access) ReadKey(ctx context.Context, ref volume.SecretRef) (rbd.Key, er
 }
 
 // CheckUserSecret checks the secret with which kubelet will map the image, as it was less
-// than a second ago. Beside the error it returns a warning, or an empty text: a secret of
-// another type works, but is not what kube-controller-manager and the documentation
-// expect.
-//
-// Errors: ErrSecretNotFound, ErrSecretForbidden, rbd.ErrInvalidKey, or that the secret
-// does not hold exactly one entry: kubelet takes whichever it meets first.
+// than a second ago. The errors are those of ReadKey, or that the secret does not hold
+// exactly one entry. The warning, if not empty, says that the type is not the documented
+// one, which works nevertheless.
 func (a *Access) CheckUserSecret(ctx context.Context, ref volume.SecretRef) (warning string, err error) {
 	secret, err := a.recentSecret(ctx, ref)
 	if err != nil {
 		return "", err
 	}
-	if n := len(secret.Data); n != 1 {
+	if len(secret.Data) != 1 {
 		return "", fmt.Errorf("secret %q must hold exactly one entry, the user's key: "+
 			"kubelet would take any of them", ref)
 	}
@@ -84,6 +76,8 @@ func (a *Access) CheckUserSecret(ctx context.Context, ref volume.SecretRef) (war
 	return "", nil
 }
 
+// parseKey cuts white space around the key, since people make secrets with "echo KEY |
+// base64".
 func parseKey(ref volume.SecretRef, entry string, data []byte) (rbd.Key, error) {
 	key, err := rbd.ParseKey(strings.TrimSpace(string(data)))
 	if err != nil {
@@ -99,8 +93,7 @@ type secretRead struct {
 	err    error
 }
 
-// recentSecret returns a Secret as it was less than secretAge ago. Callers share it
-// and must not change it.
+// recentSecret returns a Secret as it was less than secretAge ago, which callers share.
 func (a *Access) recentSecret(ctx context.Context, ref volume.SecretRef) (*corev1.Secret, error) {
 	reading := a.reading.DoChan(ref.String(), func() (any, error) {
 		if recent, ok := a.recent.Get(ref); ok {

@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/util/sets"
 	storagelisters "k8s.io/client-go/listers/storage/v1"
 	"k8s.io/klog/v2"
 
@@ -100,26 +101,23 @@ func badCredentials(err error) bool {
 }
 
 func wrongMonitors(err error, record volume.Record) bool {
-	switch {
-	case errors.Is(err, rbd.ErrUnreachable), errors.Is(err, ErrNoAddress), errors.Is(err, ErrOtherCluster):
-		return true
-	case errors.Is(err, rbd.ErrPermissionDenied):
+	return errors.Is(err, rbd.ErrUnreachable) || errors.Is(err, ErrNoAddress) || errors.Is(err, ErrOtherCluster) ||
 		// Another cluster may have answered that does not know us. Only if the volume
 		// names its own can we tell where the class leads.
-		return record.FSID != ""
-	}
-	return false
+		errors.Is(err, rbd.ErrPermissionDenied) && record.FSID != ""
 }
 
 // hasOthers reports whether monitors has one that is not among known. It compares what
 // the kernel gets, since people write one address in several ways.
 func hasOthers(monitors, known []volume.Monitor) bool {
+	addresses := sets.New("") // which is that of monitors that the kernel can't use
+	for _, m := range known {
+		address, _ := m.KernelAddress()
+		addresses.Insert(address)
+	}
 	return slices.ContainsFunc(monitors, func(m volume.Monitor) bool {
-		address, ok := m.KernelAddress()
-		return ok && !slices.ContainsFunc(known, func(k volume.Monitor) bool {
-			other, ok := k.KernelAddress()
-			return ok && other == address
-		})
+		address, _ := m.KernelAddress()
+		return !addresses.Has(address)
 	})
 }
 
