@@ -5,6 +5,7 @@
 package storageclass
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -17,38 +18,14 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// The parameters, as the documentation spells them. A StorageClass may write them in any
-// case.
-const (
-	KeyMonitors             = "monitors"
-	KeyPool                 = "pool"
-	KeyDataPool             = "dataPool"
-	KeyAdminID              = "adminId"
-	KeyAdminSecretName      = "adminSecretName"
-	KeyAdminSecretNamespace = "adminSecretNamespace"
-	KeyUserID               = "userId"
-	KeyUserSecretName       = "userSecretName"
-	KeyUserSecretNamespace  = "userSecretNamespace"
-	KeyFSType               = "fsType"
-	KeyImageFormat          = "imageFormat"
-	KeyImageFeatures        = "imageFeatures"
-	KeyTrashRetention       = "trashRetention"
-)
-
-// The defaults of missing parameters.
-const (
-	DefaultPool                 = "rbd"
-	DefaultAdminID              = "admin"
-	DefaultAdminSecretNamespace = "default"
-)
-
-// Keys returns all parameters, in the order of the documentation.
+// Keys returns all parameters, as the documentation spells and orders them. A StorageClass
+// may write them in any case.
 func Keys() []string {
 	return []string{
-		KeyMonitors, KeyPool, KeyDataPool,
-		KeyAdminID, KeyAdminSecretName, KeyAdminSecretNamespace,
-		KeyUserID, KeyUserSecretName, KeyUserSecretNamespace,
-		KeyFSType, KeyImageFormat, KeyImageFeatures, KeyTrashRetention,
+		"monitors", "pool", "dataPool",
+		"adminId", "adminSecretName", "adminSecretNamespace",
+		"userId", "userSecretName", "userSecretNamespace",
+		"fsType", "imageFormat", "imageFeatures", "trashRetention",
 	}
 }
 
@@ -86,24 +63,22 @@ func (p Params) Location() volume.Location {
 func Parse(parameters map[string]string) (Params, error) {
 	r := newReader(parameters)
 	p := Params{
-		Monitors: r.monitors(),
-		Pool:     r.pool(KeyPool, DefaultPool),
-		DataPool: r.pool(KeyDataPool, ""),
-		Admin:    r.user(KeyAdminID, DefaultAdminID),
+		Monitors:    r.monitors(),
+		Pool:        r.pool("pool", "rbd"),
+		DataPool:    r.pool("dataPool", ""),
+		Admin:       r.user("adminId", "admin"),
+		AdminSecret: r.secret("adminSecretName", "adminSecretNamespace", "default"),
 	}
-	if p.DataPool == p.Pool {
-		p.DataPool = ""
-	}
-	p.AdminSecret.Name = r.secretName(KeyAdminSecretName)
-	p.AdminSecret.Namespace = r.namespace(KeyAdminSecretNamespace, DefaultAdminSecretNamespace)
-	p.User = r.user(KeyUserID, p.Admin)
-	p.UserSecret.Name = r.secretName(KeyUserSecretName)
-	p.UserSecret.Namespace = r.namespace(KeyUserSecretNamespace, "")
+	p.User = r.user("userId", p.Admin)
+	p.UserSecret = r.secret("userSecretName", "userSecretNamespace", "")
 	p.FSType = r.fsType()
 	p.TrashRetention = r.trashRetention()
 	r.imageFormat()
 	r.imageFeatures()
 	r.unknown()
+	if p.DataPool == p.Pool {
+		p.DataPool = ""
+	}
 	if len(r.faults) > 0 {
 		return Params{}, r.faults
 	}
@@ -116,27 +91,22 @@ func ParseLocation(parameters map[string]string) (volume.Location, error) {
 	r := newReader(parameters)
 	l := volume.Location{
 		Monitors: r.monitors(),
-		Pool:     r.pool(KeyPool, DefaultPool),
-		User:     r.user(KeyAdminID, DefaultAdminID),
+		Pool:     r.pool("pool", "rbd"),
+		User:     r.user("adminId", "admin"),
+		Secret:   r.secret("adminSecretName", "adminSecretNamespace", "default"),
 	}
-	l.Secret.Name = r.secretName(KeyAdminSecretName)
-	l.Secret.Namespace = r.namespace(KeyAdminSecretNamespace, DefaultAdminSecretNamespace)
 	if len(r.faults) > 0 {
 		return volume.Location{}, r.faults
 	}
 	return l, nil
 }
 
-// Faults are all faults in a StorageClass's parameters.
+// Faults are all faults in a StorageClass's parameters, at least one.
 type Faults []error
 
 // Error returns all faults in one line, because it becomes an event.
 func (f Faults) Error() string {
-	texts := make([]string, len(f))
-	for i, err := range f {
-		texts[i] = strings.ReplaceAll(err.Error(), "\n", "; ")
-	}
-	return strings.Join(texts, "; ")
+	return strings.ReplaceAll(errors.Join(f...).Error(), "\n", "; ")
 }
 
 // Unwrap returns the single faults.
@@ -144,12 +114,10 @@ func (f Faults) Unwrap() []error { return f }
 
 // reader reads parameters one by one and collects their faults.
 type reader struct {
-	// values are trimmed, by key in lower case. A parameter with an empty value is not
-	// in it, as if it were missing.
-	values map[string]string
-	// spelled has each key as the StorageClass spells it, by key in lower case.
-	spelled map[string]string
-	faults  Faults
+	// values are trimmed, and spelled are the keys as the StorageClass spells them; both
+	// by key in lower case.
+	values, spelled map[string]string
+	faults          Faults
 }
 
 func newReader(parameters map[string]string) *reader {
@@ -160,10 +128,7 @@ func newReader(parameters map[string]string) *reader {
 			r.fault("parameters %q and %q are the same one: keep one of them", first, key)
 			continue
 		}
-		r.spelled[lower] = key
-		if value := strings.TrimSpace(parameters[key]); value != "" {
-			r.values[lower] = value
-		}
+		r.spelled[lower], r.values[lower] = key, strings.TrimSpace(parameters[key])
 	}
 	return r
 }
@@ -172,37 +137,35 @@ func (r *reader) fault(format string, args ...any) {
 	r.faults = append(r.faults, fmt.Errorf(format, args...))
 }
 
+// get returns a parameter; one with an empty value counts as missing.
 func (r *reader) get(key, byDefault string) string {
-	if value, given := r.values[strings.ToLower(key)]; given {
-		return value
-	}
-	return byDefault
+	return cmp.Or(r.values[strings.ToLower(key)], byDefault)
 }
 
-// must is get for a parameter that has no default.
-func (r *reader) must(key, remedy string) (string, bool) {
+// must is get for a parameter that has no default; it returns "" if that is missing.
+func (r *reader) must(key, remedy string) string {
 	value := r.get(key, "")
 	if value == "" {
 		r.fault("parameter %q is missing: %s", key, remedy)
 	}
-	return value, value != ""
+	return value
 }
 
 func (r *reader) monitors() []volume.Monitor {
-	const remedy = "list the Ceph monitors, as in 10.0.0.1:6789,10.0.0.2:6789"
-	value, given := r.must(KeyMonitors, remedy)
-	if !given {
+	const key, remedy = "monitors", "list the Ceph monitors, as in 10.0.0.1:6789,10.0.0.2:6789"
+	value := r.must(key, remedy)
+	if value == "" {
 		return nil
 	}
 	monitors, err := volume.ParseMonitors(value)
 	switch {
 	case err != nil:
-		r.fault("parameter %q: %w", KeyMonitors, err)
+		r.fault("parameter %q: %w", key, err)
 	case len(monitors) == 0:
-		r.fault("parameter %q names no monitor: %s", KeyMonitors, remedy)
+		r.fault("parameter %q names no monitor: %s", key, remedy)
 	case !slices.ContainsFunc(monitors, speaksV1):
 		r.fault("parameter %q: none speaks message protocol 1, the only one that nodes map images with: "+
-			"add the monitors with port 6789", KeyMonitors)
+			"add the monitors with port 6789", key)
 	}
 	return monitors
 }
@@ -237,75 +200,65 @@ func (r *reader) user(key, byDefault string) string {
 	return user
 }
 
-func (r *reader) secretName(key string) string {
-	name, given := r.must(key, "name the secret that holds the Ceph key")
-	if given {
-		if problems := validation.IsDNS1123Subdomain(name); len(problems) > 0 {
-			r.fault("parameter %q: %q is no name of a secret", key, name)
-		}
+func (r *reader) secret(nameKey, namespaceKey, defaultNamespace string) volume.SecretRef {
+	name := r.must(nameKey, "name the secret that holds the Ceph key")
+	if name != "" && len(validation.IsDNS1123Subdomain(name)) > 0 {
+		r.fault("parameter %q: %q is no name of a secret", nameKey, name)
 	}
-	return name
-}
-
-func (r *reader) namespace(key, byDefault string) string {
-	name := r.get(key, byDefault)
-	if name != "" && len(validation.IsDNS1123Label(name)) > 0 {
-		r.fault("parameter %q: %q is no name of a namespace", key, name)
+	namespace := r.get(namespaceKey, defaultNamespace)
+	if namespace != "" && len(validation.IsDNS1123Label(namespace)) > 0 {
+		r.fault("parameter %q: %q is no name of a namespace", namespaceKey, namespace)
 	}
-	return name
+	return volume.SecretRef{Namespace: namespace, Name: name}
 }
 
 // fsType allows only what can end a program's name: kubelet runs mkfs.FSTYPE on the node.
 func (r *reader) fsType() string {
-	fsType := r.get(KeyFSType, "")
+	fsType := r.get("fsType", "")
 	const allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"
 	if strings.Trim(fsType, allowed) != "" {
-		r.fault("parameter %q: %q is no file system type: use for example ext4 or xfs", KeyFSType, fsType)
+		r.fault(`parameter "fsType": %q is no file system type: use for example ext4 or xfs`, fsType)
 	}
 	return fsType
 }
 
 func (r *reader) trashRetention() time.Duration {
-	retention, err := volume.ParseRetention(r.get(KeyTrashRetention, "0"))
+	retention, err := volume.ParseRetention(r.get("trashRetention", "0"))
 	if err != nil {
-		r.fault("parameter %q: %w", KeyTrashRetention, err)
+		r.fault(`parameter "trashRetention": %w`, err)
 	}
 	return retention
 }
 
 func (r *reader) imageFormat() {
-	switch format := r.get(KeyImageFormat, "2"); format {
+	switch format := r.get("imageFormat", "2"); format {
 	case "2":
 	case "1":
-		r.fault("parameter %q: Ceph no longer creates images of format 1: use 2, or leave it out", KeyImageFormat)
+		r.fault(`parameter "imageFormat": Ceph no longer creates images of format 1: use 2, or leave it out`)
 	default:
-		r.fault("parameter %q: %q is no image format: use 2, or leave it out", KeyImageFormat, format)
+		r.fault(`parameter "imageFormat": %q is no image format: use 2, or leave it out`, format)
 	}
 }
 
 func (r *reader) imageFeatures() {
-	for feature := range strings.SplitSeq(r.get(KeyImageFeatures, "layering"), ",") {
+	for feature := range strings.SplitSeq(r.get("imageFeatures", ""), ",") {
 		if feature = strings.TrimSpace(feature); feature != "layering" && feature != "" {
-			r.fault("parameter %q: %q is not supported: use layering, or leave it out", KeyImageFeatures, feature)
+			r.fault(`parameter "imageFeatures": %q is not supported: use layering, or leave it out`, feature)
 		}
 	}
 }
 
 func (r *reader) unknown() {
-	known := Keys()
-	isKnown := func(lower string) bool {
-		return slices.ContainsFunc(known, func(key string) bool { return strings.ToLower(key) == lower })
+	others := maps.Clone(r.spelled)
+	for _, key := range Keys() {
+		delete(others, strings.ToLower(key))
 	}
 	var unknown []string
-	for lower, spelled := range r.spelled {
-		if !isKnown(lower) {
-			unknown = append(unknown, fmt.Sprintf("%q", spelled))
-		}
+	for _, key := range others {
+		unknown = append(unknown, fmt.Sprintf("%q", key))
 	}
-	if len(unknown) == 0 {
-		return
+	if len(unknown) > 0 {
+		slices.Sort(unknown)
+		r.fault("unknown parameter %s: known are %s", strings.Join(unknown, ", "), strings.Join(Keys(), ", "))
 	}
-	slices.Sort(unknown)
-	r.faults = append(r.faults, errors.New("unknown parameter "+strings.Join(unknown, ", ")+
-		": known are "+strings.Join(known, ", ")))
 }
