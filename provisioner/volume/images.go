@@ -4,7 +4,6 @@ package volume
 
 import (
 	"encoding/hex"
-	"maps"
 	"slices"
 	"strings"
 
@@ -38,8 +37,7 @@ func ImageKeys(pv *corev1.PersistentVolume) []string {
 		return nil
 	}
 	var pools, images []string
-	for _, key := range slices.Sorted(maps.Keys(source.VolumeAttributes)) {
-		value := source.VolumeAttributes[key]
+	for key, value := range source.VolumeAttributes {
 		switch {
 		case value == "":
 		case isNamespaceAttribute(key):

@@ -9,11 +9,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// The keys of an image's owner metadata. The claim's entries are for people, who see them
-// with "rbd image-meta list"; the others keep the image from being taken for another
+// The keys of an image's owner metadata, which keep it from being taken for another
 // volume's.
 const (
-	// MetaClaim and MetaClaimNamespace name the claim that the image was made for.
+	// MetaClaim and MetaClaimNamespace name the claim that the image was made for, for
+	// people, who see it with "rbd image-meta list".
 	MetaClaim          = "kubernetes.io/created-for/pvc/name"
 	MetaClaimNamespace = "kubernetes.io/created-for/pvc/namespace"
 	// MetaVolume is the name of the PersistentVolume.
@@ -28,10 +28,8 @@ const (
 
 // Owner is a possible owner of an image.
 type Owner struct {
-	// Volume is the name of the PersistentVolume.
-	Volume string
-	// Identity is the provisioner's identity.
-	Identity string
+	// Volume is the name of the PersistentVolume, and Identity the provisioner's.
+	Volume, Identity string
 	// Cluster is the UID of the namespace kube-system; empty if the provisioner may not
 	// read it.
 	Cluster string
@@ -68,7 +66,8 @@ func (o Owner) Marks() map[string]string {
 // it over to o, and not yet to o. An image that does not name its cluster counts as this
 // cluster's. An owner that does not know its own cluster takes nothing over.
 func (o Owner) TakesOver(metadata map[string]string) bool {
-	return o.Former != "" && o.Cluster != "" && cmp.Or(metadata[MetaCluster], o.Cluster) == o.Former && Foreign(metadata, o) != ""
+	return o.Former != "" && o.Cluster != "" &&
+		cmp.Or(metadata[MetaCluster], o.Cluster) == o.Former && Foreign(metadata, o) != ""
 }
 
 // IsOf reports whether, of all provisioners with our name, the one with that identity

@@ -6,6 +6,7 @@
 package volume
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -20,15 +21,14 @@ import (
 
 // The annotations of a PersistentVolume that this package reads and writes.
 const (
-	// AnnProvisionedBy names the provisioner of a dynamically provisioned volume, as
-	// its StorageClass does. Kubernetes' libraries set it.
+	// AnnProvisionedBy names the volume's provisioner, as its StorageClass does.
+	// Kubernetes' libraries set it.
 	AnnProvisionedBy = "pv.kubernetes.io/provisioned-by"
 	// AnnIdentity is the identity of the provisioner that made the volume; the retired
 	// rbd-provisioner set it too.
 	AnnIdentity = "rbdProvisionerIdentity"
 	// AnnDeletionSecretName and AnnDeletionSecretNamespace name the secret with the key
-	// of the user that deletes the image. external-provisioner uses the same
-	// annotations.
+	// of the user that deletes the image. external-provisioner uses them too.
 	AnnDeletionSecretName      = "volume.kubernetes.io/provisioner-deletion-secret-name"
 	AnnDeletionSecretNamespace = "volume.kubernetes.io/provisioner-deletion-secret-namespace"
 	// AnnDeletionUser is the Ceph user that deletes the image, without "client.".
@@ -37,23 +37,21 @@ const (
 	// those of another cluster.
 	AnnClusterFSID = "rbd.ceph.com/cluster-fsid"
 	// AnnTrashRetention is how long the pool's trash keeps the image of the deleted
-	// volume, as in "24h". Without it, the trash does not keep the image.
+	// volume, as in "24h"; 0 without it.
 	AnnTrashRetention = "rbd.ceph.com/trash-retention"
 	// AnnKubernetesCluster is the UID of the namespace kube-system that the image's
 	// owner metadata has, so that the image need not be read. It proves nothing: copies
 	// of the volume have it too.
 	AnnKubernetesCluster = "rbd.ceph.com/kubernetes-cluster"
 	// AnnFormerCluster is set by an administrator who moves a volume for good: the UID
-	// of the namespace kube-system in the image's owner metadata, that is, of the
-	// cluster that had the image. This volume then takes the image over, and the
-	// provisioner removes the annotation.
+	// of the namespace kube-system of the cluster that had the image. This volume then
+	// takes the image over, and the provisioner removes the annotation.
 	AnnFormerCluster = "rbd.ceph.com/former-cluster"
 	// AnnDeletionBegun is when a late deletion of the image began: see Freshness in
 	// package index.
 	AnnDeletionBegun = "rbd.ceph.com/deletion-begun"
-	// AnnFileSystemSize is the size of a clone's file system, as a quantity, if the
-	// clone is larger than its source. The provisioner removes it once the claim has
-	// that size.
+	// AnnFileSystemSize is the size of a clone's file system, as a quantity, if the clone
+	// is larger than its source. It is removed once the claim has that size.
 	AnnFileSystemSize = "rbd.ceph.com/file-system-size"
 )
 
@@ -61,10 +59,7 @@ const (
 var ErrNoRBDSource = errors.New("the volume has no rbd source, so its image is not known: remove that by hand, then the volume and its finalizers")
 
 // SecretRef names a Secret.
-type SecretRef struct {
-	Namespace string
-	Name      string
-}
+type SecretRef corev1.SecretReference
 
 // String returns "namespace/name", as logs and events show it.
 func (r SecretRef) String() string { return r.Namespace + "/" + r.Name }
@@ -73,10 +68,8 @@ func (r SecretRef) String() string { return r.Namespace + "/" + r.Name }
 type Location struct {
 	Monitors []Monitor
 	Pool     string
-	// User is the Ceph user without "client.".
-	User string
-	// Secret holds the user's key.
-	Secret SecretRef
+	User     string    // without "client."
+	Secret   SecretRef // which holds the user's key
 	// DataPool is the pool for the images' data; empty if that is Pool or unknown. The
 	// user needs caps for it too.
 	DataPool string
@@ -84,13 +77,11 @@ type Location struct {
 
 // Record is what a PersistentVolume remembers about its image.
 type Record struct {
-	// Identity is the identity of the provisioner that made the image.
-	Identity string
-	// Cluster is the Kubernetes cluster in the image's owner metadata; empty for volumes
-	// of the retired provisioner, and if this one may not read its UID.
-	Cluster string
-	// FSID is the Ceph cluster's identity, a UUID; empty for volumes of the retired
-	// provisioner.
+	// Identity is that of the provisioner that made the image. Cluster is the Kubernetes
+	// cluster in the image's owner metadata, if it is known.
+	Identity, Cluster string
+	// FSID is the Ceph cluster's identity, a UUID. Volumes of the retired provisioner
+	// have neither Cluster, FSID nor Admin.
 	FSID string
 	// Monitors are endpoints of message protocol 1, as "IP:port".
 	Monitors []string
@@ -102,12 +93,10 @@ type Record struct {
 	UserSecret SecretRef
 	// FSType is empty for kubelet's default, and for block volumes.
 	FSType string
-	// Admin deletes the image, with the key in AdminSecret. Both are empty for volumes
-	// of the retired provisioner.
+	// Admin deletes the image, with the key in AdminSecret.
 	Admin       string
 	AdminSecret SecretRef
-	// TrashRetention is how long the pool's trash keeps the image once the volume is
-	// deleted; never negative.
+	// TrashRetention is never negative.
 	TrashRetention time.Duration
 }
 
@@ -123,30 +112,27 @@ func (r Record) Write(pv *corev1.PersistentVolume) {
 			RBDImage:     r.Image,
 			RadosUser:    r.User,
 			FSType:       r.FSType,
-			SecretRef: &corev1.SecretReference{
-				Name:      r.UserSecret.Name,
-				Namespace: r.UserSecret.Namespace,
-			},
+			SecretRef:    (*corev1.SecretReference)(&r.UserSecret),
 		},
 	}
 	retention := ""
 	if r.TrashRetention > 0 {
 		retention = r.TrashRetention.String()
 	}
-	for _, a := range []struct{ key, value string }{
-		{AnnIdentity, r.Identity},
-		{AnnKubernetesCluster, r.Cluster},
-		{AnnClusterFSID, r.FSID},
-		{AnnDeletionUser, r.Admin},
-		{AnnDeletionSecretName, r.AdminSecret.Name},
-		{AnnDeletionSecretNamespace, r.AdminSecret.Namespace},
-		{AnnTrashRetention, retention},
+	for key, value := range map[string]string{
+		AnnIdentity:                r.Identity,
+		AnnKubernetesCluster:       r.Cluster,
+		AnnClusterFSID:             r.FSID,
+		AnnDeletionUser:            r.Admin,
+		AnnDeletionSecretName:      r.AdminSecret.Name,
+		AnnDeletionSecretNamespace: r.AdminSecret.Namespace,
+		AnnTrashRetention:          retention,
 	} {
-		if a.value == "" {
-			delete(pv.Annotations, a.key)
+		if value == "" {
+			delete(pv.Annotations, key)
 			continue
 		}
-		metav1.SetMetaDataAnnotation(&pv.ObjectMeta, a.key, a.value)
+		metav1.SetMetaDataAnnotation(&pv.ObjectMeta, key, value)
 	}
 }
 
@@ -165,9 +151,8 @@ func ParseRetention(text string) (time.Duration, error) {
 	return retention, nil
 }
 
-// Read returns what pv remembers. What the volume does not say stays empty: volumes of
-// the retired provisioner have neither FSID nor Admin. The error is ErrNoRBDSource, or
-// says what is missing or invalid in the source or the annotations.
+// Read returns what pv remembers. The error is ErrNoRBDSource, or says what is missing or
+// invalid in the source or the annotations.
 func Read(pv *corev1.PersistentVolume) (Record, error) {
 	source := pv.Spec.RBD
 	if source == nil {
@@ -194,15 +179,12 @@ func Read(pv *corev1.PersistentVolume) (Record, error) {
 	if !IsName(r.Pool) || !IsName(r.Image) || !IsName(r.Admin) {
 		return Record{}, errors.New("the volume's pool, image or deletion user has a character that can't be printed")
 	}
-	if text := pv.Annotations[AnnTrashRetention]; text != "" {
-		retention, err := ParseRetention(text)
-		if err != nil {
-			return Record{}, fmt.Errorf("the volume's annotation %s: %w", AnnTrashRetention, err)
-		}
-		r.TrashRetention = retention
+	var err error
+	if r.TrashRetention, err = ParseRetention(cmp.Or(pv.Annotations[AnnTrashRetention], "0")); err != nil {
+		return Record{}, fmt.Errorf("the volume's annotation %s: %w", AnnTrashRetention, err)
 	}
 	if source.SecretRef != nil {
-		r.UserSecret = SecretRef{Namespace: source.SecretRef.Namespace, Name: source.SecretRef.Name}
+		r.UserSecret = SecretRef(*source.SecretRef)
 	}
 	return r, nil
 }
