@@ -33,21 +33,15 @@ type Config struct {
 	Connector rbd.Connector
 	// Resolver resolves the monitors' names; nil means net.DefaultResolver.
 	Resolver Resolver
-	// Timeout bounds one call to the API server, and resolving one list of monitors; zero
-	// means DefaultTimeout.
-	Timeout time.Duration
 	// Workers is how many pools callers open at a time for claims, and likewise for
 	// volumes. Of several clusters, a slow one gets half of them. Zero means no limit.
 	Workers int
 	// Lease must be held for each call that changes something; otherwise the call returns
 	// lease.ErrNotLeading. Nil means that there is no lease.
 	Lease *lease.Guard
-	// Observe gets each call to a pool: the name of its rbd.Op, how long it took and its
-	// error. Many goroutines call it. Nil means that no one observes.
-	Observe func(op string, d time.Duration, err error)
 }
 
-// DefaultTimeout bounds calls that are not to Ceph.
+// DefaultTimeout bounds each call that is not to Ceph.
 const DefaultTimeout = 10 * time.Second
 
 // Access opens pools. It is safe for concurrent use.
@@ -67,9 +61,6 @@ func New(c Config) (*Access, error) {
 	if c.Resolver == nil {
 		c.Resolver = net.DefaultResolver
 	}
-	if c.Timeout == 0 {
-		c.Timeout = DefaultTimeout
-	}
 	if c.Lease == nil {
 		c.Lease = lease.New(nil)
 	}
@@ -85,30 +76,25 @@ func New(c Config) (*Access, error) {
 // operation tries, with the error of those calls. While one cluster of several is slow,
 // Open may return ErrBusy.
 func (a *Access) Open(ctx context.Context, l volume.Location) (*Pool, error) {
-	return a.enter(ctx, l, forClaim)
+	return a.open(ctx, l, forClaim)
 }
 
 // OpenForVolume is Open for work on an existing volume. Most callers let Volumes find the
 // location.
 func (a *Access) OpenForVolume(ctx context.Context, l volume.Location) (*Pool, error) {
-	return a.enter(ctx, l, forVolume)
+	return a.open(ctx, l, forVolume)
 }
 
-func (a *Access) enter(ctx context.Context, l volume.Location, u use) (*Pool, error) {
+func (a *Access) open(ctx context.Context, l volume.Location, u use) (_ *Pool, err error) {
 	v, err := a.gate.enter(ctx, l, u)
 	if err != nil {
 		return nil, Explain(err, l)
 	}
-	pool, err := a.open(ctx, l, v)
-	if err != nil {
-		v.leave()
-		return nil, err
-	}
-	pool.Pool, pool.visit = rbd.Around(pool.Pool, a.around(pool)), v
-	return pool, nil
-}
-
-func (a *Access) open(ctx context.Context, l volume.Location, v *visit) (*Pool, error) {
+	defer func() {
+		if err != nil {
+			v.leave()
+		}
+	}()
 	key, err := a.ReadKey(ctx, l.Secret)
 	if err != nil {
 		return nil, err
@@ -140,7 +126,9 @@ func (a *Access) open(ctx context.Context, l volume.Location, v *visit) (*Pool, 
 		return nil, Explain(err, l)
 	}
 	// Success need not be an answer: an open connection is shared, and knows its pools.
-	return &Pool{Pool: pool, ID: volume.PoolID{FSID: cluster.FSID(), Pool: l.Pool}, Location: l, Monitors: monitors}, nil
+	p := &Pool{ID: volume.PoolID{FSID: cluster.FSID(), Pool: l.Pool}, Location: l, Monitors: monitors, visit: v}
+	p.Pool = rbd.Around(pool, a.around(p))
+	return p, nil
 }
 
 // Explain adds a remedy to the error of a call to Ceph, which becomes an event on a claim

@@ -101,7 +101,7 @@ func (g *gate) enter(ctx context.Context, l volume.Location, u use) (*visit, err
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("monitors %q: %w", l.Route().Monitors(), ErrBusy)
+			return nil, fmt.Errorf("monitors %q: %w", l.Route().Monitors, ErrBusy)
 		}
 	}
 }
@@ -115,7 +115,7 @@ func (g *gate) admit(l volume.Location, u use) (*visit, <-chan struct{}, error) 
 	key := l.Route()
 	r := g.routes[key]
 	if r == nil {
-		r = &route{monitors: key.Monitors()}
+		r = &route{monitors: key.Monitors}
 		g.routes[key] = r
 	}
 	r.used = now

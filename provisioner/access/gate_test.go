@@ -54,10 +54,6 @@ type gated struct {
 	one, two  *rbdtest.Cluster
 	connector *FakeSilence // of the first one
 	leaseLost atomic.Bool
-
-	mu sync.Mutex // guards observed
-	// observed are the calls that Config.Observe was told of.
-	observed []string
 }
 
 func newGated(t *testing.T, workers int) *gated {
@@ -81,11 +77,6 @@ func newGated(t *testing.T, workers int) *gated {
 	g.Access, err = access.New(access.Config{
 		Secrets: client.CoreV1(), Connector: g.connector, Workers: workers,
 		Lease: lease.New(func() bool { return !g.leaseLost.Load() }),
-		Observe: func(op string, d time.Duration, err error) {
-			g.mu.Lock()
-			defer g.mu.Unlock()
-			g.observed = append(g.observed, fmt.Sprintf("%s %v %v", op, d, errors.Is(err, rbd.ErrTimeout)))
-		},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -34,7 +34,7 @@ type Monitors struct {
 // does not vary between calls and has no duplicates. A name that does not resolve is an
 // error, ErrNoAddress, only if no address is left.
 func (a *Access) Resolve(ctx context.Context, monitors []volume.Monitor) (Monitors, error) {
-	ctx, cancel := context.WithTimeout(ctx, a.config.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, DefaultTimeout)
 	defer cancel()
 
 	var r Monitors

@@ -59,9 +59,6 @@ func (a *Access) around(p *Pool) func(context.Context, rbd.Op, func(context.Cont
 		if changes && plainNo(op, err) {
 			p.changes.Add(-1)
 		}
-		if a.config.Observe != nil {
-			a.config.Observe(op.Name, time.Since(began), err)
-		}
 		return err
 	}
 }

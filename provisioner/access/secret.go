@@ -119,7 +119,7 @@ func (a *Access) recentSecret(ctx context.Context, ref volume.SecretRef) (*corev
 }
 
 func (a *Access) readSecret(ctx context.Context, ref volume.SecretRef) (*corev1.Secret, error) {
-	ctx, cancel := context.WithTimeout(ctx, a.config.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, DefaultTimeout)
 	defer cancel()
 	// From verbosity 8 on, client-go logs the bodies of answers: keep these out.
 	ctx = klog.NewContext(ctx, logr.Discard())

@@ -159,12 +159,12 @@ func TestSecretIsAwaitedByEachItself(t *testing.T) {
 		after   time.Duration
 	}{
 		{"the API server answers late", true, nil, 3 * time.Second},
-		{"the API server does not answer", false, context.DeadlineExceeded, 5 * time.Second},
+		{"the API server does not answer", false, context.DeadlineExceeded, access.DefaultTimeout},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				slow := FakeSlowSecrets{answer: make(chan struct{})}
-				a, err := access.New(access.Config{Secrets: slow, Connector: FakeConnector{}, Timeout: 5 * time.Second})
+				a, err := access.New(access.Config{Secrets: slow, Connector: FakeConnector{}})
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -79,12 +79,10 @@ func ParseMonitors(list string) ([]Monitor, error) {
 	for _, text := range strings.FieldsFunc(list, func(r rune) bool {
 		return strings.ContainsRune(",; \t\r\n", r)
 	}) {
-		m, err := parseMonitor(text)
-		if err != nil {
+		switch m, err := parseMonitor(text); {
+		case err != nil:
 			problems = append(problems, fmt.Errorf("monitor %q: %w", text, err))
-			continue
-		}
-		if !slices.Contains(monitors, m) {
+		case !slices.Contains(monitors, m):
 			monitors = append(monitors, m)
 		}
 	}

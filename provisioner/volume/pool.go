@@ -27,8 +27,11 @@ type ImageID struct {
 // Route is a Location as a key. Equal routes lead to the same pool in the same way.
 // Different ones may lead to the same pool too: only Ceph tells which pool it is.
 type Route struct {
-	monitors, pool, dataPool, user string
-	secret                         SecretRef
+	// Monitors are sorted: the key of everything kept per cluster before Ceph has told the
+	// cluster's FSID.
+	Monitors             string
+	pool, dataPool, user string
+	secret               SecretRef
 }
 
 // Route returns the location's key. The order of monitors does not matter.
@@ -40,7 +43,3 @@ func (l Location) Route() Route {
 	slices.Sort(monitors)
 	return Route{strings.Join(monitors, ","), l.Pool, l.DataPool, l.User, l.Secret}
 }
-
-// Monitors returns the sorted monitors as one string: the key of everything kept per
-// cluster before Ceph has told the cluster's FSID.
-func (r Route) Monitors() string { return r.monitors }
