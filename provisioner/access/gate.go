@@ -9,6 +9,7 @@ import (
 	"maps"
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/apimachinery/pkg/util/sets"
@@ -74,9 +75,9 @@ type visit struct {
 	gate  *gate
 	route *route
 	use   use
-	probe bool      // finds out whether the route answers again
-	since time.Time // when it came in, or last got an answer
-	slow  bool      // its call may take long without any fault
+	probe bool        // finds out whether the route answers again
+	since time.Time   // when it came in, or last got an answer
+	slow  atomic.Bool // its call may take long without any fault
 }
 
 // newGate returns a gate for a number of workers for each use; 0 means no limit.
@@ -125,7 +126,7 @@ func (g *gate) admit(l volume.Location, u use) (*visit, <-chan struct{}, error) 
 	case probe && !g.mayProbe(r):
 		return nil, nil, silence{fmt.Errorf("pool %q, monitors %q, user %q: no answer lately, so that "+
 			"one attempt at a time is made, and this one waits its turn", l.Pool, r.monitors, l.User), r.fault}
-	case !probe && !g.hasPlace(r.monitors, u, now):
+	case !probe && !g.hasPlace(r, u, now):
 		return nil, g.changed, nil
 	}
 	v := &visit{gate: g, route: r, use: u, probe: probe, since: now}
@@ -144,56 +145,41 @@ func (g *gate) forget(now time.Time) {
 // mayProbe reports whether an operation may try a route that gave no answer: no other one
 // does, and others do not try with half of the workers already.
 func (g *gate) mayProbe(r *route) bool {
-	probes := 0
-	for v := range g.inside {
-		if v.probe {
-			if v.route == r {
-				return false
-			}
-			probes++
-		}
-	}
-	return probes < g.half
+	probes := func(v *visit) bool { return v.probe }
+	here := func(v *visit) bool { return v.probe && v.route == r }
+	return g.count(here) == 0 && g.count(probes) < g.half
 }
 
-// hasPlace reports whether the limiter lets one more operation go to a cluster.
-func (g *gate) hasPlace(monitors string, u use, now time.Time) bool {
-	only, quick := true, false
-	for _, r := range g.routes {
-		if r.monitors != monitors {
+// hasPlace reports whether the limiter lets one more operation go to the cluster of r.
+func (g *gate) hasPlace(r *route, u use, now time.Time) bool {
+	only, answers := true, false
+	for _, other := range g.routes {
+		if other.monitors != r.monitors {
 			only = false
-		} else if now.Sub(r.answered) <= freshTime {
-			quick = true
+		} else if now.Sub(other.answered) <= freshTime {
+			answers = true
 		}
 	}
-	held := 0
-	for v := range g.inside {
-		if v.route.monitors == monitors && v.use == u {
-			held++
-			if !v.slow && now.Sub(v.since) > slowTime {
-				quick = false
-			}
-		}
-	}
-	return only || quick || held < g.half
+	here := func(v *visit) bool { return v.route.monitors == r.monitors && v.use == u }
+	waits := func(v *visit) bool { return here(v) && !v.slow.Load() && now.Sub(v.since) > slowTime }
+	return only || g.count(here) < g.half || answers && g.count(waits) == 0
 }
 
-// begins tells the gate of a call about to start.
-func (v *visit) begins(op rbd.Op) {
-	if op.Slow {
-		v.gate.mu.Lock()
-		defer v.gate.mu.Unlock()
-		v.slow = true
+func (g *gate) count(is func(*visit) bool) int {
+	n := 0
+	for v := range g.inside {
+		if is(v) {
+			n++
+		}
 	}
+	return n
 }
 
 // ends tells the gate how a call ended; began is when it started.
 func (v *visit) ends(op rbd.Op, began time.Time, err error) {
 	v.gate.mu.Lock()
 	defer v.gate.mu.Unlock()
-	if op.Slow {
-		v.slow = false
-	}
+	v.slow.Store(false)
 	switch {
 	case op.Name == rbd.OpHandOverTrashed:
 		// It asks Ceph's manager, whose answer or silence says nothing about the pool.

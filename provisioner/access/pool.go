@@ -52,7 +52,7 @@ func (a *Access) around(p *Pool) func(context.Context, rbd.Op, func(context.Cont
 		if changes {
 			p.changes.Add(1)
 		}
-		p.visit.begins(op)
+		p.visit.slow.Store(op.Slow)
 		began := time.Now()
 		err := call(ctx)
 		p.visit.ends(op, began, err)

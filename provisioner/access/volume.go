@@ -9,7 +9,6 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/util/sets"
 	storagelisters "k8s.io/client-go/listers/storage/v1"
 	"k8s.io/klog/v2"
@@ -124,12 +123,11 @@ func hasOthers(monitors, known []volume.Monitor) bool {
 // classLocation reads the location from the class that the volume was made by.
 func (v Volumes) classLocation(pv *corev1.PersistentVolume) (volume.Location, error) {
 	class, err := v.Classes.Get(pv.Spec.StorageClassName)
-	switch {
-	case apierrors.IsNotFound(err):
+	if err != nil {
+		// A cache has no other error.
 		return volume.Location{}, fmt.Errorf("its StorageClass %q is gone", pv.Spec.StorageClassName)
-	case err != nil:
-		return volume.Location{}, fmt.Errorf("read StorageClass %q: %w", pv.Spec.StorageClassName, err)
-	case class.Provisioner != v.Provisioner:
+	}
+	if class.Provisioner != v.Provisioner {
 		return volume.Location{}, fmt.Errorf("its StorageClass %q is now that of another provisioner", class.Name)
 	}
 	location, err := storageclass.ParseLocation(class.Parameters)
