@@ -4,18 +4,20 @@ package volume
 
 import (
 	"encoding/hex"
+	"regexp"
 	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 )
 
-// migratedHandle starts the handles that Kubernetes gives to in-tree rbd volumes when a
-// CSI driver serves them: mig_mons-CLUSTER_image-NAME_POOL. NAME lacks migratedPrefix;
-// POOL is in hexadecimal. Source: csi-translation-lib, plugins/rbd.go.
+// migrated matches the handles that Kubernetes gives to in-tree rbd volumes when a CSI
+// driver serves them: mig_mons-CLUSTER_image-NAME_POOL. NAME lacks migratedPrefix; POOL is
+// in hexadecimal. Source: csi-translation-lib, plugins/rbd.go.
+var migrated = regexp.MustCompile(`(?s)^` + migratedHandle + `.*?_image-(.*)_([^_]*)$`)
+
 const (
 	migratedHandle = "mig_mons-"
-	migratedImage  = "_image-"
 	migratedPrefix = "kubernetes-dynamic-pvc-"
 )
 
@@ -55,9 +57,11 @@ func ImageKeys(pv *corev1.PersistentVolume) []string {
 			keys = append(keys, ImageKey(pool, image))
 		}
 	}
-	if pool, name, ok := parseMigrated(source.VolumeHandle); ok {
-		// Kubernetes strips the prefix if the name has it.
-		keys = append(keys, ImageKey(pool, name), ImageKey(pool, migratedPrefix+name))
+	if parts := migrated.FindStringSubmatch(source.VolumeHandle); parts != nil {
+		if pool, err := hex.DecodeString(parts[2]); err == nil {
+			// Kubernetes strips the prefix if the name has it.
+			keys = append(keys, ImageKey(string(pool), parts[1]), ImageKey(string(pool), migratedPrefix+parts[1]))
+		}
 	}
 	return slices.Compact(slices.Sorted(slices.Values(keys)))
 }
@@ -74,17 +78,3 @@ func isPoolAttribute(key string) bool { return strings.Contains(strings.ToLower(
 func isImageAttribute(key string) bool { return strings.Contains(strings.ToLower(key), "image") }
 
 func isNamespaceAttribute(key string) bool { return strings.EqualFold(key, "radosNamespace") }
-
-func parseMigrated(handle string) (pool, name string, ok bool) {
-	rest, ok := strings.CutPrefix(handle, migratedHandle)
-	if !ok {
-		return "", "", false
-	}
-	_, rest, ok = strings.Cut(rest, migratedImage)
-	end := strings.LastIndex(rest, "_")
-	if !ok || end < 0 {
-		return "", "", false
-	}
-	decoded, err := hex.DecodeString(rest[end+1:])
-	return string(decoded), rest[:end], err == nil
-}

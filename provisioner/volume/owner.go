@@ -5,6 +5,7 @@ package volume
 import (
 	"cmp"
 	"fmt"
+	"maps"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -52,13 +53,11 @@ func OwnerOf(pv *corev1.PersistentVolume, identity, cluster string) Owner {
 
 // Marks returns the owner metadata for an image of o.
 func (o Owner) Marks() map[string]string {
-	marks := map[string]string{MetaVolume: o.Volume, MetaIdentity: o.Identity}
-	if o.Cluster != "" {
-		marks[MetaCluster] = o.Cluster
+	marks := map[string]string{
+		MetaVolume: o.Volume, MetaIdentity: o.Identity, MetaCluster: o.Cluster,
+		MetaClaim: o.Claim, MetaClaimNamespace: o.Namespace,
 	}
-	if o.Claim != "" {
-		marks[MetaClaim], marks[MetaClaimNamespace] = o.Claim, o.Namespace
-	}
+	maps.DeleteFunc(marks, func(_, value string) bool { return value == "" })
 	return marks
 }
 
