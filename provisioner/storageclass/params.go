@@ -58,8 +58,7 @@ func (p Params) Location() volume.Location {
 	}
 }
 
-// Parse validates parameters. The error is Faults: all faults in one line, each with its
-// remedy, in an order that does not change.
+// Parse validates parameters. The error is Faults, in an order that does not change.
 func Parse(parameters map[string]string) (Params, error) {
 	r := newReader(parameters)
 	p := Params{

@@ -19,8 +19,7 @@ import (
 // Protocol is the version of Ceph's message protocol at a monitor's address.
 type Protocol string
 
-// The protocols. The kernel's rbd driver, the way kubelet maps images, speaks only
-// version 1.
+// The protocols. The kernel, through which kubelet maps images, speaks only version 1.
 const (
 	ProtocolAny Protocol = "" // not given: the port decides, or Ceph tries both
 	ProtocolV1  Protocol = "v1"

@@ -17,9 +17,9 @@ const (
 	// people, who see it with "rbd image-meta list".
 	MetaClaim          = "kubernetes.io/created-for/pvc/name"
 	MetaClaimNamespace = "kubernetes.io/created-for/pvc/namespace"
-	// MetaVolume is the name of the PersistentVolume.
-	MetaVolume = "kubernetes.io/created-for/pv/name"
-	// MetaIdentity is the provisioner's identity.
+	// MetaVolume is the name of the PersistentVolume, and MetaIdentity the provisioner's
+	// identity.
+	MetaVolume   = "kubernetes.io/created-for/pv/name"
 	MetaIdentity = AnnIdentity
 	// MetaCluster is the UID of the namespace kube-system in the Kubernetes cluster that
 	// owns the image. When a copy of a volume is restored into another cluster, names and
@@ -31,13 +31,11 @@ const (
 type Owner struct {
 	// Volume is the name of the PersistentVolume, and Identity the provisioner's.
 	Volume, Identity string
-	// Cluster is the UID of the namespace kube-system; empty if the provisioner may not
-	// read it.
+	// Cluster is as in MetaCluster; empty if the provisioner may not read that UID.
 	Cluster string
-	// Former is the cluster that hands the image over to this one, according to the
-	// volume; empty for none.
+	// Former is the cluster that hands the image over, according to the volume.
 	Former string
-	// Claim and Namespace name the volume's claim; both are empty if it has none.
+	// Claim and Namespace name the volume's claim, if it has one.
 	Claim, Namespace string
 }
 

@@ -7,11 +7,9 @@ import (
 	"strings"
 )
 
-// PoolID identifies a pool, whatever user and monitors open it. It is the key of
-// everything kept per pool.
+// PoolID identifies a pool, whatever user and monitors open it.
 type PoolID struct {
-	// FSID is the Ceph cluster's identity, a UUID.
-	FSID string
+	FSID string // the Ceph cluster's identity, a UUID
 	Pool string
 }
 
@@ -24,11 +22,10 @@ type ImageID struct {
 	Name string
 }
 
-// Route is a Location as a key. Equal routes lead to the same pool in the same way.
-// Different ones may lead to the same pool too: only Ceph tells which pool it is.
+// Route is a Location as a key. Different routes may lead to the same pool: only Ceph
+// tells which pool it is.
 type Route struct {
-	// Monitors are sorted: the key of everything kept per cluster before Ceph has told the
-	// cluster's FSID.
+	// Monitors are sorted. They stand for a cluster before Ceph has told its FSID.
 	Monitors             string
 	pool, dataPool, user string
 	secret               SecretRef

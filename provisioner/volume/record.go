@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package volume knows what a PersistentVolume remembers about its image: the in-tree
-// rbd source that kubelet reads, and annotations that let a deletion do without the
-// StorageClass. It is pure: no cluster, no network.
+// Package volume knows what a PersistentVolume says about its image, in the in-tree rbd
+// source and in annotations that let a deletion do without the StorageClass. It is pure.
 package volume
 
 import (
@@ -24,8 +23,7 @@ const (
 	// AnnProvisionedBy names the volume's provisioner, as its StorageClass does.
 	// Kubernetes' libraries set it.
 	AnnProvisionedBy = "pv.kubernetes.io/provisioned-by"
-	// AnnIdentity is the identity of the provisioner that made the volume; the retired
-	// rbd-provisioner set it too.
+	// AnnIdentity is the provisioner's identity; the retired rbd-provisioner set it too.
 	AnnIdentity = "rbdProvisionerIdentity"
 	// AnnDeletionSecretName and AnnDeletionSecretNamespace name the secret with the key
 	// of the user that deletes the image. external-provisioner uses them too.
@@ -39,16 +37,14 @@ const (
 	// AnnTrashRetention is how long the pool's trash keeps the image of the deleted
 	// volume, as in "24h"; 0 without it.
 	AnnTrashRetention = "rbd.ceph.com/trash-retention"
-	// AnnKubernetesCluster is the UID of the namespace kube-system that the image's
-	// owner metadata has, so that the image need not be read. It proves nothing: copies
-	// of the volume have it too.
+	// AnnKubernetesCluster repeats MetaCluster, so that the image need not be read. It
+	// proves nothing: copies of the volume have it too.
 	AnnKubernetesCluster = "rbd.ceph.com/kubernetes-cluster"
-	// AnnFormerCluster is set by an administrator who moves a volume for good: the UID
-	// of the namespace kube-system of the cluster that had the image. This volume then
-	// takes the image over, and the provisioner removes the annotation.
+	// AnnFormerCluster is set by an administrator who moves a volume for good, to the
+	// image's MetaCluster. This volume then takes the image over, and the provisioner
+	// removes the annotation.
 	AnnFormerCluster = "rbd.ceph.com/former-cluster"
-	// AnnDeletionBegun is when a late deletion of the image began: see Freshness in
-	// package index.
+	// AnnDeletionBegun is when a late deletion began: see Freshness in package index.
 	AnnDeletionBegun = "rbd.ceph.com/deletion-begun"
 	// AnnFileSystemSize is the size of a clone's file system, as a quantity, if the clone
 	// is larger than its source. It is removed once the claim has that size.
@@ -70,8 +66,7 @@ type Location struct {
 	Pool     string
 	User     string    // without "client."
 	Secret   SecretRef // which holds the user's key
-	// DataPool is the pool for the images' data; empty if that is Pool or unknown. The
-	// user needs caps for it too.
+	// DataPool has the images' data; empty if that is Pool or unknown.
 	DataPool string
 }
 
@@ -194,8 +189,8 @@ func (r Record) Complete() bool {
 	return r.Admin != "" && r.AdminSecret.Name != "" && r.AdminSecret.Namespace != ""
 }
 
-// Location returns where the image is and which user deletes it, from r alone. The error
-// names invalid monitors.
+// Location returns where the image is and which user deletes it. The error names invalid
+// monitors.
 func (r Record) Location() (Location, error) {
 	monitors, err := ParseMonitors(strings.Join(r.Monitors, ","))
 	if err != nil {
