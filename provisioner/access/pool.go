@@ -22,16 +22,15 @@ type Pool struct {
 	// Monitors are the location's monitors, with their names resolved.
 	Monitors Monitors
 
-	visit *visit
-	// changes counts the calls that have changed an image, or may have.
-	changes atomic.Int64
+	visit   *visit
+	changed atomic.Bool
 }
 
-// Changed reports whether a call through this pool may have changed an image: from the
-// start of the first such call, even if that fails, unless the error is a plain no. Notes
-// and snapshots do not count: they make no image and do not affect a claim's, and an
-// earlier note finds a snapshot that is left over.
-func (p *Pool) Changed() bool { return p.changes.Load() > 0 }
+// Changed reports whether a call through this pool may have changed an image, even if it
+// failed, unless the error is a plain no. Notes and snapshots do not count: they make no
+// image and do not affect a claim's, and an earlier note finds a snapshot that is left
+// over.
+func (p *Pool) Changed() bool { return p.changed.Load() }
 
 // Close implements rbd.Pool.
 func (p *Pool) Close() {
@@ -48,34 +47,27 @@ func (a *Access) around(p *Pool) func(context.Context, rbd.Op, func(context.Cont
 		if op.Changes && !a.config.Lease.Held() {
 			return lease.ErrNotLeading
 		}
-		changes := changesImage(op)
-		if changes {
-			p.changes.Add(1)
-		}
 		p.visit.slow.Store(op.Slow)
 		began := time.Now()
 		err := call(ctx)
 		p.visit.ends(op, began, err)
-		if changes && plainNo(op, err) {
-			p.changes.Add(-1)
+		if mayHaveChanged(op, err) {
+			p.changed.Store(true)
 		}
 		return err
 	}
 }
 
-func changesImage(op rbd.Op) bool {
+// mayHaveChanged reports whether a call that returned err may have changed an image.
+func mayHaveChanged(op rbd.Op, err error) bool {
 	switch op.Name {
 	case rbd.OpSetNotes, rbd.OpRemoveNotes, rbd.OpSnapshotImage, rbd.OpRemoveSnapshot:
 		return false
+	case rbd.OpCreateImage, rbd.OpCloneImage:
+		// These errors say that neither this call made an image nor an earlier attempt. A
+		// full pool does not: the call may have met it half-way.
+		return !errors.Is(err, rbd.ErrPermissionDenied) && !errors.Is(err, rbd.ErrPoolNotFound) &&
+			!errors.Is(err, rbd.ErrNotSupported)
 	}
 	return op.Changes
-}
-
-// plainNo reports whether an error says that the call made no image, and that no earlier
-// attempt made one either. A full pool says neither: the call may have met it half-way.
-func plainNo(op rbd.Op, err error) bool {
-	if op.Name != rbd.OpCreateImage && op.Name != rbd.OpCloneImage {
-		return false
-	}
-	return errors.Is(err, rbd.ErrPermissionDenied) || errors.Is(err, rbd.ErrPoolNotFound) || errors.Is(err, rbd.ErrNotSupported)
 }
