@@ -20,13 +20,9 @@ var ErrNoAddress = errors.New("no monitor has an address")
 
 // Monitors are the monitors of a class or a volume, with their names resolved.
 type Monitors struct {
-	// Addresses are those of all monitors, as librados takes them.
-	Addresses []string
-	// Kernel are the addresses that speak message protocol 1, as "IP:port"; it may be
-	// empty.
-	Kernel []string
-	// Unresolved has an error for each name that did not resolve, saying why.
-	Unresolved []error
+	Addresses  []string // all of them, as librados takes them
+	Kernel     []string // those that speak message protocol 1, as "IP:port"; may be empty
+	Unresolved []error  // why a name did not resolve, one for each that did not
 }
 
 // Resolve replaces each DNS name by all its addresses: nodes can't resolve the cluster's

@@ -27,9 +27,7 @@ func ImageKey(pool, image string) string { return pool + "/" + image }
 // ImageKeys returns the keys of all images that a volume may stand for, whatever driver
 // made it: the image of an in-tree rbd source, or every combination of pool and image in
 // the handle and attributes of a CSI source, because each driver names them differently.
-// Keys of images that do not exist do no harm.
-//
-// Trim must keep whatever ImageKeys reads.
+// Keys of images that do not exist do no harm. Trim must keep whatever ImageKeys reads.
 func ImageKeys(pv *corev1.PersistentVolume) []string {
 	if source := pv.Spec.RBD; source != nil {
 		return []string{ImageKey(source.RBDPool, source.RBDImage)}

@@ -67,9 +67,9 @@ func hostPort(host string, port uint16) string {
 	return net.JoinHostPort(host, strconv.Itoa(int(port)))
 }
 
-// ParseMonitors reads a list of monitors separated by commas, semicolons or white space.
-// Each is a host with an optional port and an optional prefix "v1:" or "v2:". IPv6
-// addresses need brackets. ParseMonitors also reads what "ceph mon dump" prints,
+// ParseMonitors reads a list of monitors separated by commas, semicolons or white space:
+// each a host with an optional port and an optional prefix "v1:" or "v2:", with IPv6
+// addresses in brackets. It also reads what "ceph mon dump" prints,
 // "[v2:10.0.0.1:3300/0,v1:10.0.0.1:6789/0]", and drops duplicates. The error names each
 // invalid element.
 func ParseMonitors(list string) ([]Monitor, error) {

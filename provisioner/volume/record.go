@@ -91,7 +91,7 @@ type Record struct {
 	// Admin deletes the image, with the key in AdminSecret.
 	Admin       string
 	AdminSecret SecretRef
-	// TrashRetention is never negative.
+	// TrashRetention is as in AnnTrashRetention, and never negative.
 	TrashRetention time.Duration
 }
 
