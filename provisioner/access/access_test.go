@@ -38,8 +38,7 @@ func secret(kind corev1.SecretType, data map[string]string) *corev1.Secret {
 	return s
 }
 
-// FakeResolver answers from a map: a real name server with these names is not to
-// be had.
+// FakeResolver answers from a map: no real name server has these names.
 type FakeResolver map[string][]string
 
 func (f FakeResolver) LookupNetIP(_ context.Context, network, host string) ([]netip.Addr, error) {
@@ -60,7 +59,7 @@ func (f FakeResolver) LookupNetIP(_ context.Context, network, host string) ([]ne
 	return addrs, nil
 }
 
-// FakeConnector is never reached by these tests.
+// FakeConnector fails with err. Tests that do not connect leave that nil.
 type FakeConnector struct{ err error }
 
 func (f FakeConnector) Connect(context.Context, rbd.Credentials) (rbd.Cluster, error) {

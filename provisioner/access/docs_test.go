@@ -11,7 +11,8 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// People look up what an event says: the page must have it.
+// TestTroubleshootingHasEveryError looks for all errors in docs/troubleshooting.md, where
+// people look up what an event says.
 func TestTroubleshootingHasEveryError(t *testing.T) {
 	page, err := os.ReadFile("../../docs/troubleshooting.md")
 	if err != nil {

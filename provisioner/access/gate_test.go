@@ -26,8 +26,8 @@ import (
 // silence is how long a call waits in vain, as with librados.
 const silence = 15 * time.Second
 
-// FakeSilence makes monitors not answer for as long as librados waits: the
-// cluster in memory says so at once.
+// FakeSilence has monitors that do not answer for as long as librados waits. The cluster
+// in memory would report that at once.
 type FakeSilence struct {
 	rbd.Connector
 	silent   atomic.Bool
@@ -46,8 +46,8 @@ func (f *FakeSilence) Connect(ctx context.Context, creds rbd.Credentials) (rbd.C
 	return f.Connector.Connect(ctx, creds)
 }
 
-// gated is an Access to the clusters "10.0.0.1" and "10.0.0.2", which have the
-// pools "a" and "b".
+// gated is an Access to the clusters "10.0.0.1" and "10.0.0.2", which have the pools "a"
+// and "b".
 type gated struct {
 	*access.Access
 	t         *testing.T
@@ -91,7 +91,7 @@ func at(host, pool string) volume.Location {
 	}
 }
 
-// create opens a pool and makes an image, as for a claim.
+// create opens a pool and makes an image, as the provisioner does for a claim.
 func (g *gated) create(ctx context.Context, l volume.Location, image string) error {
 	pool, err := g.Open(ctx, l)
 	if err != nil {
@@ -108,7 +108,7 @@ func took(f func() error) (time.Duration, error) {
 	return time.Since(begin), err
 }
 
-// While one operation tries, others are told at once, in words that do not vary.
+// While one operation tries, others fail at once, with an error text that does not vary.
 func TestOneTriesWhereNobodyAnswers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGated(t, 100)
@@ -166,11 +166,11 @@ func TestOneTriesWhereNobodyAnswers(t *testing.T) {
 	})
 }
 
-// What says nothing about the cluster neither stops others nor lets them through.
+// A call whose failure says nothing about the cluster does not stop others.
 func TestWhatCountsAsSilence(t *testing.T) {
 	for _, test := range []struct {
 		name string
-		// work fails after a while.
+		// work makes a call that gets no answer in time.
 		work func(context.Context, *access.Pool) error
 		want bool // others are refused
 	}{
@@ -223,7 +223,7 @@ func TestWhatCountsAsSilence(t *testing.T) {
 				if refused := errors.Is(err, rbd.ErrTimeout); refused != test.want || !test.want && err != nil {
 					t.Errorf("the second one: got %v", err)
 				}
-				// Another pool of the cluster may be all right.
+				// Another pool of the cluster may work.
 				other, err := g.Open(ctx, at("10.0.0.1", "b"))
 				if err != nil {
 					t.Fatalf("another pool: %v", err)
@@ -236,7 +236,7 @@ func TestWhatCountsAsSilence(t *testing.T) {
 	}
 }
 
-// hold makes calls on images wait until release is called.
+// hold lets calls on images wait until somebody calls release.
 func (g *gated) hold() (release func()) {
 	held := make(chan struct{})
 	for _, call := range []rbdtest.Call{
@@ -248,7 +248,7 @@ func (g *gated) hold() (release func()) {
 	return func() { close(held) }
 }
 
-// One image that hangs, while others are made, stops nobody.
+// One image that hangs does not stop work on others.
 func TestOneSlowImageStopsNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGated(t, 100)
@@ -277,7 +277,7 @@ func TestOneSlowImageStopsNobody(t *testing.T) {
 	})
 }
 
-// Not all workers try where nobody answers, however many places there are.
+// At most half of the workers try routes that do not answer, however many there are.
 func TestAttemptsHaveALimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGated(t, 4)
@@ -301,7 +301,7 @@ func TestAttemptsHaveALimit(t *testing.T) {
 	})
 }
 
-// An outage that nobody asked about for a while is forgotten.
+// The gate forgets an outage that nobody asked about for a while.
 func TestSilenceIsForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGated(t, 4)

@@ -19,8 +19,8 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// Before it is known that a cluster is down, it gets half of the workers; the
-// others are held for a moment only.
+// Before the gate knows that a cluster is down, the cluster gets half of the workers. The
+// others wait for two seconds only.
 func TestHalfOfTheWorkers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const workers = 10
@@ -64,8 +64,8 @@ func TestHalfOfTheWorkers(t *testing.T) {
 	})
 }
 
-// A cluster that is the only one has all the workers, however slow it is; and
-// removals do not take those of claims.
+// The only cluster gets all the workers, however slow it is. Work on volumes does not take
+// the workers of claims.
 func TestPlacesOfOneCluster(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const workers = 10
@@ -92,8 +92,8 @@ func TestPlacesOfOneCluster(t *testing.T) {
 	})
 }
 
-// Who waits for a place gets it as soon as there is one; and when the cluster
-// turns out to be silent, one of those who wait tries.
+// An operation that waits for a place gets it as soon as there is one. When the cluster
+// turns out to be silent, one of the waiting operations tries.
 func TestWaitForAPlace(t *testing.T) {
 	for _, test := range []struct {
 		name string

@@ -26,8 +26,8 @@ func (g *gated) mustOpen(t *testing.T) *access.Pool {
 	return pool
 }
 
-// TestFence makes every call that a pool has for a replica that leads no more: none is
-// let through but those that surely change nothing.
+// TestFence makes every call of a pool in a replica that no longer leads: only those that
+// surely change nothing go through.
 func TestFence(t *testing.T) {
 	reads := []string{
 		rbd.OpImage, rbd.OpWritten, rbd.OpTrashed, rbd.OpHasClone, rbd.OpSnapshots, rbd.OpCloneDepth, rbd.OpNotes,
@@ -38,7 +38,7 @@ func TestFence(t *testing.T) {
 	var made, refused int
 	for method := range reflect.TypeFor[rbd.Pool]().Methods() {
 		if method.Name == "Close" {
-			continue // which is no call
+			continue // Close is no call to Ceph.
 		}
 		args := []reflect.Value{reflect.ValueOf(t.Context())}
 		for i := 1; i < method.Type.NumIn() && (!method.Type.IsVariadic() || i < method.Type.NumIn()-1); i++ {
@@ -63,8 +63,8 @@ func TestFence(t *testing.T) {
 	}
 }
 
-// Nobody has asked the cluster when a call is refused for want of the lease: a route
-// that is closed stays closed.
+// A call that is refused for want of the lease does not reach the cluster, so it is no
+// answer: a closed route stays closed.
 func TestRefusalIsNoAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGated(t, 100)
@@ -90,7 +90,7 @@ func TestRefusalIsNoAnswer(t *testing.T) {
 	})
 }
 
-// TestChanged is about which calls may have changed an image.
+// TestChanged checks after which calls an image may have changed.
 func TestChanged(t *testing.T) {
 	create := func(g *gated, p *access.Pool) error {
 		return p.CreateImage(g.t.Context(), "new", rbd.ImageSpec{SizeBytes: 1})

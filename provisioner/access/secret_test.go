@@ -25,10 +25,10 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// secretRef leads to what secret makes.
+// secretRef names the Secret that secret makes.
 var secretRef = volume.SecretRef{Namespace: "ns", Name: "s"}
 
-// reads counts how often secrets were asked for.
+// reads returns how often somebody read a Secret.
 func reads(client *fake.Clientset) int {
 	n := 0
 	for _, action := range client.Actions() {
@@ -39,14 +39,14 @@ func reads(client *fake.Clientset) int {
 	return n
 }
 
-// refuse has the API server answer all reads of secrets with err.
+// refuse lets the API server answer each read of a Secret with err.
 func refuse(client *fake.Clientset, err error) {
 	client.PrependReactor("get", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
 		return true, nil, err
 	})
 }
 
-// putKey replaces what secret made.
+// putKey writes another key into the Secret that secret made.
 func putKey(t *testing.T, client *fake.Clientset, key string) {
 	t.Helper()
 	changed := secret(access.TypeRBD, map[string]string{"key": key})
@@ -55,8 +55,8 @@ func putKey(t *testing.T, client *fake.Clientset, key string) {
 	}
 }
 
-// TestSecretIsReadOnceASecond has many read a Secret at once and one after the other.
-// What is wrong with it is not asked for more often.
+// TestSecretIsReadOnceASecond lets many goroutines read a Secret, at the same time and one
+// after the other. A Secret that is wrong is not read more often.
 func TestSecretIsReadOnceASecond(t *testing.T) {
 	forbidden := apierrors.NewForbidden(corev1.Resource("secrets"), "s", errors.New("RBAC"))
 	for _, test := range []struct {
@@ -101,7 +101,8 @@ func TestSecretIsReadOnceASecond(t *testing.T) {
 	}
 }
 
-// TestMendedSecret is about what a retry finds, which comes after a second or more.
+// TestMendedSecret checks that a retry, which comes after a second or more, finds the
+// corrected key.
 func TestMendedSecret(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := fake.NewClientset(secret(access.TypeRBD, map[string]string{"key": "x"}))
@@ -117,7 +118,8 @@ func TestMendedSecret(t *testing.T) {
 	})
 }
 
-// TestSecretAfterAnOutage: an error that says nothing of the secret is not kept.
+// TestSecretAfterAnOutage checks that an error that says nothing about the Secret is not
+// kept.
 func TestSecretAfterAnOutage(t *testing.T) {
 	client := fake.NewClientset(secret(access.TypeRBD, map[string]string{"key": goodKey()}))
 	a := newAccess(t, client, FakeResolver{}, nil)
@@ -132,7 +134,7 @@ func TestSecretAfterAnOutage(t *testing.T) {
 	}
 }
 
-// FakeSlowSecrets is an API server that answers when answer is closed, or never.
+// FakeSlowSecrets is an API server that answers once answer is closed.
 type FakeSlowSecrets struct {
 	corev1client.SecretInterface
 	answer chan struct{}
@@ -149,13 +151,13 @@ func (f FakeSlowSecrets) Get(ctx context.Context, _ string, _ metav1.GetOptions)
 	}
 }
 
-// TestSecretIsAwaitedByEachItself: who waits for a secret with others gives up by its
-// own context, and takes it from none of them.
+// TestSecretIsAwaitedByEachItself checks that each caller gives up when its own context
+// ends, and that others who wait for the same read still get the Secret.
 func TestSecretIsAwaitedByEachItself(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		answers bool
-		want    error // of who has no deadline
+		want    error // of the caller without a deadline
 		after   time.Duration
 	}{
 		{"the API server answers late", true, nil, 3 * time.Second},
@@ -181,7 +183,7 @@ func TestSecretIsAwaitedByEachItself(t *testing.T) {
 						t.Errorf("it waited for %v", passed)
 					}
 				})
-				synctest.Wait() // until that one has begun to read
+				synctest.Wait() // until the first caller has begun to read
 				waiting.Go(func() {
 					if _, err := a.ReadKey(t.Context(), secretRef); !errors.Is(err, test.want) {
 						t.Errorf("got %v, want %v", err, test.want)
@@ -200,8 +202,8 @@ func TestSecretIsAwaitedByEachItself(t *testing.T) {
 	}
 }
 
-// FakePickyConnector takes one key, as a cluster does, and says so by failing
-// otherwise: these tests need no cluster behind it.
+// FakePickyConnector accepts one key, as a cluster does. It returns errTaken for that key,
+// since these tests need no cluster behind it.
 type FakePickyConnector struct{ key string }
 
 var errTaken = errors.New("the key is right")
@@ -213,8 +215,8 @@ func (f *FakePickyConnector) Connect(_ context.Context, creds rbd.Credentials) (
 	return nil, errTaken
 }
 
-// TestRefusedKeyIsReadAnew replaces a key a moment after it was read. One attempt
-// fails, which reads it once; others need not wait for the second to pass.
+// TestRefusedKeyIsReadAnew replaces a key a moment after it was read. One attempt fails
+// with the old key; the next one reads the Secret again before the second has passed.
 func TestRefusedKeyIsReadAnew(t *testing.T) {
 	raw := append([]byte{1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0}, []byte("another secret!!")...)
 	newKey := base64.StdEncoding.EncodeToString(raw)

@@ -20,7 +20,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// required are the least that a class must say.
+// required returns the parameters that a class must have.
 func required() map[string]string {
 	return map[string]string{
 		"monitors":        "10.0.0.1:6789",
@@ -102,9 +102,9 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// Each file in testdata/bad is a StorageClass that is wrong in one way; its
-// annotation want-error is the message that a person gets. The end-to-end tests
-// apply the same files to a real cluster.
+// Each file in testdata/bad is a StorageClass that is wrong in one way. Its annotation
+// want-error is the message that users see. The end-to-end tests apply the same files to a
+// real cluster.
 func TestParseBad(t *testing.T) {
 	files, err := filepath.Glob("testdata/bad/*.yaml")
 	if err != nil || len(files) < 15 {
@@ -132,7 +132,7 @@ func TestParseBad(t *testing.T) {
 }
 
 func TestParseLocation(t *testing.T) {
-	// What deleting does not need may be as wrong as it likes.
+	// Parameters that a deletion does not need may be wrong.
 	parameters := map[string]string{
 		"monitors": "10.0.0.1", "adminSecretName": "a", "adminId": "boss", "pool": "kube",
 		"imageFormat": "1", "imageFeatures": "all", "userId": "client.x", "frobnicate": "yes",
@@ -153,7 +153,7 @@ func TestParseLocation(t *testing.T) {
 	}
 }
 
-// The parameter table of the README is what administrators copy from.
+// Administrators copy from the README's table of parameters, so it must have all of them.
 func TestReadmeNamesEveryParameter(t *testing.T) {
 	readme, err := os.ReadFile("../../README.md")
 	if err != nil {
@@ -200,21 +200,21 @@ func FuzzParse(f *testing.F) {
 			"adminSecretName": params.AdminSecret.Name, "adminSecretNamespace": params.AdminSecret.Namespace,
 			"userSecretName": params.UserSecret.Name, "userSecretNamespace": params.UserSecret.Namespace,
 		})
-		// A class that makes volumes can be used to delete them.
+		// A class that can make volumes can also delete them.
 		want := params.Location()
 		want.DataPool = ""
 		if locationErr != nil || !cmp.Equal(want, location) {
 			t.Errorf("made at %+v, deleted at %+v, %v", want, location, locationErr)
 		}
-		// What was understood, written down, is understood the same.
+		// Parameters that Parse accepts stay the same when they are written and read again.
 		if again, err := storageclass.Parse(written(params)); err != nil || !cmp.Equal(params, again, compareMonitors) {
 			t.Errorf("%+v was read again as %+v, %v", params, again, err)
 		}
 	})
 }
 
-// checkNames checks that values hold nothing that would end or divide a name in
-// Ceph, in a mount's options or on a command line.
+// checkNames checks that no value has a character that would end or divide a name in Ceph,
+// in a mount's options or on a command line.
 func checkNames(t *testing.T, values map[string]string) {
 	t.Helper()
 	for key, value := range values {
@@ -230,11 +230,11 @@ func checkNames(t *testing.T, values map[string]string) {
 	}
 }
 
-// compareMonitors takes monitors for equal that are written alike: port 6789 is
-// the same, said or not, behind "v1:".
+// compareMonitors treats monitors as equal if they are written alike: after "v1:", port
+// 6789 is the default.
 var compareMonitors = cmp.Comparer(func(a, b volume.Monitor) bool { return a.String() == b.String() })
 
-// written is a class that asks for p.
+// written returns the parameters of a class that asks for p.
 func written(p storageclass.Params) map[string]string {
 	var monitors []string
 	for _, m := range p.Monitors {

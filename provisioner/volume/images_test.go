@@ -26,8 +26,8 @@ func csi(handle string, attributes map[string]string) *corev1.PersistentVolume {
 	return pv
 }
 
-// A volume names an image if any driver could find it by what the volume says, and does
-// so also once it was trimmed for the cache.
+// A volume names an image if any driver could find the image by what the volume says, also
+// after the volume was trimmed for the cache.
 func TestImageKeys(t *testing.T) {
 	const image = "kubernetes-dynamic-pvc-1234"
 	for _, test := range []struct {
@@ -68,7 +68,7 @@ func TestImageKeys(t *testing.T) {
 	}
 }
 
-// Which Ceph cluster a volume is in counts only where both sides say it.
+// Clusters can only differ if both the volume and the caller name one.
 func TestMayBeIn(t *testing.T) {
 	for _, test := range []struct {
 		says, fsid string
@@ -83,8 +83,8 @@ func TestMayBeIn(t *testing.T) {
 	}
 }
 
-// FuzzImageKeys holds ImageKeys to finding a migrated volume's image whatever its
-// cluster's ID and name are, and to no panic at any handle.
+// FuzzImageKeys checks that ImageKeys finds a migrated volume's image, whatever its
+// cluster's ID and its name are, and panics at no handle.
 func FuzzImageKeys(f *testing.F) {
 	f.Add("c", "1234", "kube", "mig_mons-c_image-")
 	f.Add("a_image-b", "1_2", "pool_with_lines", "mig_mons-_")

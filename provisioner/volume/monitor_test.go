@@ -118,7 +118,7 @@ func FuzzParseMonitors(f *testing.F) {
 		if err != nil {
 			return
 		}
-		// What was understood once is understood again, the same.
+		// A monitor that was read stays the same when it is written and read again.
 		texts := make([]string, len(monitors))
 		for i, m := range monitors {
 			texts[i] = m.String()
@@ -134,9 +134,9 @@ func FuzzParseMonitors(f *testing.F) {
 	})
 }
 
-// checkMonitor checks that a monitor is one address and nothing else, for librados
-// as for the kernel, which takes a list with commas and options behind it; and
-// that one that was printed and read again leads to the same place.
+// checkMonitor checks that a monitor is one address and nothing else, both for librados and
+// for the kernel, which takes a list with commas and then options. A monitor that was
+// printed and read again must lead to the same place.
 func checkMonitor(t *testing.T, m, again volume.Monitor) {
 	t.Helper()
 	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-:[]"

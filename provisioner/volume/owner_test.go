@@ -9,7 +9,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// Whose an image is, and whether it is handed over, by its metadata.
+// An image's metadata say whose it is and whether it is handed over.
 func TestForeign(t *testing.T) {
 	const here, there = "uid-here", "uid-there"
 	marks := func(pv, identity, cluster string) map[string]string {

@@ -41,7 +41,7 @@ func TestRoundTrip(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			want := full()
 			test.change(&want)
-			// What is there before is replaced, what is somebody else's stays.
+			// Write replaces our earlier annotations and leaves those of others.
 			pv := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{
 				"other": "stays", volume.AnnClusterFSID: "old", volume.AnnDeletionUser: "old",
 			}}}
@@ -60,7 +60,7 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
-// The annotations are a promise to older and newer versions of this program.
+// Older and newer versions of this program read these annotations.
 func TestWriteIsStable(t *testing.T) {
 	pv := new(corev1.PersistentVolume)
 	full().Write(pv)
@@ -103,8 +103,8 @@ func TestReadRefuses(t *testing.T) {
 	}
 }
 
-// librados ends a name at a NUL: a volume that names "rbd\x00" must not reach the
-// pool "rbd".
+// librados ends a name at a NUL: a volume that names "rbd\x00" must not reach the pool
+// "rbd".
 func TestReadRefusesWhatIsNoName(t *testing.T) {
 	for name, change := range map[string]func(*volume.Record){
 		"pool":          func(r *volume.Record) { r.Pool = "rbd\x00other" },
@@ -157,8 +157,8 @@ func TestLocation(t *testing.T) {
 	}
 }
 
-// What a record has is what a person or a program wrote into the volume: any
-// text. It is read back as it was written, or refused.
+// A person or a program may write any text into a volume. Read returns it as it was
+// written, or refuses it.
 func FuzzRecord(f *testing.F) {
 	f.Add("admin", "secret", "ns", "10.0.0.1:6789", "rbd", "image", "user", "fsid")
 	f.Add("", "", "", "\x00", "rbd", "image", "", "")

@@ -55,7 +55,8 @@ func TestImageSize(t *testing.T) {
 	}
 }
 
-// Any quantities that the API server could let through, with or without a limit.
+// FuzzImageSize tries all quantities that the API server could accept, with or without a
+// limit.
 func FuzzImageSize(f *testing.F) {
 	for _, seed := range []string{
 		"1Gi", "0", "-5", "1e30", "9223372036854775807", "9223372036854775806n", "8Ei", "1n", "-1n", "0.5", "1048576.000000001",
@@ -82,7 +83,7 @@ func FuzzImageSize(f *testing.F) {
 			if size != 0 || strings.Contains(err.Error(), "\n") {
 				t.Errorf("%s, at most %s: got %d, %v", text, limitText, size, err)
 			}
-			// Only what can't be is refused.
+			// Only impossible sizes may be refused.
 			if quantity.Sign() > 0 && quantity.CmpInt64(1<<62) <= 0 && limit.CmpInt64(1<<62+mib) >= 0 {
 				t.Errorf("%s, at most %s: %v", text, limitText, err)
 			}

@@ -14,7 +14,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// whole puts into a volume what the API server adds to each.
+// whole adds to a volume what volumes from the API server have.
 func whole(pv *corev1.PersistentVolume) *corev1.PersistentVolume {
 	pv.Name, pv.ManagedFields = "pvc-1", []metav1.ManagedFieldsEntry{{Manager: "kubectl"}}
 	pv.Finalizers = []string{"kubernetes.io/pv-protection"}
@@ -27,8 +27,8 @@ func whole(pv *corev1.PersistentVolume) *corev1.PersistentVolume {
 	return pv
 }
 
-// Of each volume its source is trimmed to what names an image, and nothing else goes but
-// what is never read.
+// Trim reduces a volume's source to what names an image. Apart from that, it removes only
+// what nobody reads.
 func TestTrim(t *testing.T) {
 	mounted := csi("image", map[string]string{"pool": "kube", "mounter": "rbd"})
 	mounted.Spec.CSI.NodeStageSecretRef = &corev1.SecretReference{Name: "secret"}
@@ -67,7 +67,7 @@ func TestTrim(t *testing.T) {
 	}
 }
 
-// What a volume remembers about its image is all there once it is trimmed.
+// A trimmed volume still says all that Read returns.
 func TestTrimKeepsRecords(t *testing.T) {
 	want := volume.Record{
 		Identity: "here", Cluster: "cluster-1", FSID: "fsid", Monitors: []string{"10.0.0.1:6789"}, Pool: "kube", Image: "image",
