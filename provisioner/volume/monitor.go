@@ -147,22 +147,23 @@ func splitHostPort(text string) (host string, port uint16, err error) {
 }
 
 func checkHost(host string) error {
-	if addr, err := netip.ParseAddr(host); err == nil {
-		switch {
-		case addr.Zone() != "":
-			return errors.New("an address with a zone means something on one machine only")
-		case addr.IsUnspecified():
-			return errors.New("this address is the one to listen on, not one to connect to")
-		}
-		return nil
+	addr, err := netip.ParseAddr(host)
+	switch {
+	case addr.Zone() != "":
+		return errors.New("an address with a zone means something on one machine only")
+	case addr.IsUnspecified():
+		return errors.New("this address is the one to listen on, not one to connect to")
+	case err != nil && !isDNSName(host):
+		return errors.New("neither an IP address nor a DNS name")
 	}
+	return nil
+}
+
+func isDNSName(host string) bool {
 	name := strings.TrimSuffix(strings.ToLower(host), ".")
 	lastLabel := name[strings.LastIndexByte(name, '.')+1:]
 	// Some non-ASCII letters become ASCII in lower case, such as the kelvin sign.
 	isASCII := !strings.ContainsFunc(host, func(r rune) bool { return r > unicode.MaxASCII })
 	isNumber := strings.Trim(lastLabel, "0123456789") == ""
-	if !isASCII || isNumber || len(validation.IsDNS1123Subdomain(name)) > 0 {
-		return errors.New("neither an IP address nor a DNS name")
-	}
-	return nil
+	return isASCII && !isNumber && len(validation.IsDNS1123Subdomain(name)) == 0
 }
