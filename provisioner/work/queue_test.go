@@ -141,9 +141,10 @@ func TestStop(t *testing.T) {
 // TestNextDelay checks that the delays double, from one second up to five minutes.
 func TestNextDelay(t *testing.T) {
 	var delay time.Duration
-	for _, want := range []time.Duration{1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300} {
-		if delay = work.NextDelay(delay); delay != want*time.Second {
-			t.Errorf("got %s, want %s", delay, want*time.Second)
+	for _, seconds := range []int{1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300} {
+		want := time.Duration(seconds) * time.Second
+		if delay = work.NextDelay(delay); delay != want {
+			t.Errorf("got %s, want %s", delay, want)
 		}
 	}
 }
