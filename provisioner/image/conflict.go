@@ -26,44 +26,40 @@ func (w Wanted) conflict(reason string) error {
 }
 
 // differs says why an image is not the wanted one and what to do about it; empty if it is.
+// An unmarked clone has the size that its source had, and the source's metadata or none.
 func (w Wanted) differs(image rbd.Image) string {
-	if w.Source != nil {
-		return w.differsAsClone(image)
+	features := []string{rbd.FeatureLayering}
+	if w.DataPool != "" {
+		features = []string{rbd.FeatureDataPool, rbd.FeatureLayering}
 	}
-	if whose := w.foreign(image); whose != "" {
-		return whose
-	}
-	if image.SizeBytes != w.SizeBytes {
+	// Ceph sets and clears this feature as the image gains and loses parents and clones.
+	has := slices.DeleteFunc(slices.Clone(image.Features), func(f string) bool { return f == rbd.FeatureOperations })
+	whose := volume.Foreign(image.Metadata, w.Owner)
+	fresh, bare, marked := w.isFresh(image), w.mayBeBare(image), w.isMarked(image)
+	switch {
+	case !fresh && volume.ForeignCluster(image.Metadata, w.Owner.Cluster) != "":
+		return whose // that cluster may be using it: no advice to remove it
+	case !fresh && whose != "":
+		return whose + remedy
+	case !fresh && image.SizeBytes != w.SizeBytes && (!bare || image.SizeBytes > w.SizeBytes):
 		return "its size differs" + remedy
-	}
-	if reason := w.differsInKind(image); reason != "" {
-		return reason
-	}
-	if image.Parent != "" {
+	case !slices.Equal(has, features):
+		return "its features differ" + remedy
+	case image.DataPool != w.DataPool:
+		return "its data pool differs" + remedy
+	case w.Source == nil && image.Parent != "":
 		return "it is a clone of another image" + remedy
-	}
-	return w.inUse(image)
-}
-
-// differsAsClone is differs for a clone. An unmarked clone has the size that its source
-// had, and the source's metadata or none.
-func (w Wanted) differsAsClone(image rbd.Image) string {
-	fresh, bare := w.isFresh(image), w.mayBeBare(image)
-	if !fresh {
-		if whose := w.foreign(image); whose != "" {
-			return whose
-		}
-		if image.SizeBytes != w.SizeBytes && (!bare || image.SizeBytes > w.SizeBytes) {
-			return "its size differs" + remedy
-		}
-	}
-	if reason := w.differsInKind(image); reason != "" {
-		return reason
-	}
-	if !fresh && !bare && !w.isMarked(image) {
+	case w.Source != nil && !fresh && !bare && !marked:
 		return "it is not a clone of the claim's source" + remedy
+	case marked:
+		return ""
+	case len(image.Watchers) > 0:
+		// A provisioner that died before the mark stays a watcher for half a minute.
+		return "it does not say whose it is, and somebody uses it: if that does not end, rename or remove it"
+	case len(image.Snapshots) > 0:
+		return "it does not say whose it is, and it has snapshots" + remedy
 	}
-	return w.inUse(image)
+	return ""
 }
 
 // isFresh reports whether an image is an unmarked clone of the source, whether or not Ceph
@@ -85,45 +81,4 @@ func (w Wanted) mayBeBare(image rbd.Image) bool {
 // isMarked reports whether an image's metadata names the owner's volume.
 func (w Wanted) isMarked(image rbd.Image) bool {
 	return image.Metadata[volume.MetaVolume] == w.Owner.Volume
-}
-
-// foreign says whose an image is; empty if it is not foreign. Another Kubernetes cluster
-// may be using its image, so foreign does not advise to remove that.
-func (w Wanted) foreign(image rbd.Image) string {
-	whose := volume.Foreign(image.Metadata, w.Owner)
-	if whose == "" || volume.ForeignCluster(image.Metadata, w.Owner.Cluster) != "" {
-		return whose
-	}
-	return whose + remedy
-}
-
-// differsInKind compares what no call can change in an existing image.
-func (w Wanted) differsInKind(image rbd.Image) string {
-	features := []string{rbd.FeatureLayering}
-	if w.DataPool != "" {
-		features = []string{rbd.FeatureDataPool, rbd.FeatureLayering}
-	}
-	// Ceph sets and clears this feature as the image gains and loses parents and clones.
-	has := slices.DeleteFunc(slices.Clone(image.Features), func(f string) bool { return f == rbd.FeatureOperations })
-	switch {
-	case !slices.Equal(has, features):
-		return "its features differ" + remedy
-	case image.DataPool != w.DataPool:
-		return "its data pool differs" + remedy
-	}
-	return ""
-}
-
-// inUse says that an image without the owner's mark has watchers or snapshots.
-func (w Wanted) inUse(image rbd.Image) string {
-	switch {
-	case w.isMarked(image):
-		return ""
-	case len(image.Watchers) > 0:
-		// A provisioner that died before the mark stays a watcher for half a minute.
-		return "it does not say whose it is, and somebody uses it: if that does not end, rename or remove it"
-	case len(image.Snapshots) > 0:
-		return "it does not say whose it is, and it has snapshots" + remedy
-	}
-	return ""
 }
