@@ -31,28 +31,24 @@ const (
 // the image is surely that attempt's and unused. For a Foreign image, reason says why
 // Discard left it.
 func (m Maker) Discard(ctx context.Context, want Wanted) (fate Fate, reason string, err error) {
-	name := want.Image.Name
-	image, err := m.Pool.Image(ctx, name)
-	if errors.Is(err, rbd.ErrImageNotFound) {
-		// Leftovers may still be there.
-		if err := RemoveIfThere(ctx, m.Pool, name); err != nil {
-			return Kept, "", err
-		}
-		return Absent, "", nil
+	fate = Removed
+	image, err := m.Pool.Image(ctx, want.Image.Name)
+	switch {
+	case err == nil:
+		reason, err = m.notLeft(ctx, want, image)
+	case errors.Is(err, rbd.ErrImageNotFound):
+		fate, err = Absent, nil // but leftovers may still be there
 	}
 	if err != nil {
-		return Kept, "", err
-	}
-	if reason, err = m.notLeft(ctx, want, image); err != nil {
 		return Kept, "", err
 	}
 	if reason != "" {
 		return Foreign, reason, nil
 	}
-	if err := RemoveIfThere(ctx, m.Pool, name); err != nil {
+	if err := RemoveIfThere(ctx, m.Pool, want.Image.Name); err != nil {
 		return Kept, "", err
 	}
-	return Removed, "", nil
+	return fate, "", nil
 }
 
 // notLeft says why an image is not the one that an attempt left; empty if it is. An error
