@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -57,19 +56,10 @@ func (s *Source) TooLarge(bytes int64) error {
 	return fmt.Errorf("%s has %s, more than the claim requests: request at least that", s, resource.NewQuantity(bytes, resource.BinarySI))
 }
 
-// cloning makes one clone. It is a value: what it learns about the source goes into a copy
-// of Wanted.
+// cloning makes one clone.
 type cloning struct {
 	Maker
 	want Wanted
-}
-
-// from returns a copy whose source has an image with that ID.
-func (c cloning) from(id string) cloning {
-	source := *c.want.Source
-	source.ID = id
-	c.want.Source = &source
-	return c
 }
 
 // run makes the clone, or continues where an earlier attempt was cut off. The order of its
@@ -101,7 +91,9 @@ func (c cloning) run(ctx context.Context) (Made, error) {
 	if err != nil {
 		return Made{}, err
 	}
-	c = c.from(source.ID)
+	withID := *c.want.Source // a copy: the caller's stays as it is
+	withID.ID = source.ID
+	c.want.Source = &withID
 	if earlier.SourceID != "" && earlier.SourceID != source.ID {
 		if found, err = c.forgetEarlier(ctx, earlier, image, found); err != nil {
 			return Made{}, err
@@ -184,25 +176,27 @@ func (c cloning) lookAtSource(ctx context.Context) (rbd.Image, error) {
 // a complete clone, ready for the next steps, and removes the leftovers of a half-made
 // one. Any other image is an error and stays as it is.
 func (c cloning) isWhole(ctx context.Context, source, image rbd.Image) (bool, error) {
-	whole := false
-	switch {
-	case c.want.isFresh(image) && image.SizeBytes <= c.want.SizeBytes:
+	fresh := c.want.isFresh(image)
+	// A clone is too large if the source grew before its snapshot was made.
+	tooLarge := fresh && image.SizeBytes > c.want.SizeBytes
+	if !tooLarge {
 		if err := c.want.check(image); err != nil {
 			return false, err
 		}
+	}
+	switch {
+	case tooLarge:
+	case fresh:
 		has, err := c.Pool.HasClone(ctx, source.ID, CloneSnapshot(c.want.ClaimUID), image.ID)
 		// If the snapshot is gone, the earlier attempt that removed it had checked the
 		// clone before.
-		whole = has || errors.Is(err, rbd.ErrImageNotFound)
-		if err != nil && !whole {
+		if has || errors.Is(err, rbd.ErrImageNotFound) {
+			return true, nil
+		}
+		if err != nil {
 			return false, err
 		}
-	case c.want.isFresh(image):
-		// Too large: the source grew before its snapshot was made.
 	default:
-		if err := c.want.check(image); err != nil {
-			return false, err
-		}
 		written, err := c.Pool.Written(ctx, c.want.Image.Name)
 		if err == nil && written {
 			err = c.want.conflict("it has data" + remedy)
@@ -210,9 +204,6 @@ func (c cloning) isWhole(ctx context.Context, source, image rbd.Image) (bool, er
 		if err != nil {
 			return false, err
 		}
-	}
-	if whole {
-		return true, nil
 	}
 	klog.FromContext(ctx).Info("Removing what is left of a half-made clone", "image", c.want.Image.Name)
 	return false, RemoveIfThere(ctx, c.Pool, c.want.Image.Name)
@@ -313,14 +304,9 @@ func (c cloning) made(ctx context.Context, image rbd.Image, source *Source) (Mad
 	return made, c.Pool.SetMetadata(ctx, c.want.Image.Name, map[string]string{metaFlattening: flatteningDone})
 }
 
-// SnapshotRemover removes snapshots; rbd.Pool is one.
-type SnapshotRemover interface {
-	RemoveSnapshot(ctx context.Context, id, snapshot string) error
-}
-
 // RemoveCloneSnapshots removes the snapshots that attempts to clone an image left, and
 // returns the names of its other snapshots.
-func RemoveCloneSnapshots(ctx context.Context, pool SnapshotRemover, id string, snapshots []string) (others []string, err error) {
+func RemoveCloneSnapshots(ctx context.Context, pool rbd.Clones, id string, snapshots []string) (others []string, err error) {
 	for _, name := range snapshots {
 		if !strings.HasPrefix(name, cloneSnapshotPrefix) {
 			others = append(others, name)
@@ -330,5 +316,5 @@ func RemoveCloneSnapshots(ctx context.Context, pool SnapshotRemover, id string, 
 			return nil, err
 		}
 	}
-	return slices.Clip(others), nil
+	return others, nil
 }

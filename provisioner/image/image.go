@@ -140,16 +140,12 @@ func (m Maker) Make(ctx context.Context, want Wanted) (Made, error) {
 	spec := rbd.ImageSpec{SizeBytes: want.SizeBytes, DataPool: want.DataPool}
 	err := m.Pool.CreateImage(ctx, want.Image.Name, spec)
 	if errors.Is(err, rbd.ErrImageExists) {
-		found, err := m.adopt(ctx, want)
-		if err != nil || found {
+		var found bool
+		if found, err = m.adopt(ctx, want); err != nil || found {
 			return Made{}, err
 		}
 		// The leftovers that held the name are gone now.
 		err = m.Pool.CreateImage(ctx, want.Image.Name, spec)
-		if err != nil {
-			return Made{}, err
-		}
-		return Made{}, m.mark(ctx, want)
 	}
 	if err != nil {
 		return Made{}, err
@@ -224,18 +220,13 @@ func marked(image rbd.Image, owner volume.Owner) bool {
 	return maps.Equal(both, image.Metadata)
 }
 
-// Remover removes images by name; rbd.Pool is one.
-type Remover interface {
-	RemoveImage(ctx context.Context, name string) error
-}
-
 // RemoveIfThere removes an image, or the leftovers of one that can't be opened. A missing
 // image is not an error.
 //
 // A removal that was cut off leaves its image in the pool's trash, and the name free for
 // another one. Removal by name takes that other image first, and the one in the trash only
 // once the name is free: hence twice.
-func RemoveIfThere(ctx context.Context, pool Remover, name string) error {
+func RemoveIfThere(ctx context.Context, pool rbd.Images, name string) error {
 	for range 2 {
 		err := pool.RemoveImage(ctx, name)
 		if errors.Is(err, rbd.ErrImageNotFound) {
