@@ -23,8 +23,7 @@ const CloneDepthLimit = 16
 
 const (
 	// cloneSnapshotPrefix starts the names of snapshots that clones are made from. Such
-	// a snapshot exists only while its clone is being made, unless an attempt was cut
-	// off: then it stays until the attempt's leftovers are found.
+	// a snapshot stays after its clone was made only if the attempt was cut off.
 	cloneSnapshotPrefix = "rbd_provisioner.clone."
 	// snapshotsOfLinux is how many snapshots an image may have so that Linux can map it,
 	// less some room for people's own. Source: RBD_MAX_SNAP_COUNT, 510, in
@@ -32,13 +31,13 @@ const (
 	// so that it keeps no snapshot for them.
 	snapshotsOfLinux = 480
 	manySnapshots    = 400
-	// sourceWait is how long a clone waits for other clones of its source. It occupies a
-	// worker meanwhile.
+	// sourceWait is how long a clone waits for other clones of its source; it occupies a
+	// worker.
 	sourceWait = 2 * time.Second
 )
 
-// metaFlattening is a key of a clone's metadata. Its value says that the clone must be
-// flattened before its claim gets the volume, or that it was.
+// metaFlattening is a key of a clone's metadata. It says that the clone must be flattened
+// before its claim gets the volume, or that it was.
 const (
 	metaFlattening    = "rbd.ceph.com/flattening"
 	flatteningPending = "pending"
@@ -177,20 +176,18 @@ func (c cloning) lookAtSource(ctx context.Context) (rbd.Image, error) {
 // one. Any other image is an error and stays as it is.
 func (c cloning) isWhole(ctx context.Context, source, image rbd.Image) (bool, error) {
 	fresh := c.want.isFresh(image)
-	// A clone is too large if the source grew before its snapshot was made.
+	// If the source grew before its snapshot was made, the clone is too large, and goes.
 	tooLarge := fresh && image.SizeBytes > c.want.SizeBytes
-	if !tooLarge {
-		if err := c.want.check(image); err != nil {
-			return false, err
-		}
+	if err := c.want.check(image); err != nil && !tooLarge {
+		return false, err
 	}
 	switch {
 	case tooLarge:
 	case fresh:
-		has, err := c.Pool.HasClone(ctx, source.ID, CloneSnapshot(c.want.ClaimUID), image.ID)
+		whole, err := c.Pool.HasClone(ctx, source.ID, CloneSnapshot(c.want.ClaimUID), image.ID)
 		// If the snapshot is gone, the earlier attempt that removed it had checked the
 		// clone before.
-		if has || errors.Is(err, rbd.ErrImageNotFound) {
+		if whole || errors.Is(err, rbd.ErrImageNotFound) {
 			return true, nil
 		}
 		if err != nil {
@@ -250,7 +247,7 @@ func (c cloning) finish(ctx context.Context, source, image rbd.Image) (Made, err
 		return Made{}, err
 	}
 	if image.SizeBytes > c.want.SizeBytes {
-		// The source grew after lookAtSource.
+		// The source grew before its snapshot was made, after lookAtSource.
 		if err := RemoveIfThere(ctx, c.Pool, name); err != nil {
 			return Made{}, err
 		}
@@ -261,19 +258,18 @@ func (c cloning) finish(ctx context.Context, source, image rbd.Image) (Made, err
 			return Made{}, err
 		}
 	}
-	entries := c.want.Owner.Marks()
 	flatten, err := c.mustFlatten(ctx, source)
 	if err != nil {
 		return Made{}, err
 	}
+	image.Metadata = c.want.Owner.Marks()
 	if flatten {
-		entries[metaFlattening] = flatteningPending
+		image.Metadata[metaFlattening] = flatteningPending
 	}
-	if err := c.Pool.SetMetadata(ctx, name, entries); err != nil {
+	if err := c.Pool.SetMetadata(ctx, name, image.Metadata); err != nil {
 		return Made{}, err
 	}
 	klog.FromContext(ctx).Info("Image cloned", "image", name, "source", c.want.Source.Image)
-	image.Metadata = entries
 	return c.made(ctx, image, c.want.Source)
 }
 
@@ -293,15 +289,14 @@ func (c cloning) mustFlatten(ctx context.Context, source rbd.Image) (bool, error
 // made returns a clone that is there. If the clone was flattened, made notes that in its
 // metadata.
 func (c cloning) made(ctx context.Context, image rbd.Image, source *Source) (Made, error) {
-	made := Made{Source: source}
 	switch {
 	case image.Metadata[metaFlattening] != flatteningPending:
-		return made, nil
+		return Made{Source: source}, nil
 	case image.Parent != "":
-		made.Flatten, made.Parent = true, image.Parent
-		return made, nil
+		return Made{Source: source, Flatten: true, Parent: image.Parent}, nil
 	}
-	return made, c.Pool.SetMetadata(ctx, c.want.Image.Name, map[string]string{metaFlattening: flatteningDone})
+	done := map[string]string{metaFlattening: flatteningDone}
+	return Made{Source: source}, c.Pool.SetMetadata(ctx, c.want.Image.Name, done)
 }
 
 // RemoveCloneSnapshots removes the snapshots that attempts to clone an image left, and

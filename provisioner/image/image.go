@@ -9,7 +9,6 @@ package image
 import (
 	"context"
 	"errors"
-	"maps"
 
 	"k8s.io/klog/v2"
 
@@ -24,15 +23,12 @@ var ErrConflict = errors.New("is not the one for this claim")
 
 // Wanted is the image that a claim should get.
 type Wanted struct {
-	// Image is its name and its pool.
-	Image volume.ImageID
-	// SizeBytes is its size.
+	Image     volume.ImageID
 	SizeBytes uint64
 	// DataPool is the pool for its data; empty for the pool of the image itself.
 	DataPool string
-	// Owner is its future owner.
-	Owner volume.Owner
-	// ClaimUID is the claim's UID. It names the snapshot that a clone is made from.
+	Owner    volume.Owner
+	// ClaimUID names the snapshot that a clone is made from.
 	ClaimUID string
 	// Source is what to clone; nil for an empty image.
 	Source *Source
@@ -42,12 +38,10 @@ type Wanted struct {
 type Source struct {
 	// Claim is the claim's name, for people.
 	Claim string
-	// Volume is the name of the volume, Image that of its image. FSID is its Ceph cluster;
-	// empty if the volume does not say.
+	// Volume and Image are names; FSID is the Ceph cluster, empty if the volume does not say.
 	Volume, Image, FSID string
-	// FSType is the volume's file system and CapacityBytes its capacity.
-	FSType        string
-	CapacityBytes int64
+	FSType              string
+	CapacityBytes       int64
 	// ID is the image's ID, which only Ceph knows; empty before Ceph was asked.
 	ID string
 	// Err says why it can't be cloned. Only Claim is known then.
@@ -156,8 +150,8 @@ func (m Maker) Make(ctx context.Context, want Wanted) (Made, error) {
 // Find reports whether an earlier attempt made the image, and makes none: it is for a claim
 // that no longer wants its volume. If Find finds the image, it writes the intent again,
 // because a version without a journal may have made the image.
-func (m Maker) Find(ctx context.Context, want Wanted) (made Made, found bool, err error) {
-	found, err = m.adopt(ctx, want)
+func (m Maker) Find(ctx context.Context, want Wanted) (Made, bool, error) {
+	found, err := m.adopt(ctx, want)
 	if errors.Is(err, ErrConflict) {
 		return Made{}, false, nil // the image is not ours
 	}
@@ -169,14 +163,12 @@ func (m Maker) Find(ctx context.Context, want Wanted) (made Made, found bool, er
 		if err != nil {
 			return Made{}, true, err
 		}
-		made.Source = sourceOf(earlier)
-		want.Source = made.Source
+		want.Source = sourceOf(earlier)
 	}
-	return made, true, m.Journal.Intents.Write(ctx, m.Pool, want.Intent())
+	return Made{Source: want.Source}, true, m.Journal.Intents.Write(ctx, m.Pool, want.Intent())
 }
 
-// mark writes the image's owner metadata. A crash before that leaves an image without it,
-// which the next attempt recognises by its name.
+// mark writes the image's owner metadata. Until then, the image is recognised by its name.
 func (m Maker) mark(ctx context.Context, want Wanted) error {
 	if err := m.Pool.SetMetadata(ctx, want.Image.Name, want.Owner.Marks()); err != nil {
 		return err
@@ -212,12 +204,12 @@ func (m Maker) adopt(ctx context.Context, want Wanted) (bool, error) {
 
 // marked reports whether an image has all of the owner's metadata.
 func marked(image rbd.Image, owner volume.Owner) bool {
-	both := maps.Clone(image.Metadata)
-	if both == nil {
-		return false
+	for key, value := range owner.Marks() {
+		if image.Metadata[key] != value {
+			return false
+		}
 	}
-	maps.Copy(both, owner.Marks())
-	return maps.Equal(both, image.Metadata)
+	return true
 }
 
 // RemoveIfThere removes an image, or the leftovers of one that can't be opened. A missing
@@ -227,14 +219,12 @@ func marked(image rbd.Image, owner volume.Owner) bool {
 // another one. Removal by name takes that other image first, and the one in the trash only
 // once the name is free: hence twice.
 func RemoveIfThere(ctx context.Context, pool rbd.Images, name string) error {
-	for range 2 {
-		err := pool.RemoveImage(ctx, name)
-		if errors.Is(err, rbd.ErrImageNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
+	err := pool.RemoveImage(ctx, name)
+	if err == nil {
+		err = pool.RemoveImage(ctx, name)
 	}
-	return nil
+	if errors.Is(err, rbd.ErrImageNotFound) {
+		return nil
+	}
+	return err
 }
