@@ -17,18 +17,13 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/access"
 )
 
-// reasonUserSecret is the reason of the event about a secret of which kubelet may take
-// the wrong entry.
-const reasonUserSecret = "UserSecretType"
-
-// stillWanted looks at the claim once more, since the library's copy may be from its
-// memory, as it is after an unclear outcome. It returns an IgnoredError when the claim
-// already has this very volume, and false when the claim is gone, is being deleted, or
-// has another one.
+// stillWanted looks at the claim once more, since the library's copy may be old after an
+// unclear outcome. It returns an IgnoredError when the claim already has this very volume,
+// and false when the claim is gone, is being deleted, or has another one.
 //
-// It trusts a cache that shows the claim waiting if the volume is to be deleted with
-// its claim: when the cache lags behind, Kubernetes releases and deletes the unwanted
-// volume. With another policy it would stay. In all other cases it asks the API server.
+// Where the cache shows the claim waiting, and the volume is to be deleted with its claim,
+// it does not ask the API server: should the cache lag behind, Kubernetes releases and
+// deletes the unwanted volume.
 func (p *Provisioner) stillWanted(ctx context.Context, options controller.ProvisionOptions) (bool, error) {
 	claim := options.PVC
 	if ptr.Deref(options.StorageClass.ReclaimPolicy, corev1.PersistentVolumeReclaimDelete) == corev1.PersistentVolumeReclaimDelete {
@@ -61,13 +56,17 @@ func waits(claim *corev1.PersistentVolumeClaim) bool {
 // checkUserSecret looks at the secret that kubelet will use, so that a mistake shows on
 // the claim, not on a Pod that does not start.
 func (p *Provisioner) checkUserSecret(ctx context.Context, claim *corev1.PersistentVolumeClaim, r request) error {
-	warning, err := p.config.Access.CheckUserSecret(ctx, r.userSecret)
+	secret := r.params.UserSecret
+	if secret.Namespace == "" {
+		secret.Namespace = claim.Namespace // kubelet takes the Pod's, which is the claim's
+	}
+	warning, err := p.config.Access.CheckUserSecret(ctx, secret)
 	if errors.Is(err, access.ErrSecretForbidden) {
 		// By default the provisioner may read secrets in its own namespace
 		// only, and need not read this one.
-		if _, said := p.forbidden.LoadOrStore(r.userSecret.Namespace, true); !said {
+		if _, said := p.forbidden.LoadOrStore(secret.Namespace, true); !said {
 			klog.FromContext(ctx).Info("The user's secret is not checked before its use: reading it is not allowed",
-				"secret", r.userSecret.String())
+				"secret", secret.String())
 		}
 		return nil
 	}
@@ -75,7 +74,7 @@ func (p *Provisioner) checkUserSecret(ctx context.Context, claim *corev1.Persist
 		return fmt.Errorf("user's %w", err)
 	}
 	if warning != "" {
-		p.config.Events.Event(claim, corev1.EventTypeWarning, reasonUserSecret, warning)
+		p.config.Events.Event(claim, corev1.EventTypeWarning, "UserSecretType", warning)
 	}
 	return nil
 }

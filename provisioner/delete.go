@@ -17,13 +17,13 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/image"
 	"ceph.com/rbd-provisioner/provisioner/index"
 	"ceph.com/rbd-provisioner/provisioner/journal"
+	"ceph.com/rbd-provisioner/provisioner/ownership"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// deletedFor is how long the provisioner remembers that it deleted a volume's image.
-// The library asks again for every second volume or so, since its cache does not yet
-// show that it deleted the volume: we need not ask Ceph again, too.
+// deletedFor is how long the provisioner remembers that it deleted a volume's image: the
+// library asks again for every second volume or so, since its cache lags behind.
 const deletedFor = time.Minute
 
 // Delete moves the image of a released volume to the trash, for removal in the
@@ -92,8 +92,7 @@ func (d deletion) run(ctx context.Context) error {
 	defer unlock()
 	image, err := d.lookAt(ctx)
 	if err == nil {
-		// Last, so that it is asked only when nothing else keeps the image from the
-		// trash.
+		// Last, as it may cost a request.
 		var waited bool
 		if waited, err = d.fresh.CatchUp(ctx, d.pv); err == nil && waited {
 			image, err = d.lookAt(ctx)
@@ -120,7 +119,8 @@ func (d deletion) lookAt(ctx context.Context) (rbd.Image, error) {
 	if err := d.checkOthers(); err != nil {
 		return found, err
 	}
-	if err := d.keeper().Check(d.pv, d.record, found); err != nil {
+	keeper := ownership.Keeper{Identity: d.config.Identity, Cluster: d.config.ClusterUID}
+	if err := keeper.Check(d.pv, d.record, found); err != nil {
 		return found, err
 	}
 	if len(found.Watchers) > 0 {
@@ -190,9 +190,9 @@ func (d deletion) trash(ctx context.Context, image rbd.Image) error {
 	return nil
 }
 
-// finish is for an image that no client can open any more. An earlier attempt may have
-// moved it to the trash or removed it, or been cut off in either. A removal that was
-// cut off leaves the data in the trash, or leftovers that hold the name.
+// finish is for an image that no client can open. An earlier attempt may have moved it to
+// the trash or removed it, or been cut off in either: then its data are in the trash, or
+// leftovers hold the name.
 func (d deletion) finish(ctx context.Context) error {
 	removals, _, err := d.config.Journal.Removals.Read(ctx, d.pool)
 	if err != nil {

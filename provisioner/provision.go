@@ -15,13 +15,9 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/lease"
 )
 
-// reasonMonitorUnresolved is the reason of the event about a class's monitors that have
-// no address.
-const reasonMonitorUnresolved = "MonitorUnresolved"
-
 // Provision makes an image for a claim and returns its PersistentVolume, which the
-// library saves. See state for the state that it returns beside an error. Calling it
-// again for the same claim finds the same image.
+// library saves. Calling it again for the same claim finds the same image. See state for
+// the state that it returns beside an error.
 func (p *Provisioner) Provision(ctx context.Context, options controller.ProvisionOptions) (*corev1.PersistentVolume, controller.ProvisioningState, error) {
 	ctx, end, err := p.begin(ctx)
 	if err != nil {
@@ -37,19 +33,39 @@ func (p *Provisioner) Provision(ctx context.Context, options controller.Provisio
 		err = lease.ErrNotLeading // only the leader may save the volume
 	}
 	if err != nil {
-		return nil, state(err, changed), unwrapIgnored(err)
+		return nil, state(err, changed), err
 	}
 	return pv, state(nil, changed), nil
 }
 
-// unwrapIgnored returns the IgnoredError in err, bare, since the library looks for it
-// with a type assertion; without one, it returns err.
-func unwrapIgnored(err error) error {
-	var ignored *controller.IgnoredError
-	if errors.As(err, &ignored) {
-		return ignored
+// state says what an error of Provision means to the library. changed says that there
+// may be an image that was made for the claim:
+//
+//	the error                         changed   state
+//	none                              any       Finished
+//	a different image has the name    any       NoChange
+//	any other                         no        NoChange
+//	any other                         yes       Background
+//
+// NoChange has the library keep what it knew: this call changed nothing, but an earlier
+// one may have. After Background, it calls Provision again, even when the claim is gone
+// by then, and Provision finds the image by its fixed name. A call too many costs
+// nothing; one too few leaks an image. Finished never comes with an error, since it makes
+// the library forget; neither does Reschedule: any node can reach an image.
+//
+// changed comes from access.Pool.Changed. Only provision knows two more cases, and adds
+// them: that the volume was made and may not be saved; and that the claim no longer wants
+// its volume, so that the library asks until it is certain whether there is an image,
+// even where no pool could be opened.
+func state(err error, changed bool) controller.ProvisioningState {
+	switch {
+	case err == nil:
+		return controller.ProvisioningFinished
+	case changed && !errors.Is(err, image.ErrConflict):
+		return controller.ProvisioningInBackground
+	default:
+		return controller.ProvisioningNoChange
 	}
-	return err
 }
 
 // provision makes the image and returns the volume. Beside an error, changed says that
@@ -84,8 +100,8 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 		return nil, !wanted, err
 	}
 
-	want := ask.wants(pool, p.ownerOf(options), from)
-	made, err := p.makeImage(ctx, pool, want, wanted)
+	ask.want.Image.PoolID, ask.want.Source = pool.ID, from
+	made, err := p.makeImage(ctx, pool, ask.want, wanted)
 	if err != nil {
 		return nil, !wanted || made.Flatten || pool.Changed(), access.Explain(err, pool.Location)
 	}
@@ -100,17 +116,16 @@ func (p *Provisioner) checkMonitors(claim *corev1.PersistentVolumeClaim, pool *a
 			"the only one that nodes map images with")
 	}
 	for _, unresolved := range pool.Monitors.Unresolved {
-		p.config.Events.Event(claim, corev1.EventTypeWarning, reasonMonitorUnresolved, unresolved.Error())
+		p.config.Events.Event(claim, corev1.EventTypeWarning, "MonitorUnresolved", unresolved.Error())
 	}
 	return nil
 }
 
-// makeImage makes the image, and notes an intent in the journal before the image
-// exists. For a claim that no longer wants its volume, it only finds the image: an
-// earlier attempt may have made it. That image still gets a volume, which Kubernetes
-// then releases and treats by its reclaim policy, as if the claim had been deleted a
-// moment later. If there is none, makeImage tells the library to forget the claim. A
-// clone that must be flattened before use is an error.
+// makeImage makes the image. For a claim that no longer wants its volume, it only finds
+// the image that an earlier attempt may have made, and tells the library to forget the
+// claim if there is none. The image that it finds still gets a volume: Kubernetes releases
+// that and treats it by its reclaim policy, as if the claim had been deleted a moment
+// later. A clone that must be flattened before use is an error.
 func (p *Provisioner) makeImage(ctx context.Context, pool *access.Pool, want image.Wanted, wanted bool) (made image.Made, err error) {
 	entry := p.config.Journal.Begin(pool.ID, want.Intent())
 	defer func() { entry.End(err) }()
@@ -123,10 +138,10 @@ func (p *Provisioner) makeImage(ctx context.Context, pool *access.Pool, want ima
 		return made, err
 	}
 	made, found, err := maker.Find(ctx, want)
-	switch {
-	case err != nil:
+	if err != nil {
 		return made, err
-	case !found:
+	}
+	if !found {
 		return made, &controller.IgnoredError{Reason: "the claim does not want a volume any more"}
 	}
 	klog.FromContext(ctx).Info("The claim is gone, but its image was made: saving a volume for it to be released",

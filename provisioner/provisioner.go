@@ -23,7 +23,6 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/index"
 	"ceph.com/rbd-provisioner/provisioner/journal"
 	"ceph.com/rbd-provisioner/provisioner/lease"
-	"ceph.com/rbd-provisioner/provisioner/ownership"
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
@@ -31,10 +30,9 @@ import (
 // retired rbd-provisioner had the same.
 const DefaultName = "ceph.com/rbd"
 
-// Trash removes, in the background, images of deleted volumes that were moved to their
-// pool's trash.
+// Trash removes images in their pool's trash in the background.
 type Trash interface {
-	// Add takes one image. The location is how its pool was opened.
+	// Add takes the image of a deleted volume. The location is how its pool was opened.
 	Add(pool volume.PoolID, location volume.Location, removal journal.Removal)
 }
 
@@ -47,7 +45,8 @@ type Flattener interface {
 	Request(clone volume.ImageID, location volume.Location, parent string) error
 }
 
-// Config has what New needs. All fields are required unless they say otherwise.
+// Config has what New needs. All fields are required but UsePVName, ClusterUID and
+// MaxCloneDepth.
 type Config struct {
 	// Name is the provisioner that a StorageClass names.
 	Name string
@@ -77,14 +76,14 @@ type Config struct {
 	Flattener    Flattener
 	// Events reports problems that do not keep a volume from being made.
 	Events record.EventRecorder
-	// MaxCloneDepth is the most images that a clone may depend on, one through the
-	// other. A clone that depends on more is flattened in the background before it gets
-	// its volume. 0 flattens every clone; the highest value is image.CloneDepthLimit.
+	// MaxCloneDepth is the most images that a clone may depend on, one through the other,
+	// at most image.CloneDepthLimit. A clone that depends on more is flattened before it
+	// gets its volume.
 	MaxCloneDepth int
 	// Lease guards what this replica does, and counts its operations: Drain it before
-	// giving the lease back. Nil means that there is no lease.
+	// giving the lease back.
 	Lease *lease.Guard
-	// Activity counts the operations, for other work to give way to. It may be nil.
+	// Activity counts the operations, for other work to give way to.
 	Activity *lease.Activity
 }
 
@@ -102,37 +101,14 @@ type Provisioner struct {
 
 var _ controller.BlockProvisioner = (*Provisioner)(nil)
 
-// New returns a Provisioner, or an error that names the missing fields.
+// New returns a Provisioner, or an error if a field is missing.
 func New(c Config) (*Provisioner, error) {
-	if c.Name == "" || c.Identity == "" {
-		return nil, errors.New("provisioner: Name and Identity are required")
-	}
-	if c.Claims == nil || c.ClaimLister == nil || c.Volumes == nil || c.VolumeLister == nil || c.VolumeIndex.Cache == nil || c.Classes == nil {
-		return nil, errors.New("provisioner: Claims, ClaimLister, Volumes, VolumeLister, VolumeIndex and Classes are required")
-	}
-	if c.Access == nil || c.Journal == nil || c.Trash == nil || c.Flattener == nil || c.Events == nil {
-		return nil, errors.New("provisioner: Access, Journal, Trash, Flattener and Events are required")
-	}
-	if c.Lease == nil {
-		c.Lease = lease.New(nil)
-	}
-	if c.Activity == nil {
-		c.Activity = new(lease.Activity)
+	if c.Name == "" || c.Identity == "" || c.Claims == nil || c.ClaimLister == nil || c.Volumes == nil ||
+		c.VolumeLister == nil || c.VolumeIndex.Cache == nil || c.Classes == nil || c.Access == nil || c.Journal == nil ||
+		c.Trash == nil || c.Flattener == nil || c.Events == nil || c.Lease == nil || c.Activity == nil {
+		return nil, errors.New("provisioner: all fields but UsePVName, ClusterUID and MaxCloneDepth are required")
 	}
 	return &Provisioner{config: c, deleted: utilcache.NewExpiring(), fresh: index.NewFreshness(c.VolumeIndex, c.Volumes)}, nil
-}
-
-// keeper decides which images are ours.
-func (p *Provisioner) keeper() ownership.Keeper {
-	return ownership.Keeper{Identity: p.config.Identity, Cluster: p.config.ClusterUID}
-}
-
-// ownerOf returns the owner of the image for a claim.
-func (p *Provisioner) ownerOf(options controller.ProvisionOptions) volume.Owner {
-	return volume.Owner{
-		Volume: options.PVName, Identity: p.config.Identity, Cluster: p.config.ClusterUID,
-		Claim: options.PVC.Name, Namespace: options.PVC.Namespace,
-	}
 }
 
 // Seen notes that the cache shows a volume: its image is no longer in flight, and the

@@ -16,20 +16,13 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// Linux refuses to mount an XFS that has the UUID of a mounted one, unless told not to
-// look; and a cloned file system has its source's UUID.
-const (
-	xfs    = "xfs"
-	nouuid = "nouuid"
-)
-
 // newVolume returns the volume of an image; from is the source that the image is a
 // clone of, where that is known.
 func (p *Provisioner) newVolume(options controller.ProvisionOptions, r request, pool *access.Pool, from *image.Source) *corev1.PersistentVolume {
 	// Claim and class come from caches, which others read.
 	claim, class := options.PVC.DeepCopy(), options.StorageClass.DeepCopy()
 	pv := &corev1.PersistentVolume{
-		ObjectMeta: metav1.ObjectMeta{Name: r.pvName},
+		ObjectMeta: metav1.ObjectMeta{Name: options.PVName},
 		Spec: corev1.PersistentVolumeSpec{
 			AccessModes:  claim.Spec.AccessModes,
 			MountOptions: class.MountOptions,
@@ -37,13 +30,14 @@ func (p *Provisioner) newVolume(options controller.ProvisionOptions, r request, 
 			Capacity: corev1.ResourceList{
 				corev1.ResourceStorage: *resource.NewQuantity(r.sizeBytes, resource.BinarySI),
 			},
+			PersistentVolumeReclaimPolicy: ptr.Deref(class.ReclaimPolicy, ""),
 		},
 	}
-	if class.ReclaimPolicy != nil {
-		pv.Spec.PersistentVolumeReclaimPolicy = *class.ReclaimPolicy
-	}
-	fsType := r.fsType
-	if from != nil && from.Volume != "" && ptr.Deref(claim.Spec.VolumeMode, "") != corev1.PersistentVolumeBlock {
+	fsType := r.params.FSType
+	switch {
+	case ptr.Deref(claim.Spec.VolumeMode, "") == corev1.PersistentVolumeBlock:
+		fsType = ""
+	case from != nil && from.Volume != "":
 		setFileSystem(pv, from, r.sizeBytes)
 		fsType = from.FSType
 	}
@@ -53,14 +47,13 @@ func (p *Provisioner) newVolume(options controller.ProvisionOptions, r request, 
 		FSID:     pool.ID.FSID,
 		Monitors: pool.Monitors.Kernel,
 		Pool:     r.params.Pool,
-		Image:    r.image,
+		Image:    r.want.Image.Name,
 		User:     r.params.User,
 		// As the class has it: without a namespace, kubelet takes the Pod's.
-		UserSecret:  r.params.UserSecret,
-		FSType:      fsType,
-		Admin:       r.params.Admin,
-		AdminSecret: r.params.AdminSecret,
-
+		UserSecret:     r.params.UserSecret,
+		FSType:         fsType,
+		Admin:          r.params.Admin,
+		AdminSecret:    r.params.AdminSecret,
 		TrashRetention: r.params.TrashRetention,
 	}.Write(pv)
 	return pv
@@ -72,7 +65,10 @@ func setFileSystem(pv *corev1.PersistentVolume, from *image.Source, sizeBytes in
 		metav1.SetMetaDataAnnotation(&pv.ObjectMeta, volume.AnnFileSystemSize,
 			resource.NewQuantity(from.CapacityBytes, resource.BinarySI).String())
 	}
-	if from.FSType == xfs && !slices.Contains(pv.Spec.MountOptions, nouuid) {
+	// Linux refuses to mount an XFS that has the UUID of a mounted one, unless told not to
+	// look; and a cloned file system has its source's UUID.
+	const nouuid = "nouuid"
+	if from.FSType == "xfs" && !slices.Contains(pv.Spec.MountOptions, nouuid) {
 		pv.Spec.MountOptions = append(pv.Spec.MountOptions, nouuid)
 	}
 }

@@ -11,7 +11,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
-	"ceph.com/rbd-provisioner/provisioner/access"
 	"ceph.com/rbd-provisioner/provisioner/image"
 	"ceph.com/rbd-provisioner/provisioner/storageclass"
 	"ceph.com/rbd-provisioner/provisioner/volume"
@@ -26,29 +25,13 @@ var supportedModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce, c
 
 // request is what a claim and its class ask for, checked. Making one calls no server.
 type request struct {
-	params    storageclass.Params
-	pvName    string
-	image     string
+	params storageclass.Params
+	// want is the image, but for its pool and its source.
+	want image.Wanted
+	// sizeBytes is the image's size.
 	sizeBytes int64
-	// userSecret always has a namespace: where the class names none, kubelet takes the
-	// Pod's, which is the claim's.
-	userSecret volume.SecretRef
-	fsType     string
 	// sourceClaim names the claim to clone; empty for none.
 	sourceClaim string
-	claimUID    string
-}
-
-// wants returns the requested image, with its owner and, for a clone, its source.
-func (r request) wants(pool *access.Pool, owner volume.Owner, from *image.Source) image.Wanted {
-	return image.Wanted{
-		Image:     pool.ID.Image(r.image),
-		SizeBytes: uint64(r.sizeBytes), // #nosec G115 -- ImageSize returns no negative size
-		DataPool:  r.params.DataPool,
-		Owner:     owner,
-		ClaimUID:  r.claimUID,
-		Source:    from,
-	}
 }
 
 // newRequest checks class and claim. The error names all faults of the class, or else
@@ -59,35 +42,33 @@ func (p *Provisioner) newRequest(options controller.ProvisionOptions) (request, 
 		return request{}, err
 	}
 	claim := options.PVC
-	r := request{
-		params:     params,
-		pvName:     options.PVName,
-		image:      imagePrefix + string(claim.UID),
-		userSecret: params.UserSecret,
-		fsType:     params.FSType,
-		claimUID:   string(claim.UID),
-	}
-	if p.config.UsePVName {
-		r.image = options.PVName
-	}
-	if r.userSecret.Namespace == "" {
-		r.userSecret.Namespace = claim.Namespace
-	}
-	if mode := claim.Spec.VolumeMode; mode != nil && *mode == corev1.PersistentVolumeBlock {
-		r.fsType = ""
-	}
 	var faults storageclass.Faults
-	if r.sourceClaim, err = sourceClaim(claim); err != nil {
+	source, err := sourceClaim(claim)
+	if err != nil {
 		faults = append(faults, err)
 	}
-	r.sizeBytes, err = volume.ImageSize(claim.Spec.Resources)
+	size, err := volume.ImageSize(claim.Spec.Resources)
 	if err != nil {
 		faults = append(faults, err)
 	}
 	if faults = append(faults, checkClaim(claim)...); len(faults) > 0 {
 		return request{}, faults
 	}
-	return r, nil
+	name := imagePrefix + string(claim.UID)
+	if p.config.UsePVName {
+		name = options.PVName
+	}
+	want := image.Wanted{
+		Image:     volume.ImageID{Name: name},
+		SizeBytes: uint64(size), // #nosec G115 -- ImageSize returns no negative size
+		DataPool:  params.DataPool,
+		Owner: volume.Owner{
+			Volume: options.PVName, Identity: p.config.Identity, Cluster: p.config.ClusterUID,
+			Claim: claim.Name, Namespace: claim.Namespace,
+		},
+		ClaimUID: string(claim.UID),
+	}
+	return request{params, want, size, source}, nil
 }
 
 // checkClaim refuses claims that would otherwise get an empty or unfit volume.

@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/utils/ptr"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
@@ -16,7 +17,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-const claimKind = "PersistentVolumeClaim"
+var claimKind = schema.GroupKind{Group: corev1.GroupName, Kind: "PersistentVolumeClaim"}
 
 // sourceClaim returns the name of the claim whose content a claim asks for; empty if it
 // asks for none.
@@ -30,12 +31,8 @@ func sourceClaim(claim *corev1.PersistentVolumeClaim) (string, error) {
 		}
 		ref = &corev1.TypedObjectReference{APIGroup: claim.Spec.DataSource.APIGroup, Kind: claim.Spec.DataSource.Kind, Name: claim.Spec.DataSource.Name}
 	}
-	group := ptr.Deref(ref.APIGroup, "")
-	if ref.Kind != claimKind || group != corev1.GroupName || ref.Name == "" {
-		kind := ref.Kind
-		if group != "" {
-			kind += "." + group
-		}
+	kind := schema.GroupKind{Group: ptr.Deref(ref.APIGroup, ""), Kind: ref.Kind}
+	if kind != claimKind || ref.Name == "" {
 		return "", fmt.Errorf("the claim asks for the content of %q of kind %q (spec.dataSource or spec.dataSourceRef), which this "+
 			"provisioner can't give: name a %s of the same namespace, or make a claim without it", ref.Name, kind, claimKind)
 	}
@@ -48,8 +45,7 @@ func sourceClaim(claim *corev1.PersistentVolumeClaim) (string, error) {
 
 // cloneSource returns the volume whose content a claim asks for, or nil if it asks for
 // none. It makes no call to Ceph. For a claim that no longer wants its volume, only the
-// source's claim is known. Err says why the source can't be cloned, and stays the same
-// until that changes.
+// source's claim is known. Its Err stays the same for as long as the reason does.
 func (p *Provisioner) cloneSource(ctx context.Context, claim *corev1.PersistentVolumeClaim, r request, wanted bool) *image.Source {
 	if r.sourceClaim == "" {
 		return nil
@@ -62,9 +58,7 @@ func (p *Provisioner) cloneSource(ctx context.Context, claim *corev1.PersistentV
 	if err == nil {
 		err = p.readSource(claim, pv, r, s)
 	}
-	if err != nil {
-		return &image.Source{Claim: r.sourceClaim, Err: err}
-	}
+	s.Err = err
 	return s
 }
 

@@ -44,7 +44,7 @@ type Source struct {
 	CapacityBytes       int64
 	// ID is the image's ID, which only Ceph knows; empty before Ceph was asked.
 	ID string
-	// Err says why it can't be cloned. Only Claim is known then.
+	// Err says why it can't be cloned. Only Claim is surely known then.
 	Err error
 }
 
