@@ -53,7 +53,7 @@ func TestCloneRefused(t *testing.T) {
 		}, `its source, claim "../../ceph/secrets/admin",`},
 		{"a claim without a volume", func(t *testing.T, f *cloneFixture) {
 			f.changeSource(t, func(c *corev1.PersistentVolumeClaim) { c.Status.Phase = corev1.ClaimPending })
-		}, `its source, claim "data", is not bound to a volume yet: it is cloned once it is`},
+		}, `its source, claim "data", is not bound to a volume yet: it will be cloned once it is bound`},
 		{"a claim that has lost its volume", func(t *testing.T, f *cloneFixture) {
 			f.changeSource(t, func(c *corev1.PersistentVolumeClaim) { c.Status.Phase = corev1.ClaimLost })
 		}, `its source, claim "data", has lost its volume`},

@@ -124,12 +124,12 @@ func (d deletion) lookAt(ctx context.Context) (rbd.Image, error) {
 		return found, err
 	}
 	if len(found.Watchers) > 0 {
-		return found, fmt.Errorf("%s: %w by %s: it is removed once no client has it open or mapped",
+		return found, fmt.Errorf("%s: %w by %s: it will be removed once no client has it open or mapped",
 			d, rbd.ErrImageInUse, strings.Join(found.Watchers, ", "))
 	}
 	snapshots, err := image.RemoveCloneSnapshots(ctx, d.pool, found.ID, found.Snapshots)
 	if err == nil && len(snapshots) > 0 {
-		err = fmt.Errorf("%s: %w: %s: it is removed once they are gone", d, rbd.ErrImageHasSnapshots, strings.Join(snapshots, ", "))
+		err = fmt.Errorf("%s: %w: %s: it will be removed once they are gone", d, rbd.ErrImageHasSnapshots, strings.Join(snapshots, ", "))
 	}
 	return found, err
 }
@@ -149,7 +149,7 @@ func (d deletion) checkOthers() error {
 		if ref := pv.Spec.ClaimRef; ref != nil {
 			claim = fmt.Sprintf(" (claim %s/%s)", ref.Namespace, ref.Name)
 		}
-		return fmt.Errorf("%s is also that of volume %q%s: it is removed once that volume is gone; if that one is in another Ceph cluster, "+
+		return fmt.Errorf("%s is also the image of volume %q%s: it will be removed once that volume is gone; if that volume is in another Ceph cluster, "+
 			"set its annotation %s to what \"ceph fsid\" prints there", d, pv.Name, claim, volume.AnnClusterFSID)
 	}
 	return nil
@@ -221,7 +221,7 @@ func (d deletion) finish(ctx context.Context) error {
 	}
 	err = d.removeInPlace(ctx, done)
 	if errors.Is(err, rbd.ErrImageInUse) {
-		return fmt.Errorf("%s: %w by a removal that was interrupted: that ends within half a minute, and it goes on by itself",
+		return fmt.Errorf("%s: %w by a removal that was interrupted, which ends within half a minute: will retry, nothing needs to be done",
 			d, rbd.ErrImageInUse)
 	}
 	return err
@@ -242,5 +242,5 @@ func (d deletion) removeInPlace(ctx context.Context, done string) error {
 // stillRemoving is the error of a removal that outlives its deadline. Ceph need not be
 // at fault: librbd deletes every object that the image could have.
 func (d deletion) stillRemoving() error {
-	return fmt.Errorf("%s is still being removed, which takes longer the larger it is: it goes on by itself", d)
+	return fmt.Errorf("%s is still being removed, which takes longer the larger it is: nothing needs to be done", d)
 }

@@ -79,7 +79,7 @@ func TestDeleteWithSecondVolume(t *testing.T) {
 			test.change(other)
 			f.cacheVolume(t, other)
 			if test.kept {
-				f.checkKept(t, pv, nil, `is also that of volume "second"`, "it is removed once that volume is gone")
+				f.checkKept(t, pv, nil, `is also the image of volume "second"`, "it will be removed once that volume is gone")
 				f.checkMade(t)
 				if err := f.volumes.Delete(other); err != nil {
 					t.Fatal(err)
@@ -154,7 +154,7 @@ func TestDeleteCatchesUp(t *testing.T) {
 				err := f.Provisioner.Delete(f.withLog(t.Context()), pv)
 				checkSame(t, "the number of patches", 1, len(f.patches()))
 				if test.second {
-					if err == nil || !strings.Contains(err.Error(), `is also that of volume "second"`) {
+					if err == nil || !strings.Contains(err.Error(), `is also the image of volume "second"`) {
 						t.Errorf("got %v", err)
 					}
 					f.checkMade(t)
@@ -175,7 +175,7 @@ func TestDeleteBehind(t *testing.T) {
 		f, pv := lateFixture(t)
 		f.onPatch(func(*corev1.PersistentVolume) {})
 		err := f.Provisioner.Delete(f.withLog(t.Context()), pv)
-		if err == nil || !strings.Contains(err.Error(), "lag behind those in the API") {
+		if err == nil || !strings.Contains(err.Error(), "cache lags behind the API server") {
 			t.Errorf("got %v", err)
 		}
 		f.client.PrependReactor("patch", "persistentvolumes", func(clienttesting.Action) (bool, runtime.Object, error) {

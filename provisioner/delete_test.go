@@ -215,7 +215,7 @@ func TestDeleteKeeps(t *testing.T) {
 		{"an image with snapshots", func(_ *testing.T, f *fixture, _ *corev1.PersistentVolume) {
 			f.ceph.AddSnapshot(testPool, testImage, "b")
 			f.ceph.AddSnapshot(testPool, testImage, "a")
-		}, rbd.ErrImageHasSnapshots, []string{": a, b: it is removed once they are gone"}},
+		}, rbd.ErrImageHasSnapshots, []string{": a, b: it will be removed once they are gone"}},
 		{"the image of another volume", reseed(marksWith(map[string]string{volume.MetaVolume: "pvc-other"})), nil,
 			[]string{"is not this volume's", `its metadata kubernetes.io/created-for/pv/name is "pvc-other"`, "left alone"}},
 		{"the image of another provisioner", reseed(map[string]string{volume.MetaIdentity: "elsewhere"}), nil,
@@ -235,7 +235,7 @@ func TestDeleteKeeps(t *testing.T) {
 			rbd.ErrTimeout, []string{"check the health of the Ceph cluster"}},
 		{"a retention that can't be read", func(_ *testing.T, _ *fixture, pv *corev1.PersistentVolume) {
 			pv.Annotations[volume.AnnTrashRetention] = "a day"
-		}, nil, []string{`the volume's annotation rbd.ceph.com/trash-retention: "a day" is no time`}},
+		}, nil, []string{`the volume's annotation rbd.ceph.com/trash-retention: "a day" is not a duration`}},
 		{"a full pool that is to keep it for a while", func(_ *testing.T, f *fixture, pv *corev1.PersistentVolume) {
 			pv.Annotations[volume.AnnTrashRetention] = "24h"
 			f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallSetNotes, Err: rbd.ErrPoolFull, Times: 2})

@@ -150,7 +150,7 @@ func TestProvisionCephFaults(t *testing.T) {
 		}, rbd.ErrTimeout, "check the health of the Ceph cluster"}, noChange},
 		{fault{"only monitors of protocol 2 are left", func(t *testing.T, f *fixture) {
 			f.putParameter(t, "monitors", "v2:10.0.0.1:3300, mon.ceph")
-		}, nil, "no monitor that is left speaks message protocol 1 (port 6789)"}, noChange},
+		}, nil, "no remaining monitor speaks message protocol 1 (port 6789)"}, noChange},
 	} {
 		inBubble(t, test.name, func(t *testing.T) {
 			f := newFixture(t)

@@ -112,7 +112,7 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 // monitors that nodes could not use.
 func (p *Provisioner) checkMonitors(claim *corev1.PersistentVolumeClaim, pool *access.Pool) error {
 	if len(pool.Monitors.Kernel) == 0 {
-		return errors.New("no monitor that is left speaks message protocol 1 (port 6789), " +
+		return errors.New("no remaining monitor speaks message protocol 1 (port 6789), " +
 			"the only one that nodes map images with")
 	}
 	for _, unresolved := range pool.Monitors.Unresolved {
@@ -144,7 +144,7 @@ func (p *Provisioner) makeImage(ctx context.Context, pool *access.Pool, want ima
 	if !found {
 		return made, &controller.IgnoredError{Reason: "the claim does not want a volume any more"}
 	}
-	klog.FromContext(ctx).Info("The claim is gone, but its image was made: saving a volume for it to be released",
+	klog.FromContext(ctx).Info("The claim is gone, but its image was made: saving a volume, which Kubernetes then releases",
 		"image", want.Image.Name)
 	return made, nil
 }

@@ -78,7 +78,7 @@ func (p *Provisioner) sourceVolume(ctx context.Context, claim *corev1.Persistent
 	case live.Status.Phase == corev1.ClaimLost:
 		return nil, fmt.Errorf("%s has lost its volume", s)
 	case live.Status.Phase != corev1.ClaimBound || live.Spec.VolumeName == "":
-		return nil, fmt.Errorf("%s is not bound to a volume yet: it is cloned once it is", s)
+		return nil, fmt.Errorf("%s is not bound to a volume yet: it will be cloned once it is bound", s)
 	}
 	pv, err := p.config.VolumeLister.Get(live.Spec.VolumeName)
 	if apierrors.IsNotFound(err) || err == nil && (pv.Spec.ClaimRef == nil || pv.Spec.ClaimRef.UID != live.UID) {

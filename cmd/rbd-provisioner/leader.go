@@ -100,11 +100,11 @@ func lead(ctx context.Context, o *options, client kubernetes.Interface, watchdog
 	}
 	// It led, if only for the instant in which ctx ended.
 	if err := <-worked; err != nil {
-		logger.Info("Stopping with operations under way; who leads next takes them up", "err", err)
+		logger.Info("Stopping with operations under way; the next leader continues them", "err", err)
 		return nil
 	}
 	if err := giveBack(ctx, lock); err != nil {
-		logger.Info("The lease was not given back; it expires by itself", "err", err)
+		logger.Info("The lease was not given back and will expire", "err", err)
 	}
 	return nil
 }

@@ -121,7 +121,7 @@ func serve(ctx context.Context, o *options) (err error) {
 
 	if !o.leaderElection {
 		if err := c.run(ctx); err != nil {
-			logger.Info("Stopping with operations under way; the next start takes them up", "err", err)
+			logger.Info("Stopping with operations under way; the next start continues them", "err", err)
 		}
 		return nil
 	}

@@ -155,7 +155,7 @@ func Explain(err error, l volume.Location) error {
 	case errors.Is(err, rbd.ErrNotSupported) && l.DataPool != "":
 		remedy = fmt.Sprintf("an erasure-coded data pool needs ceph osd pool set %s allow_ec_overwrites true", l.DataPool)
 	case errors.Is(err, ErrBusy):
-		remedy = "it is tried again by itself; if that does not end, check the health of the Ceph cluster"
+		remedy = "will retry; if this does not end, check the health of the Ceph cluster"
 	default:
 		return err
 	}

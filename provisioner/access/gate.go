@@ -20,7 +20,7 @@ import (
 
 // ErrBusy says that a cluster is slow, and that as many operations as allowed already
 // wait for it. Nothing was changed.
-var ErrBusy = errors.New("the Ceph cluster is slow to answer, and others wait for it already")
+var ErrBusy = errors.New("the Ceph cluster is slow to answer, and other operations already wait for it")
 
 const (
 	// lately is how long the gate remembers that a route was used or did not answer.
@@ -124,8 +124,8 @@ func (g *gate) admit(l volume.Location, u use) (*visit, <-chan struct{}, error) 
 	probe := r.fault != nil
 	switch {
 	case probe && !g.mayProbe(r):
-		return nil, nil, silence{fmt.Errorf("pool %q, monitors %q, user %q: no answer lately, so that "+
-			"one attempt at a time is made, and this one waits its turn", l.Pool, r.monitors, l.User), r.fault}
+		return nil, nil, silence{fmt.Errorf("pool %q, monitors %q, user %q: no answer lately: "+
+			"only one attempt at a time is made, and this one waits its turn", l.Pool, r.monitors, l.User), r.fault}
 	case !probe && !g.hasPlace(r, u, now):
 		return nil, g.changed, nil
 	}

@@ -40,7 +40,7 @@ func TestHalfOfTheWorkers(t *testing.T) {
 					tried.Add(1)
 				case errors.Is(err, access.ErrBusy) && d == 2*time.Second:
 					busy.Add(1)
-					if !strings.Contains(err.Error(), "it is tried again by itself") {
+					if !strings.Contains(err.Error(), "will retry; if this does not end") {
 						t.Error(err)
 					}
 				default:

@@ -132,7 +132,7 @@ func (v Volumes) classLocation(pv *corev1.PersistentVolume) (volume.Location, er
 	}
 	location, err := storageclass.ParseLocation(class.Parameters)
 	if err != nil {
-		return volume.Location{}, fmt.Errorf("its StorageClass %q is no help: %w", class.Name, err)
+		return volume.Location{}, fmt.Errorf("its StorageClass %q can't be used: %w", class.Name, err)
 	}
 	return location, nil
 }

@@ -84,7 +84,7 @@ func (c *Connector) connect(ctx context.Context, creds rbd.Credentials) (*cluste
 func check(creds rbd.Credentials) error {
 	for _, m := range creds.Monitors {
 		if !isAddress(m) {
-			return fmt.Errorf("monitor %q is no IP address with an optional port", m)
+			return fmt.Errorf("monitor %q is not an IP address with an optional port", m)
 		}
 	}
 	switch {

@@ -306,7 +306,7 @@ func TestCredentialsAreChecked(t *testing.T) {
 			"no user is given":                        func(c *rbd.Credentials) { c.User = "" },
 			"a zero byte is not supported":            func(c *rbd.Credentials) { c.User = "a\x00b" },
 			"malformed key: there is none":            func(c *rbd.Credentials) { c.Key = rbd.Key{} },
-			`monitor "x" is no IP address with an op`: func(c *rbd.Credentials) { c.Monitors[0] = "x" },
+			`monitor "x" is not an IP address with an op`: func(c *rbd.Credentials) { c.Monitors[0] = "x" },
 		} {
 			creds := fakeCreds()
 			spoil(&creds)

@@ -83,7 +83,7 @@ func (c cloning) run(ctx context.Context) (Made, error) {
 	// snapshot, all clients that have the image open must answer.
 	unlock, locked := c.Journal.Locks.LockWithin(c.want.Image.PoolID.Image(c.want.Source.Image), sourceWait)
 	if !locked {
-		return Made{}, fmt.Errorf("other clones of %s are being made, or it is being deleted: it is tried again by itself", c.want.Source)
+		return Made{}, fmt.Errorf("other clones of %s are being made, or it is being deleted: will retry, nothing needs to be done", c.want.Source)
 	}
 	defer unlock()
 	source, err := c.lookAtSource(ctx)
@@ -166,7 +166,7 @@ func (c cloning) lookAtSource(ctx context.Context) (rbd.Image, error) {
 		err = s.TooLarge(int64(image.SizeBytes)) // #nosec G115 -- no image is that large
 	case len(image.Snapshots)+image.Kept >= snapshotsOfLinux:
 		err = fmt.Errorf("%s has nearly as many snapshots and clones as Linux can map an image with: "+
-			"it is cloned once some are removed or flattened", s)
+			"it will be cloned once some are removed or flattened", s)
 	}
 	return image, err
 }

@@ -55,9 +55,9 @@ func (w Wanted) differs(image rbd.Image) string {
 		return ""
 	case len(image.Watchers) > 0:
 		// A provisioner that died before the mark stays a watcher for half a minute.
-		return "it does not say whose it is, and somebody uses it: if that does not end, rename or remove it"
+		return "its metadata names no owner, and a client has it open: if that does not end, rename or remove it"
 	case len(image.Snapshots) > 0:
-		return "it does not say whose it is, and it has snapshots" + remedy
+		return "its metadata names no owner, and it has snapshots" + remedy
 	}
 	return ""
 }

@@ -83,8 +83,8 @@ func (f *Freshness) CatchUp(ctx context.Context, pv *corev1.PersistentVolume) (w
 		return found && ok && cached.Annotations[volume.AnnDeletionBegun] == begun, err
 	})
 	if err != nil {
-		return true, fmt.Errorf("the volumes that are known here lag behind those in the API, and one that names the same image may be among them: "+
-			"it is tried again by itself: %w", err)
+		return true, fmt.Errorf("the provisioner's cache lags behind the API server, and may lack another volume that names the same image: "+
+			"will retry: %w", err)
 	}
 	return true, nil
 }

@@ -16,9 +16,9 @@ var (
 	// ErrNotLeading means that this replica was halted for longer than its lease and now
 	// runs again. Another replica does what this one was about to do, or this one does,
 	// if it keeps its lease after all.
-	ErrNotLeading = errors.New("this replica did not renew its lease in time, and another one may lead: it does nothing more")
+	ErrNotLeading = errors.New("this replica did not renew its lease in time, so another one may lead: it makes no more changes")
 	// ErrStopping means that Drain was called.
-	ErrStopping = errors.New("this replica is stopping: the next one goes on")
+	ErrStopping = errors.New("this replica is stopping: the next one will continue")
 )
 
 // Guard lets operations begin while this replica may act, and waits for running ones. All

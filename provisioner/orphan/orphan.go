@@ -239,7 +239,7 @@ func (o *Orphans) discard(ctx context.Context, pool *access.Pool, in journal.Int
 		logger.Info("Removed an image that an earlier attempt made for a claim that is gone")
 		return OutcomeRemoved, nil
 	case image.Foreign:
-		logger.Info("Left an image of the name that an earlier attempt wanted for a claim that is gone", "reason", reason)
+		logger.Info("Left an image with the name that an earlier attempt wanted for a claim that is gone", "reason", reason)
 		return OutcomeForeign, nil
 	case image.Absent:
 		return outcomeAbsent, nil

@@ -134,7 +134,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		if err := l.settle(ctx, name); errors.Is(err, errSilent) {
 			l.queue.AddAfter(name, silentFor)
 		} else if err != nil && ctx.Err() == nil {
-			klog.FromContext(ctx).V(2).Info("Whose the image of a volume is could not be settled, will retry", "PV", name, "err", err)
+			klog.FromContext(ctx).V(2).Info("The owner of a volume's image could not be determined, will retry", "PV", name, "err", err)
 			l.queue.AddRateLimited(name)
 		} else {
 			l.queue.Forget(name)
@@ -230,7 +230,7 @@ func (l *Loop) own(ctx context.Context, pv *corev1.PersistentVolume, record volu
 		if former != "" {
 			return false, access.Explain(err, pool.Location)
 		}
-		klog.FromContext(ctx).Info("The image of a volume belongs to somebody else", "reason", err)
+		klog.FromContext(ctx).Info("The image of a volume has another owner", "reason", err)
 		l.config.Events.Event(pv, corev1.EventTypeWarning, reasonForeign, err.Error())
 		return false, nil
 	}

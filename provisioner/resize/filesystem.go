@@ -135,7 +135,7 @@ func (f *fileSystems) patchStatus(ctx context.Context, claim *corev1.PersistentV
 		Type:               corev1.PersistentVolumeClaimFileSystemResizePending,
 		Status:             corev1.ConditionTrue,
 		LastTransitionTime: metav1.Now(),
-		Message:            "The volume is larger than the one that it is a clone of: its file system is grown when a Pod has it",
+		Message:            "The volume is larger than the one it was cloned from: its file system grows once a Pod uses it",
 	})
 	return f.patch(map[string]any{
 		"metadata": map[string]any{"uid": claim.UID, "resourceVersion": claim.ResourceVersion},

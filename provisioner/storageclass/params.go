@@ -180,9 +180,9 @@ func (r *reader) pool(key, byDefault string) string {
 	case strings.Contains(pool, "/"):
 		r.fault("parameter %q: %q has a slash: RADOS namespaces are not supported by kubelet", key, pool)
 	case strings.ContainsAny(pool, "@ \t\r\n"):
-		r.fault("parameter %q: %q is no pool name: it has a blank or an @", key, pool)
+		r.fault("parameter %q: %q is not a pool name: it has a blank or an @", key, pool)
 	case !volume.IsName(pool):
-		r.fault("parameter %q: %q is no pool name: it has a character that can't be printed", key, pool)
+		r.fault("parameter %q: %q is not a pool name: it has a character that can't be printed", key, pool)
 	case strings.Contains(pool, "-image-"):
 		r.fault(`parameter %q: kubelet can't mount images of pool %q, since its name has "-image-" in it`, key, pool)
 	}
@@ -194,7 +194,7 @@ func (r *reader) user(key, byDefault string) string {
 	if bare, prefixed := strings.CutPrefix(user, "client."); prefixed {
 		r.fault(`parameter %q: write %q without "client.", as %q`, key, user, bare)
 	} else if strings.ContainsAny(user, " \t\r\n,=") || !volume.IsName(user) {
-		r.fault("parameter %q: %q is no name of a Ceph user", key, user)
+		r.fault("parameter %q: %q is not the name of a Ceph user", key, user)
 	}
 	return user
 }
@@ -202,11 +202,11 @@ func (r *reader) user(key, byDefault string) string {
 func (r *reader) secret(nameKey, namespaceKey, defaultNamespace string) volume.SecretRef {
 	name := r.must(nameKey, "name the secret that holds the Ceph key")
 	if name != "" && len(validation.IsDNS1123Subdomain(name)) > 0 {
-		r.fault("parameter %q: %q is no name of a secret", nameKey, name)
+		r.fault("parameter %q: %q is not the name of a secret", nameKey, name)
 	}
 	namespace := r.get(namespaceKey, defaultNamespace)
 	if namespace != "" && len(validation.IsDNS1123Label(namespace)) > 0 {
-		r.fault("parameter %q: %q is no name of a namespace", namespaceKey, namespace)
+		r.fault("parameter %q: %q is not the name of a namespace", namespaceKey, namespace)
 	}
 	return volume.SecretRef{Namespace: namespace, Name: name}
 }
@@ -216,7 +216,7 @@ func (r *reader) fsType() string {
 	fsType := r.get("fsType", "")
 	const allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"
 	if strings.Trim(fsType, allowed) != "" {
-		r.fault(`parameter "fsType": %q is no file system type: use for example ext4 or xfs`, fsType)
+		r.fault(`parameter "fsType": %q is not a file system type: use for example ext4 or xfs`, fsType)
 	}
 	return fsType
 }
@@ -235,7 +235,7 @@ func (r *reader) imageFormat() {
 	case "1":
 		r.fault(`parameter "imageFormat": Ceph no longer creates images of format 1: use 2, or leave it out`)
 	default:
-		r.fault(`parameter "imageFormat": %q is no image format: use 2, or leave it out`, format)
+		r.fault(`parameter "imageFormat": %q is not an image format: use 2, or leave it out`, format)
 	}
 }
 

@@ -57,7 +57,7 @@ func (r removing) settle(ctx context.Context, one *item) error {
 		one.retry()
 		return nil
 	case late || found.Name != removal.Image:
-		logger.Info("Left an image in the trash that somebody put there anew")
+		logger.Info("Left an image in the trash that another client restored and moved there again")
 		one.by = ""
 		return r.done(ctx, one)
 	}

@@ -125,7 +125,7 @@ func splitHostPort(text string) (host string, port uint16, err error) {
 			return "", 0, errors.New("the bracket is not closed")
 		}
 		if addr, err := netip.ParseAddr(host); err != nil || !addr.Is6() {
-			return "", 0, errors.New("what stands in brackets is no IPv6 address")
+			return "", 0, errors.New("the text in brackets is not an IPv6 address")
 		}
 		if rest != "" && rest[0] != ':' {
 			return "", 0, errors.New("want a colon and a port behind the bracket")

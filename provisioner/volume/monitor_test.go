@@ -54,7 +54,7 @@ func TestParseMonitorsRefuses(t *testing.T) {
 		{"port 0", "10.0.0.1:0", "the port is not a number from 1 to 65535"},
 		{"IPv6 without brackets", "::1", "an IPv6 address must stand in brackets"},
 		{"a bracket that stays open", "[2001:db8::1", "the bracket is not closed"},
-		{"IPv4 in brackets", "[10.0.0.1]:6789", "what stands in brackets is no IPv6 address"},
+		{"IPv4 in brackets", "[10.0.0.1]:6789", "the text in brackets is not an IPv6 address"},
 		{"no colon behind the bracket", "[2001:db8::1]6789", "want a colon and a port behind the bracket"},
 		{"a zone", "[fe80::1%eth0]:6789", "a zone"},
 		{"an address to listen on", "0.0.0.0:6789", "this address is the one to listen on"},

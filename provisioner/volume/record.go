@@ -52,7 +52,7 @@ const (
 )
 
 // ErrNoRBDSource means that a PersistentVolume has no in-tree rbd source.
-var ErrNoRBDSource = errors.New("the volume has no rbd source, so its image is not known: remove that by hand, then the volume and its finalizers")
+var ErrNoRBDSource = errors.New("the volume has no rbd source, so its image is not known: remove the image by hand, then the volume and its finalizers")
 
 // SecretRef names a Secret.
 type SecretRef corev1.SecretReference
@@ -141,7 +141,7 @@ func IsName(text string) bool {
 func ParseRetention(text string) (time.Duration, error) {
 	retention, err := time.ParseDuration(text)
 	if err != nil || retention < 0 || retention%time.Second != 0 {
-		return 0, fmt.Errorf("%q is no time: write hours, minutes and seconds, as in 24h or 1h30m", text)
+		return 0, fmt.Errorf("%q is not a duration: write hours, minutes and seconds, as in 24h or 1h30m", text)
 	}
 	return retention, nil
 }

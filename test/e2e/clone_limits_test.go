@@ -87,7 +87,7 @@ func TestCloneHeals(t *testing.T) {
 	f.event(claim, f.named(`its source, claim "data", is not in namespace "NAME": make it, or correct its name in spec.dataSource`))
 	sourceClaim := f.small("data", class)
 	f.event(sourceClaim, "secret does not exist")
-	f.event(claim, `its source, claim "data", is not bound to a volume yet: it is cloned once it is`)
+	f.event(claim, `its source, claim "data", is not bound to a volume yet: it will be cloned once it is bound`)
 	f.pending(claim)
 	f.secret(namespace, f.name+"-late", corev1.SecretTypeOpaque, f.adminKey)
 	source := f.bound(sourceClaim)

@@ -83,7 +83,7 @@ func TestWatchedImage(t *testing.T) {
 	pv := f.bound(claim)
 	address, unwatch := f.watch(pv.Spec.RBD.RBDImage)
 	f.delete(claim)
-	f.event(pv, fmt.Sprintf("image %q in pool %q: image is in use by %s: it is removed once no client has it open or mapped",
+	f.event(pv, fmt.Sprintf("image %q in pool %q: image is in use by %s: it will be removed once no client has it open or mapped",
 		pv.Spec.RBD.RBDImage, f.name, address))
 	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
 	unwatch()
@@ -97,7 +97,7 @@ func TestImageWithSnapshot(t *testing.T) {
 	pv := f.bound(claim)
 	f.rbd("snap", "create", pv.Spec.RBD.RBDImage+"@keep")
 	f.delete(claim)
-	f.event(pv, "image has snapshots: keep: it is removed once they are gone")
+	f.event(pv, "image has snapshots: keep: it will be removed once they are gone")
 	f.rbd("snap", "rm", pv.Spec.RBD.RBDImage+"@keep")
 	f.gone(pv)
 }

@@ -30,7 +30,7 @@ func TestObstaclesToDeletion(t *testing.T) {
 				f.rbd("snap", "create", "--no-progress", image+"@base")
 				f.rbd("snap", "protect", image+"@base")
 			},
-			"image has snapshots: base: it is removed once they are gone",
+			"image has snapshots: base: it will be removed once they are gone",
 			func(f *fixture, image string) {
 				f.rbd("snap", "unprotect", image+"@base")
 				f.rbd("snap", "rm", "--no-progress", image+"@base")
@@ -42,7 +42,7 @@ func TestObstaclesToDeletion(t *testing.T) {
 				f.rbd("snap", "create", "--no-progress", image+"@base")
 				f.rbd("clone", "--rbd-default-clone-format=2", image+"@base", f.name+"/clone")
 			},
-			"image has snapshots: base: it is removed once they are gone",
+			"image has snapshots: base: it will be removed once they are gone",
 			func(f *fixture, image string) {
 				f.rbd("flatten", "--no-progress", "clone")
 				f.rbd("rm", "--no-progress", "clone")

@@ -194,7 +194,7 @@ func TestSecondVolume(t *testing.T) {
 				f.phase(second, corev1.VolumeAvailable)
 				return
 			}
-			want := fmt.Sprintf("image %q in pool %q is also that of volume %q", first.Spec.RBD.RBDImage, f.name, second.Name)
+			want := fmt.Sprintf("image %q in pool %q is also the image of volume %q", first.Spec.RBD.RBDImage, f.name, second.Name)
 			var user *corev1.PersistentVolumeClaim
 			elsewhere := f
 			if test.claimed {
@@ -203,7 +203,7 @@ func TestSecondVolume(t *testing.T) {
 				want += fmt.Sprintf(" (claim %s/copy)", elsewhere.name)
 			}
 			f.delete(claim)
-			f.told(first, failedDelete, want+": it is removed once that volume is gone")
+			f.told(first, failedDelete, want+": it will be removed once that volume is gone")
 			f.kept(first)
 			if user != nil {
 				elsewhere.bound(user)
@@ -228,7 +228,7 @@ func TestSecondVolumeGoesToo(t *testing.T) {
 	})
 	user := f.claimOf("copy", second)
 	f.delete(user)
-	f.told(second, failedDelete, fmt.Sprintf("is also that of volume %q (claim %s/data)", first.Name, f.name))
+	f.told(second, failedDelete, fmt.Sprintf("is also the image of volume %q (claim %s/data)", first.Name, f.name))
 	f.kept(second)
 	f.delete(claim)
 	f.gone(first)
@@ -310,7 +310,7 @@ func TestSecondVolumeMadeLate(t *testing.T) {
 			if with {
 				second := f.second(first, func(*fixture, *corev1.PersistentVolume) {})
 				unwatch()
-				f.told(first, failedDelete, fmt.Sprintf("is also that of volume %q", second.Name))
+				f.told(first, failedDelete, fmt.Sprintf("is also the image of volume %q", second.Name))
 				f.kept(first)
 				f.remove(second)
 				// Or the next attempt came in half a minute.
