@@ -19,8 +19,8 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// unwanted are the ways in which a claim stops wanting a volume while the
-// library still believes its copy.
+// unwanted are the ways in which a claim stops wanting a volume while the library still
+// relies on its copy of the claim.
 func unwanted() map[string]func(*testing.T, *fixture) {
 	live := func(change func(*corev1.PersistentVolumeClaim)) func(*testing.T, *fixture) {
 		return func(t *testing.T, f *fixture) { f.putLive(t, change) }
@@ -52,8 +52,8 @@ func TestUnwanted(t *testing.T) {
 	}
 }
 
-// TestUnwantedWithImage is about images that an earlier attempt made: without a
-// volume nobody would ever remove them.
+// TestUnwantedWithImage: an image that an earlier attempt made gets a volume. Without
+// one, nothing would ever remove it.
 func TestUnwantedWithImage(t *testing.T) {
 	seeded := func(metadata map[string]string) func(*testing.T, *fixture) {
 		return func(t *testing.T, f *fixture) {
@@ -117,9 +117,9 @@ func testUnwantedWithForeignImage(t *testing.T) {
 	checkSame(t, "the image", before, after)
 }
 
-// TestUnwantedUnclear is about Ceph not telling whether there is an image. The
-// claim is in no cache any more: unless the library is told to remember it, it
-// never asks again, and an image of a process that died would stay for good.
+// TestUnwantedUnclear: Ceph does not tell whether there is an image, and the claim is in
+// no cache any more. Unless the library is told to remember the claim, it never asks
+// again, and an image that a dead process made would stay for good.
 func TestUnwantedUnclear(t *testing.T) {
 	for _, call := range []rbdtest.Call{
 		rbdtest.CallConnect, rbdtest.CallOpenPool, rbdtest.CallImage, rbdtest.CallSetMetadata, rbdtest.CallSetNotes,
@@ -140,8 +140,8 @@ func TestUnwantedUnclear(t *testing.T) {
 	}
 }
 
-// TestClaimHasVolume is about the cache that is behind: the volume was saved, and
-// the claim bound to it.
+// TestClaimHasVolume: the cache lags behind; the volume was saved, and the claim is bound
+// to it.
 func TestClaimHasVolume(t *testing.T) { synctest.Test(t, testClaimHasVolume) }
 
 func testClaimHasVolume(t *testing.T) {
@@ -155,8 +155,8 @@ func testClaimHasVolume(t *testing.T) {
 	f.checkMade(t)
 }
 
-// TestCachedClaim is about who is asked whether a claim waits: the API server only
-// where the cache does not say that it does.
+// TestCachedClaim: the API server is asked whether a claim waits only where the cache
+// does not say so.
 func TestCachedClaim(t *testing.T) {
 	for _, test := range []struct {
 		name   string

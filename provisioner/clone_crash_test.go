@@ -16,7 +16,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 )
 
-// cloneCrashes are the moments at which a process dies that makes a clone that is
+// cloneCrashes are the moments at which a process dies while it makes a clone that is
 // larger than its source.
 func cloneCrashes() map[string]rbdtest.FakeFault {
 	return map[string]rbdtest.FakeFault{
@@ -43,7 +43,7 @@ func cloneCrashes() map[string]rbdtest.FakeFault {
 func (f *cloneFixture) cutOff(t *testing.T, fault rbdtest.FakeFault) {
 	t.Helper()
 	f.change(t, func(c *corev1.PersistentVolumeClaim) { c.Spec.Resources.Requests = storage("2Gi") })
-	// Calls after it fail, too: a process that is dead cleans nothing up.
+	// Later calls fail, too: a dead process cleans nothing up.
 	fault.Err = errors.New("killed")
 	f.ceph.Fake(fault)
 	if fault.Call == rbdtest.CallCloneImage || fault.Call == rbdtest.CallSnapshotImage {
@@ -56,8 +56,8 @@ func (f *cloneFixture) cutOff(t *testing.T, fault rbdtest.FakeFault) {
 	f.ceph.ClearFaults()
 }
 
-// TestCloneGone: a claim that went while its clone was made gets its volume all the
-// same, to be released, if that was made; or else nothing.
+// TestCloneGone: a claim was deleted while its clone was made. If the clone was made, it
+// gets a volume, which Kubernetes releases; otherwise nothing is left.
 func TestCloneGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newCloneFixture(t)
@@ -78,7 +78,8 @@ func TestCloneGone(t *testing.T) {
 	})
 }
 
-// TestClonesAreDeleted: source and clone go in either order, and nothing is left.
+// TestClonesAreDeleted: source and clone are deleted in either order, and nothing is
+// left.
 func TestClonesAreDeleted(t *testing.T) {
 	t.Run("the source first", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
@@ -105,7 +106,7 @@ func TestClonesAreDeleted(t *testing.T) {
 			f.checkPurged(t)
 		})
 	})
-	// A snapshot that an attempt left is no obstacle, one that somebody made is.
+	// A snapshot that an attempt left is no obstacle, but one that a person made is.
 	t.Run("with a snapshot that was left", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			f := newCloneFixture(t)
@@ -123,7 +124,7 @@ func TestClonesAreDeleted(t *testing.T) {
 			f.checkPurged(t)
 		})
 	})
-	// One that reached the image when it was in the trash already.
+	// A snapshot that was made when the image was in the trash already.
 	t.Run("with a snapshot that came late", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			f := newCloneFixture(t)
@@ -139,8 +140,8 @@ func TestClonesAreDeleted(t *testing.T) {
 	})
 }
 
-// TestCloneSourceGone: a clone that was made gets its volume, also when its source is
-// gone before that is saved; with the file system that the source had.
+// TestCloneSourceGone: a clone that was made gets its volume even if its source is gone
+// before that is saved. The volume has the file system that the source had.
 func TestCloneSourceGone(t *testing.T) { synctest.Test(t, testCloneSourceGone) }
 
 func testCloneSourceGone(t *testing.T) {
@@ -150,7 +151,7 @@ func testCloneSourceGone(t *testing.T) {
 		want := f.mustProvision(t)
 		f.release(t, f.source, f.volume)
 		f.putParameter(t, "fsType", "ext4")
-		// Another one of its name is as good as none.
+		// Another claim with the source's name does not count.
 		clone := f.options
 		f.options = options()
 		f.options.StorageClass, f.options.PVC.UID, f.options.PVName = clone.StorageClass, "new", "pvc-new"

@@ -19,14 +19,14 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// cloneFixture has a claim with a volume, and one that asks for a clone of it,
-// which is then that of fixture.options.
+// cloneFixture has a claim with a volume, and a second claim that asks for a clone of it.
+// fixture.options is then that of the second claim.
 type cloneFixture struct {
 	*fixture
 	source controller.ProvisionOptions
 	// volume is the source's, as in the cache.
 	volume *corev1.PersistentVolume
-	// before is the source's image before anything was cloned.
+	// before is the source's image before it was cloned.
 	before rbd.Image
 }
 
@@ -108,7 +108,7 @@ func (f *cloneFixture) changeVolume(t *testing.T, change func(*corev1.Persistent
 	}
 }
 
-// release deletes a claim and its volume, but in Ceph.
+// release deletes a claim and its volume from Kubernetes, but not the image.
 func (f *cloneFixture) release(t *testing.T, o controller.ProvisionOptions, pv *corev1.PersistentVolume) {
 	t.Helper()
 	if err := f.client.CoreV1().PersistentVolumeClaims("apps").Delete(t.Context(), o.PVC.Name, metav1.DeleteOptions{}); err != nil {
@@ -125,7 +125,7 @@ func (f *cloneFixture) release(t *testing.T, o controller.ProvisionOptions, pv *
 	}
 }
 
-// checkClone checks that the clone is there as it must be.
+// checkClone checks that the clone is as it should be.
 func (f *cloneFixture) checkClone(t *testing.T) {
 	t.Helper()
 	checkSame(t, "the images", []string{testImage, cloneImage}, f.ceph.Images(testPool))
@@ -143,7 +143,7 @@ func (f *cloneFixture) checkClone(t *testing.T) {
 	f.checkSource(t, 1)
 }
 
-// checkSource checks that nothing happened to the source but that it has clones.
+// checkSource checks that the source is unchanged, except that it has clones.
 func (f *cloneFixture) checkSource(t *testing.T, clones int) {
 	t.Helper()
 	want := f.before
@@ -164,7 +164,7 @@ func (f *cloneFixture) checkNoClone(t *testing.T) {
 	f.checkSource(t, 0)
 }
 
-// next lets the fixture's claim ask for a clone of another one's volume.
+// next makes the fixture's claim ask for a clone of another claim's volume.
 func (f *cloneFixture) next(t *testing.T, source, name string, uid types.UID) {
 	t.Helper()
 	f.options = f.cloneOf(source, name, uid)
@@ -193,7 +193,7 @@ func (f *cloneFixture) mustWait(t *testing.T) {
 
 func chainImage(i int) string { return fmt.Sprintf("%s%d", "kubernetes-dynamic-pvc-", i) }
 
-// retired makes the source one of the retired provisioner's.
+// retired makes the source a volume of the retired provisioner.
 func (f *cloneFixture) retired(t *testing.T) {
 	t.Helper()
 	f.changeVolume(t, retire)

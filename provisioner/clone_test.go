@@ -29,7 +29,7 @@ func testClone(t *testing.T) {
 	want.Spec.MountOptions = []string{"nouuid"} // its XFS has the UUID of the source's
 	checkSame(t, "the volume", want, pv)
 
-	// Again, as when the volume could not be saved; the source may be gone by then.
+	// Again, as after a volume that could not be saved. The source may be gone by then.
 	checkSame(t, "the volume", want, f.mustProvision(t))
 	f.checkClone(t)
 
@@ -37,8 +37,8 @@ func testClone(t *testing.T) {
 	checkSame(t, "what the source has", "what the source has", f.ceph.Data(testPool, testImage))
 }
 
-// TestCloneRefused: what can't be cloned is refused with a reason, and nothing is
-// left of the attempt.
+// TestCloneRefused: the error says why a source can't be cloned, and nothing is left of
+// the attempt.
 func TestCloneRefused(t *testing.T) {
 	for _, test := range []struct {
 		name   string
@@ -129,7 +129,7 @@ func testCloneLarger(t *testing.T) {
 	f.checkSource(t, 1)
 	checkSame(t, "what its file system has", "1Gi", pv.Annotations[volume.AnnFileSystemSize])
 
-	// A device has none.
+	// A block device has no file system.
 	f = newCloneFixture(t)
 	f.changeVolume(t, func(pv *corev1.PersistentVolume) { pv.Spec.VolumeMode = block })
 	f.change(t, func(c *corev1.PersistentVolumeClaim) {
@@ -138,8 +138,8 @@ func testCloneLarger(t *testing.T) {
 	checkSame(t, "what its file system has", "", f.mustProvision(t).Annotations[volume.AnnFileSystemSize])
 }
 
-// TestCloneFileSystem: the clone has the file system of its source, whatever its
-// class says.
+// TestCloneFileSystem: the clone has the file system of its source, whatever its class
+// says.
 func TestCloneFileSystem(t *testing.T) {
 	for _, test := range []struct {
 		source, class string
@@ -172,7 +172,8 @@ func testCloneOfRetired(t *testing.T) {
 	f.checkClone(t)
 }
 
-// Images that have the clone's name and are not it are left alone.
+// TestCloneConflict: an image that has the clone's name but is not the clone stays as it
+// is.
 func TestCloneConflict(t *testing.T) {
 	for _, test := range []struct {
 		name string
@@ -221,7 +222,7 @@ func TestCloneConflict(t *testing.T) {
 	})
 }
 
-// TestCloneIntent: what is noted is all that the next attempt may need.
+// TestCloneIntent: the intent has all that the next attempt may need.
 func TestCloneIntent(t *testing.T) { synctest.Test(t, testCloneIntent) }
 
 func testCloneIntent(t *testing.T) {
@@ -242,8 +243,8 @@ func testCloneIntent(t *testing.T) {
 	}, got)
 }
 
-// Without a journal, clones are made all the same, but not of an image that belongs to
-// some cluster.
+// Without a journal, the provisioner still makes clones, but not of an image that belongs
+// to a cluster.
 func TestCloneWithoutJournal(t *testing.T) { synctest.Test(t, testCloneWithoutJournal) }
 
 func testCloneWithoutJournal(t *testing.T) {

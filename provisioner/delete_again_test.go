@@ -32,8 +32,8 @@ func TestDeleteAgain(t *testing.T) {
 	})
 }
 
-// TestDeleteAfterCrash: whatever a process that died was in the middle of, the next one
-// leaves nothing, and loses nothing.
+// TestDeleteAfterCrash: whatever a process was doing when it died, the next one leaves
+// nothing behind and loses nothing.
 func TestDeleteAfterCrash(t *testing.T) {
 	for call, moments := range map[rbdtest.Call]string{
 		rbdtest.CallSetNotes:      "before, after", // one step of one OSD, as RemoveNotes
@@ -52,8 +52,8 @@ func TestDeleteAfterCrash(t *testing.T) {
 				err := f.remove(t.Context(), t, pv)
 				f.restart(t)
 				if err != nil {
-					// The volume is still there, so the library goes on with it; or not
-					// at once, so what was noted comes first.
+					// If the volume is still there, the library continues with it,
+					// perhaps not at once: then the note is found first.
 					f.recoverAll(t)
 					f.purgeFor(t, 5*time.Minute)
 					if err := f.remove(t.Context(), t, pv); err != nil {
@@ -68,8 +68,8 @@ func TestDeleteAfterCrash(t *testing.T) {
 	}
 }
 
-// TestTrashRetention: the volume remembers how long its image is to be kept, and so does
-// the note of its deletion.
+// TestTrashRetention: the volume says how long its image is to be kept, and so does the
+// note of its deletion.
 func TestTrashRetention(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t)
@@ -86,8 +86,9 @@ func TestTrashRetention(t *testing.T) {
 	})
 }
 
-// TestDeleteThatHangs: the move to the trash waits for an OSD for longer than any deadline,
-// and the process that began it goes on. When it has ended nothing is lost, nor stays.
+// TestDeleteThatHangs: the move to the trash waits for an OSD for longer than any
+// deadline, and the process that began it continues. When the move has ended, nothing is
+// lost and nothing is left.
 func TestDeleteThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t)

@@ -15,8 +15,8 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// putNewAdmin makes the class name another user in another secret, and leaves the
-// old ones as they are.
+// putNewAdmin makes the class name another user in another secret. The old ones stay as
+// they are.
 func (f *fixture) putNewAdmin(t *testing.T) {
 	t.Helper()
 	f.putKey(t, "ceph", "new-admin", f.ceph.AddUser("new", rbdtest.Caps{AllPools: true}).Key)
@@ -26,7 +26,7 @@ func (f *fixture) putNewAdmin(t *testing.T) {
 	})
 }
 
-// moveAway gives the volume an address at which none of its monitors is left.
+// moveAway gives the volume an address that none of its monitors has any more.
 func moveAway(pv *corev1.PersistentVolume, monitor string) {
 	pv.Spec.RBD.CephMonitors = []string{monitor}
 }
@@ -38,8 +38,8 @@ type deleteCase struct {
 	want    []string
 }
 
-// TestDeleteThroughClass is about volumes that do not say all, or no longer the
-// truth, while their class does.
+// TestDeleteThroughClass: the volume lacks something, or is out of date, but its class is
+// right.
 func TestDeleteThroughClass(t *testing.T) {
 	for _, test := range []deleteCase{
 		{name: "a volume of the retired provisioner", change: func(_ *testing.T, _ *fixture, pv *corev1.PersistentVolume) { retire(pv) }},
@@ -125,8 +125,8 @@ func TestDeleteThroughClass(t *testing.T) {
 	}
 }
 
-// TestDeleteKeepsWithoutHelp is about volumes that nothing leads to the image of:
-// better an image too many than one of somebody else removed.
+// TestDeleteKeepsWithoutHelp: nothing leads to the image of the volume. One image too
+// many is better than the removal of another owner's image.
 func TestDeleteKeepsWithoutHelp(t *testing.T) {
 	annotations := []string{volume.AnnDeletionUser, volume.AnnDeletionSecretName, volume.AnnDeletionSecretNamespace}
 	// letIn makes the other cluster's key that of the volume's secret.
@@ -194,8 +194,8 @@ func TestDeleteKeepsWithoutHelp(t *testing.T) {
 	}
 }
 
-// TestDeleteUnknownCluster is about volumes that do not name their cluster: that
-// the class's monitors lead to the right one, only a person can say.
+// TestDeleteUnknownCluster: a volume does not name its cluster. Only a person can say
+// whether the class's monitors lead to the right one.
 func TestDeleteUnknownCluster(t *testing.T) {
 	for name, change := range map[string]func(*corev1.PersistentVolume){
 		"of the retired provisioner": retire,
@@ -217,8 +217,8 @@ func TestDeleteUnknownCluster(t *testing.T) {
 	}
 }
 
-// TestDeleteAnnotated is about a volume of the retired provisioner whose class is
-// gone, after somebody did as its event says.
+// TestDeleteAnnotated: a volume of the retired provisioner whose class is gone, after a
+// person did what its event says.
 func TestDeleteAnnotated(t *testing.T) { synctest.Test(t, testDeleteAnnotated) }
 
 func testDeleteAnnotated(t *testing.T) {

@@ -19,8 +19,8 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// second returns a volume of another name that names the image of the first, and is
-// bound to a claim of another namespace.
+// second returns a volume with another name that names the same image, and is bound to a
+// claim in another namespace.
 func second(first *corev1.PersistentVolume) *corev1.PersistentVolume {
 	pv := first.DeepCopy()
 	pv.Name, pv.UID = "second", "uid-second"
@@ -46,8 +46,8 @@ func (f *fixture) cacheVolume(t *testing.T, pv *corev1.PersistentVolume) {
 	}
 }
 
-// An image stays for as long as a second volume names it, whoever made that, and goes
-// with the first one after that.
+// An image stays for as long as a second volume names it, whatever made that volume.
+// After that it is removed with the first one.
 func TestDeleteWithSecondVolume(t *testing.T) {
 	for _, test := range []struct {
 		name   string
@@ -90,8 +90,8 @@ func TestDeleteWithSecondVolume(t *testing.T) {
 	}
 }
 
-// lateFixture is a fixture in which the cache has shown long ago that a volume was
-// released, and the API server's volumes get into the cache when it hands them out.
+// lateFixture is a fixture whose cache showed the release of a volume long ago. Volumes
+// of the API server get into the cache when the API server returns them.
 func lateFixture(t *testing.T) (*fixture, *corev1.PersistentVolume) {
 	f := newFixture(t)
 	pv := f.released(t)
@@ -115,7 +115,7 @@ func (f *fixture) patches() (patches []clienttesting.PatchAction) {
 	return patches
 }
 
-// onPatch has something happen once the volume is patched.
+// onPatch calls then once the volume is patched.
 func (f *fixture) onPatch(then func(patched *corev1.PersistentVolume)) {
 	f.client.PrependReactor("patch", "persistentvolumes", func(action clienttesting.Action) (bool, runtime.Object, error) {
 		patch, ok := action.(clienttesting.PatchAction)
@@ -132,8 +132,8 @@ func (f *fixture) onPatch(then func(patched *corev1.PersistentVolume)) {
 	})
 }
 
-// Where the cache could be behind, it is made to catch up before it is asked: a second
-// volume that it did not know holds the image.
+// Where the cache could lag behind, it has to catch up before it is asked: a second
+// volume that it did not know keeps the image.
 func TestDeleteCatchesUp(t *testing.T) {
 	for _, test := range []struct {
 		name   string
@@ -169,7 +169,7 @@ func TestDeleteCatchesUp(t *testing.T) {
 	}
 }
 
-// A cache that does not catch up, and a volume that can't be changed, keep the image.
+// If the cache does not catch up, or the volume can't be changed, the image stays.
 func TestDeleteBehind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, pv := lateFixture(t)
@@ -188,8 +188,8 @@ func TestDeleteBehind(t *testing.T) {
 	})
 }
 
-// A deletion that goes the usual way, and one that something else keeps from the trash,
-// need no request. That the cache is gone through again is no reason to believe it.
+// Neither a usual deletion needs a request, nor one where something else keeps the image
+// from the trash. A resync of the cache does not make it fresh.
 func TestDeleteWithoutRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, pv := lateFixture(t)
@@ -212,8 +212,9 @@ func TestDeleteWithoutRequest(t *testing.T) {
 	})
 }
 
-// Images of another Kubernetes cluster stay, all else being equal; one that does not know
-// which it is leaves all that belong to some cluster, and those alone.
+// Images of another Kubernetes cluster stay, even if all else is equal. A provisioner
+// that does not know its own cluster leaves all images that name a cluster, but only
+// those.
 func TestDeleteOfAnotherCluster(t *testing.T) {
 	inBubble(t, "another one", func(t *testing.T) {
 		f := newFixture(t)
@@ -223,7 +224,8 @@ func TestDeleteOfAnotherCluster(t *testing.T) {
 		f.checkKept(t, pv, nil, `belongs to another Kubernetes cluster, whose namespace kube-system has the UID "cluster-1": it is left alone`,
 			"persistentVolumeReclaimPolicy to Retain", "bind the volume to a claim first")
 		f.checkMade(t)
-		// Nor is it taken over now: who hands an image over wants to keep it.
+		// The deletion does not take it over either: whoever hands an image over wants to
+		// keep it.
 		pv.Annotations[volume.AnnFormerCluster] = testCluster
 		f.checkKept(t, pv, nil, `has the UID "cluster-1"`)
 		f.checkMade(t)
@@ -241,7 +243,7 @@ func TestDeleteOfAnotherCluster(t *testing.T) {
 	})
 }
 
-// What an attempt of another cluster left under the name is not adopted either.
+// An image that an attempt of another cluster left under the name is not adopted either.
 func TestProvisionOfAnotherCluster(t *testing.T) { synctest.Test(t, testProvisionOfAnotherCluster) }
 
 func testProvisionOfAnotherCluster(t *testing.T) {
@@ -266,7 +268,8 @@ func (f *fixture) mark(t *testing.T, image string, marks map[string]string) {
 	}
 }
 
-// A clone that was handed on while it waited to be flattened is left alone.
+// A clone that was handed to another cluster while it waited to be flattened stays as it
+// is.
 func TestFlattenOfAnotherCluster(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newCloneFixture(t)
@@ -286,8 +289,8 @@ func TestFlattenOfAnotherCluster(t *testing.T) {
 	})
 }
 
-// A clone that an earlier version has made, which knew of no clusters, is gone on with,
-// and gets the mark: before it is flattened, and after that, when it has data.
+// A clone that an earlier version made, which did not know of clusters, is continued and
+// gets the mark: before it is flattened, and after that, when it has data.
 func TestCloneOfEarlierVersion(t *testing.T) {
 	for _, flattened := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {

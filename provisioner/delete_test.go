@@ -18,8 +18,8 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// Delete is that of the Provisioner, for a volume that the cache has just shown to be
-// released, as it is as a rule.
+// Delete calls the Provisioner's Delete for a volume whose release the cache has just
+// shown, which is the usual case.
 func (f *fixture) Delete(ctx context.Context, pv *corev1.PersistentVolume) error {
 	released := pv.DeepCopy()
 	released.Status.Phase, released.Spec.PersistentVolumeReclaimPolicy = corev1.VolumeReleased, corev1.PersistentVolumeReclaimDelete
@@ -27,7 +27,7 @@ func (f *fixture) Delete(ctx context.Context, pv *corev1.PersistentVolume) error
 	return f.Provisioner.Delete(ctx, pv)
 }
 
-// remove calls Delete and checks what holds whatever comes of it.
+// remove calls Delete and checks what must hold whatever the result is.
 func (f *fixture) remove(ctx context.Context, t *testing.T, pv *corev1.PersistentVolume) error {
 	t.Helper()
 	before := pv.DeepCopy()
@@ -38,8 +38,8 @@ func (f *fixture) remove(ctx context.Context, t *testing.T, pv *corev1.Persisten
 	return err
 }
 
-// released returns the volume of an image that is there, as the library saved it
-// and Kubernetes released it.
+// released returns the volume of an existing image, as the library saved it and
+// Kubernetes released it.
 func (f *fixture) released(t *testing.T) *corev1.PersistentVolume {
 	t.Helper()
 	pv := f.mustProvision(t)
@@ -51,7 +51,7 @@ func (f *fixture) released(t *testing.T) *corev1.PersistentVolume {
 	return pv
 }
 
-// retire takes out of a volume what the retired provisioner did not write.
+// retire removes from a volume what the retired provisioner did not write.
 func retire(pv *corev1.PersistentVolume) {
 	for _, annotation := range []string{
 		volume.AnnClusterFSID, volume.AnnDeletionUser, volume.AnnDeletionSecretName, volume.AnnDeletionSecretNamespace,
@@ -60,7 +60,7 @@ func retire(pv *corev1.PersistentVolume) {
 	}
 }
 
-// checkKept calls Delete twice, which must change nothing and say the same.
+// checkKept calls Delete twice: both calls must change nothing and return the same error.
 func (f *fixture) checkKept(t *testing.T, pv *corev1.PersistentVolume, wantErr error, wants ...string) {
 	t.Helper()
 	states := func() (images []rbd.Image) {
@@ -88,7 +88,7 @@ func (f *fixture) checkKept(t *testing.T, pv *corev1.PersistentVolume, wantErr e
 	checkSame(t, "the images of that name", before, states())
 }
 
-// checkRemoved calls Delete twice, which must succeed and leave nothing.
+// checkRemoved calls Delete twice: both calls must succeed and leave nothing.
 func (f *fixture) checkRemoved(t *testing.T, pv *corev1.PersistentVolume) {
 	t.Helper()
 	for _, attempt := range []string{"first", "second"} {
@@ -133,7 +133,7 @@ func TestDelete(t *testing.T) {
 			f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallRemoveImage, Err: rbd.ErrImageNotFound, TakesEffect: true})
 		}},
 		{"the pool is full", func(t *testing.T, f *fixture, pv *corev1.PersistentVolume) {
-			// A pool that no image was removed from is another matter.
+			// In a pool from which no image was ever removed, this is different.
 			if err := f.Delete(f.withLog(t.Context()), pv); err != nil {
 				t.Fatal(err)
 			}
@@ -253,7 +253,7 @@ func TestDeleteKeeps(t *testing.T) {
 	}
 }
 
-// TestDeleteLater is about what keeps an image for a while.
+// TestDeleteLater: something keeps the image for a while.
 func TestDeleteLater(t *testing.T) {
 	for _, test := range []struct {
 		name    string
@@ -281,8 +281,8 @@ func TestDeleteLater(t *testing.T) {
 	}
 }
 
-// TestDeleteInterrupted is about moves whose outcome the caller never learns:
-// the volume stays, and the next attempt leaves nothing.
+// TestDeleteInterrupted: the caller never learns the outcome of a move. The volume stays,
+// and the next attempt leaves nothing behind.
 func TestDeleteInterrupted(t *testing.T) {
 	for _, test := range []struct {
 		name  string
@@ -307,9 +307,8 @@ func TestDeleteInterrupted(t *testing.T) {
 	}
 }
 
-// TestDeleteGoesOn is about a large image in a pool that is too full for a note,
-// so that it is removed in place: each attempt gets it a bit further, and there is
-// nothing wrong with Ceph.
+// TestDeleteGoesOn: a large image is in a pool that is too full for a note, and so is
+// removed in place. Each attempt gets a bit further, and nothing is wrong with Ceph.
 func TestDeleteGoesOn(t *testing.T) { synctest.Test(t, testDeleteGoesOn) }
 
 func testDeleteGoesOn(t *testing.T) {

@@ -26,7 +26,7 @@ func (f *fixture) hold(t *testing.T, call rbdtest.Call) (release func()) {
 	return release
 }
 
-// checkStopping checks that nothing begins any more.
+// checkStopping checks that no operation begins any more.
 func (f *fixture) checkStopping(t *testing.T, pv *corev1.PersistentVolume) {
 	t.Helper()
 	before := f.connector.connects.Load()
@@ -129,7 +129,7 @@ func TestDrainGivesUp(t *testing.T) {
 			t.Errorf("what had begun was not finished: %v", err)
 		}
 		f.checkMade(t)
-		// The next leader finds what was done.
+		// The next leader finds what this one did.
 		f.restart(t)
 		checkSame(t, "the volume", f.wantVolume(), f.mustProvision(t))
 	})

@@ -36,12 +36,12 @@ func forbidden(name string) error {
 type fault struct {
 	name   string
 	change func(*testing.T, *fixture)
-	// wantErr is what the error wraps, or nil; want is part of its text.
+	// wantErr is what the error wraps, or nil; want is a part of its text.
 	wantErr error
 	want    string
 }
 
-// TestProvisionKubernetesFaults is about what goes wrong before Ceph is called.
+// TestProvisionKubernetesFaults: something goes wrong before Ceph is called.
 func TestProvisionKubernetesFaults(t *testing.T) {
 	down := apierrors.NewInternalError(errors.New("etcd"))
 	badKey := map[string]string{"key": "hunter2-hunter2-hunter2"}
@@ -90,7 +90,8 @@ func TestProvisionKubernetesFaults(t *testing.T) {
 	}
 }
 
-// checkRefused calls Provision twice, which must change nothing and say the same.
+// checkRefused calls Provision twice: both calls must change nothing and return the same
+// error.
 func (f *fixture) checkRefused(t *testing.T, test fault, want controller.ProvisioningState) {
 	t.Helper()
 	var texts []string
@@ -182,7 +183,7 @@ func testProvisionMended(t *testing.T) {
 	f.checkMade(t)
 }
 
-// TestProvisionWarnings is about what keeps no volume from being made.
+// TestProvisionWarnings: the volume is made, but an event warns.
 func TestProvisionWarnings(t *testing.T) {
 	for _, test := range []struct {
 		name   string

@@ -15,10 +15,10 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 )
 
-// loseLease makes the fixture a replica that leads no more.
+// loseLease makes the fixture a replica that does not lead any more.
 func (f *fixture) loseLease() { f.leaseLost.Store(true) }
 
-// A replica that may not lead begins nothing, and is not told to forget.
+// A replica that may not lead begins nothing, and does not let the library forget.
 func TestNothingBeginsWithoutTheLease(t *testing.T) {
 	synctest.Test(t, testNothingBeginsWithoutTheLease)
 }
@@ -39,7 +39,7 @@ func testNothingBeginsWithoutTheLease(t *testing.T) {
 	f.checkMade(t)
 }
 
-// The lease is lost in the middle: no call that changes something follows.
+// The lease is lost during an operation: no call that changes something follows.
 func TestLeaseIsLostInTheMiddle(t *testing.T) {
 	const noChange, background = controller.ProvisioningNoChange, controller.ProvisioningInBackground
 	for _, test := range []struct {
@@ -70,7 +70,7 @@ func TestLeaseIsLostInTheMiddle(t *testing.T) {
 			if made != test.wantMade || (len(image.Metadata) > 0) != test.marked {
 				t.Errorf("the image: %v with %v", made, image.Metadata)
 			}
-			// Who leads next finishes it.
+			// The next leader finishes the operation.
 			f.restart(t)
 			checkSame(t, "the volume", f.wantVolume(), f.mustProvision(t))
 			f.checkMade(t)

@@ -47,7 +47,7 @@ func testMarks() map[string]string {
 	}
 }
 
-// fixture is a Provisioner with the Kubernetes and the Ceph clusters around it.
+// fixture is a Provisioner with its Kubernetes and Ceph clusters.
 type fixture struct {
 	*process
 	options controller.ProvisionOptions
@@ -61,11 +61,11 @@ type fixture struct {
 	events                   *record.FakeRecorder
 	names                    FakeResolver
 
-	// What follows is for the next process that restart makes.
+	// The next process, which restart makes, uses the fields below.
 	clusterUID, identity string
 	usePVName            bool
 	maxCloneDepth        int
-	// leaseLost ends that the process leads.
+	// leaseLost says that the process does not lead any more.
 	leaseLost atomic.Bool
 	// flattened counts clones that were flattened.
 	flattened int
@@ -76,7 +76,7 @@ type fixture struct {
 	logs []string
 }
 
-// newFixture returns a world in which the claim of options can be served.
+// newFixture returns a fixture in which Provision succeeds for the claim of options.
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	f := &fixture{
@@ -107,7 +107,7 @@ func newFixture(t *testing.T) *fixture {
 	return f
 }
 
-// putSecret stores a secret, in place of the one that is there.
+// putSecret stores a secret, or replaces it.
 func (f *fixture) putSecret(t *testing.T, namespace, name string, kind corev1.SecretType, data map[string]string) {
 	t.Helper()
 	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Type: kind, Data: map[string][]byte{}}
@@ -115,7 +115,7 @@ func (f *fixture) putSecret(t *testing.T, namespace, name string, kind corev1.Se
 		s.Data[entry] = []byte(value)
 		f.secrets = append(f.secrets, value)
 	}
-	// That it is not there is no fault.
+	// It need not exist.
 	_ = f.client.CoreV1().Secrets(namespace).Delete(t.Context(), name, metav1.DeleteOptions{})
 	if _, err := f.client.CoreV1().Secrets(namespace).Create(t.Context(), s, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
@@ -134,8 +134,8 @@ func (f *fixture) dropSecret(t *testing.T, namespace, name string) {
 	}
 }
 
-// putLive makes the claim that the API server and the cache have differ from the
-// one in the library's memory.
+// putLive makes the claim in the API server and in the cache differ from the library's
+// copy.
 func (f *fixture) putLive(t *testing.T, change func(*corev1.PersistentVolumeClaim)) {
 	t.Helper()
 	f.dropLive(t)
@@ -151,14 +151,14 @@ func (f *fixture) putLive(t *testing.T, change func(*corev1.PersistentVolumeClai
 
 func (f *fixture) dropLive(t *testing.T) {
 	t.Helper()
-	// That it is not there is no fault.
+	// It need not exist.
 	_ = f.client.CoreV1().PersistentVolumeClaims(f.options.PVC.Namespace).Delete(t.Context(), f.options.PVC.Name, metav1.DeleteOptions{})
 	if err := f.claims.Delete(f.options.PVC); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// putClass changes the class, for the lister and for Provision.
+// putClass changes the class, both in the lister and for Provision.
 func (f *fixture) putClass(t *testing.T, change func(*storagev1.StorageClass)) {
 	t.Helper()
 	class := f.options.StorageClass.DeepCopy()
@@ -181,7 +181,7 @@ func (f *fixture) dropClass(t *testing.T) {
 	}
 }
 
-// seed makes an image behind the Provisioner's back.
+// seed makes an image without the Provisioner.
 func (f *fixture) seed(t *testing.T, c *rbdtest.Cluster, name string, spec rbd.ImageSpec, metadata map[string]string) {
 	t.Helper()
 	cluster, err := c.Connect(t.Context(), c.AddUser("somebody", rbdtest.Caps{AllPools: true}))
@@ -202,7 +202,7 @@ func (f *fixture) seed(t *testing.T, c *rbdtest.Cluster, name string, spec rbd.I
 	}
 }
 
-// provision calls Provision and checks what holds whatever comes of it.
+// provision calls Provision and checks what must hold whatever the result is.
 func (f *fixture) provision(ctx context.Context, t *testing.T) (*corev1.PersistentVolume, controller.ProvisioningState, error) {
 	t.Helper()
 	claim, class := f.options.PVC.DeepCopy(), f.options.StorageClass.DeepCopy()
@@ -223,7 +223,7 @@ func (f *fixture) provision(ctx context.Context, t *testing.T) (*corev1.Persiste
 	return pv, state, err
 }
 
-// mustProvision is provision for where it must succeed.
+// mustProvision is provision where it must succeed.
 func (f *fixture) mustProvision(t *testing.T) *corev1.PersistentVolume {
 	t.Helper()
 	pv, _, err := f.provision(t.Context(), t)
@@ -233,7 +233,7 @@ func (f *fixture) mustProvision(t *testing.T) *corev1.PersistentVolume {
 	return pv
 }
 
-// checkAfter checks that nothing stays open and no secret gets out.
+// checkAfter checks that nothing stays open, and that no secret shows.
 func (f *fixture) checkAfter(t *testing.T, err error) {
 	t.Helper()
 	if n := f.ceph.Open() + f.other.Open(); n != 0 {
@@ -258,7 +258,7 @@ func (f *fixture) checkSecrets(t *testing.T, where, text string) {
 	}
 }
 
-// withLog returns a context whose log logged returns, to the last detail.
+// withLog returns a context whose log, with all details, logged returns.
 func (f *fixture) withLog(ctx context.Context) context.Context {
 	return klog.NewContext(ctx, funcr.New(func(_, line string) {
 		f.mu.Lock()
@@ -273,7 +273,7 @@ func (f *fixture) logged() []string {
 	return slices.Clone(f.logs)
 }
 
-// checkMade checks that the claim's image is there as it must be, and nothing
+// checkMade checks that the claim's image is as it should be, and that there is nothing
 // else.
 func (f *fixture) checkMade(t *testing.T) {
 	t.Helper()
@@ -284,7 +284,7 @@ func (f *fixture) checkMade(t *testing.T) {
 	checkSame(t, "the image", rbd.Image{SizeBytes: 1 << 30, Features: []string{rbd.FeatureLayering}, Metadata: testMarks()}, image)
 }
 
-// checkNothing checks that there is neither an image nor what is left of one.
+// checkNothing checks that there are no images and no leftovers.
 func (f *fixture) checkNothing(t *testing.T) {
 	t.Helper()
 	checkSame(t, "the images", nil, f.ceph.Images(testPool))
@@ -314,8 +314,8 @@ func checkSame[T any](t *testing.T, what string, want, got T) {
 	}
 }
 
-// checkIgnored checks that err is what the library passes over: it looks for it
-// with a type assertion.
+// checkIgnored checks that the library passes over err: it looks for the type with an
+// assertion.
 func checkIgnored(t *testing.T, err error) {
 	t.Helper()
 	if _, ok := err.(*controller.IgnoredError); !ok { //nolint:errorlint // as the library looks for it
@@ -334,12 +334,12 @@ func (f FakeResolver) LookupNetIP(_ context.Context, _, host string) ([]netip.Ad
 	return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
 }
 
-// FakeConnector counts connections, and can show images as the cluster in memory
-// has none.
+// FakeConnector counts connections, and can show images that the cluster in memory does
+// not have.
 type FakeConnector struct {
 	rbd.Connector
 	connects atomic.Int32
-	// show changes what a cluster says about an image; nil changes nothing.
+	// show changes what a cluster says about an image; nil for no change.
 	show func(*rbd.Image)
 }
 

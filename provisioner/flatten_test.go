@@ -18,8 +18,8 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 )
 
-// TestFlatten: a clone that depends on more images than it may is flattened before it
-// gets its volume, also by the next leader.
+// TestFlatten: a clone that depends on too many images is flattened before it gets its
+// volume, even if another leader takes over.
 func TestFlatten(t *testing.T) {
 	for _, restarted := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -52,14 +52,14 @@ func TestFlatten(t *testing.T) {
 			}
 			checkSame(t, "the log of it", 1, f.countLog("Clone flattened"))
 
-			// What is cloned from it begins anew.
+			// A clone of the flattened clone depends on one image only.
 			f.next(t, "chain-3", "chain-4", "4")
 			f.mustProvision(t)
 		})
 	}
 }
 
-// TestFlattenGone: the claim goes while its clone is to be flattened, or is.
+// TestFlattenGone: the claim is deleted before or while its clone is flattened.
 func TestFlattenGone(t *testing.T) {
 	for name, length := range map[string]time.Duration{"before it begins": 0, "once it has begun": time.Minute, "when it is done": 2 * time.Hour} {
 		t.Run(name, func(t *testing.T) {
@@ -89,8 +89,8 @@ func TestFlattenGone(t *testing.T) {
 	}
 }
 
-// TestFlattenForgotten: the library forgets a claim whose class is gone, while its clone
-// waits to be flattened; and then the claim goes.
+// TestFlattenForgotten: the library forgets a claim whose class is gone while its clone
+// waits to be flattened. Then the claim is deleted.
 func TestFlattenForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newCloneFixture(t)
@@ -104,7 +104,7 @@ func TestFlattenForgotten(t *testing.T) {
 	})
 }
 
-// What goes wrong is told to the claim, and tried again.
+// An error of flattening shows on the claim, and is retried.
 func TestFlattenFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newCloneFixture(t)
@@ -126,8 +126,8 @@ func TestFlattenFails(t *testing.T) {
 	})
 }
 
-// TestFlattenOneAtATime: those of one pool come one after the other, in their order,
-// however long one takes; and nothing is cloned from one meanwhile.
+// TestFlattenOneAtATime: the clones of one pool are flattened one after the other, in
+// their order, however long one takes. Meanwhile nothing is cloned from them.
 func TestFlattenOneAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newCloneFixture(t)

@@ -16,8 +16,8 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// hostile is what somebody may write into a claim, hoping that it leads to a
-// pool, image, user, key or cluster of others.
+// hostile are values that an attacker may write into a claim, hoping to reach another
+// pool, image, user, key or cluster.
 func hostile() map[string]string {
 	m := map[string]string{
 		volume.AnnIdentity:                              "someone-else",
@@ -43,8 +43,8 @@ func hostile() map[string]string {
 	return m
 }
 
-// Annotations, labels and whatever else a claim says do not change where its
-// image is, what it is called, and by whom it is made, used and deleted.
+// Annotations, labels and other fields of a claim do not change where its image is, what
+// its name is, or who makes, uses and deletes it.
 func TestClaimsReachNothingOfOthers(t *testing.T) {
 	for _, test := range []struct {
 		name   string
@@ -83,8 +83,8 @@ func TestClaimsReachNothingOfOthers(t *testing.T) {
 	}
 }
 
-// What is no claim of the same namespace is refused before anything is read or
-// called.
+// A source that is not a claim of the same namespace is refused before anything is read
+// or called.
 func TestContentOfOthersIsRefused(t *testing.T) {
 	const kinds, namespaces = `asks for the content of "theirs" of kind `, "asks for the content of a claim in namespace "
 	for _, test := range []struct {
@@ -118,12 +118,11 @@ func TestContentOfOthersIsRefused(t *testing.T) {
 	}
 }
 
-// imageNames are all that an image may be called: what Kubernetes makes of a
-// claim's UID, which nobody but the API server sets.
+// imageNames matches all possible names of images: Kubernetes makes the claim's UID,
+// which only the API server sets.
 var imageNames = regexp.MustCompile(`^kubernetes-dynamic-pvc-[0-9a-f-]+$`)
 
-// Whatever a claim has as its name, annotations and labels, what is asked of
-// Ceph is the same.
+// Whatever the name, annotations and labels of a claim, the calls to Ceph are the same.
 func FuzzClaim(f *testing.F) {
 	for key, value := range hostile() {
 		f.Add("data", key, value, key, value)

@@ -15,8 +15,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// marksWith returns testMarks with entries replaced; an empty value takes one
-// out.
+// marksWith returns testMarks with some entries replaced; an empty value removes one.
 func marksWith(entries map[string]string) map[string]string {
 	marks := testMarks()
 	maps.Copy(marks, entries)
@@ -24,8 +23,8 @@ func marksWith(entries map[string]string) map[string]string {
 	return marks
 }
 
-// TestConflict is about images that have the name of the claim's and are not:
-// whatever is done to them, their owner would lose data.
+// TestConflict: an image has the name of the claim's image, but is not that. Any change
+// to it would cost its owner data.
 func TestConflict(t *testing.T) {
 	const watcher = "10.0.2.1:0/77"
 	watch := func(_ *testing.T, f *fixture) { f.ceph.Watch(testPool, testImage, watcher) }
@@ -94,8 +93,8 @@ func TestConflict(t *testing.T) {
 	}
 }
 
-// TestAdopt is about images that an earlier attempt, or the retired provisioner,
-// made for the claim.
+// TestAdopt: an earlier attempt, or the retired provisioner, made the image for the
+// claim.
 func TestAdopt(t *testing.T) {
 	nothing := func(*fixture) {}
 	for _, test := range []struct {

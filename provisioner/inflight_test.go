@@ -11,8 +11,8 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 )
 
-// TestIntentOfSavedVolume: an intent is there until a moment after the cache shows the
-// volume, and its end costs no request.
+// TestIntentOfSavedVolume: the intent stays until a moment after the cache shows the
+// volume. Clearing it costs no request.
 func TestIntentOfSavedVolume(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t)
@@ -35,8 +35,8 @@ func TestIntentOfSavedVolume(t *testing.T) {
 	})
 }
 
-// TestFailedAttemptIsLookedAtSoon: what an attempt left that failed, and whose claim is
-// gone, is removed although nothing was left in the pool before.
+// TestFailedAttemptIsLookedAtSoon: an attempt failed and its claim is gone. What it left
+// is removed, although nothing was left in the pool before.
 func TestFailedAttemptIsLookedAtSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t)

@@ -49,8 +49,7 @@ func (f *fixture) wantVolume() *corev1.PersistentVolume {
 	}
 }
 
-// TestProvisionTwice is about what the library does when it could not save the
-// volume: it calls again.
+// TestProvisionTwice: the library could not save the volume, and calls again.
 func TestProvisionTwice(t *testing.T) { synctest.Test(t, testProvisionTwice) }
 
 func testProvisionTwice(t *testing.T) {
@@ -136,8 +135,8 @@ func testProvisionUsePVName(t *testing.T) {
 	}
 }
 
-// TestProvisionSharesNothing keeps what others do with the volume away from the
-// claim and the class, which are those of a cache.
+// TestProvisionSharesNothing: a change to the volume must not change the claim and the
+// class, which belong to a cache.
 func TestProvisionSharesNothing(t *testing.T) { synctest.Test(t, testProvisionSharesNothing) }
 
 func testProvisionSharesNothing(t *testing.T) {
@@ -184,9 +183,9 @@ func TestProvisionDataPool(t *testing.T) {
 	}
 }
 
-// TestProvisionInterrupted is about calls whose outcome the caller never learns:
-// the library must be told to remember the claim, and the next attempt must end
-// with one image that says whose it is.
+// TestProvisionInterrupted: the caller never learns the outcome of a call. The library
+// must be told to remember the claim, and after the next attempt there must be one image
+// with its owner metadata.
 func TestProvisionInterrupted(t *testing.T) {
 	lost := func(call rbdtest.Call) rbdtest.FakeFault { return rbdtest.FakeFault{Call: call, Err: rbd.ErrTimeout} }
 	late := func(call rbdtest.Call) rbdtest.FakeFault {

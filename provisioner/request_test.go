@@ -44,8 +44,8 @@ func options() controller.ProvisionOptions {
 	}
 }
 
-// TestUserSecretNamespace: the user's secret is beside the claim where the class does not
-// say where it is. It is looked at, so that a mistake shows on the claim.
+// TestUserSecretNamespace: if the class names no namespace, the user's secret is in the
+// claim's. It is checked, so that a mistake shows on the claim.
 func TestUserSecretNamespace(t *testing.T) { synctest.Test(t, testUserSecretNamespace) }
 
 func testUserSecretNamespace(t *testing.T) {

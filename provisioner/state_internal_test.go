@@ -24,8 +24,7 @@ func TestState(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		err  error
-		// without and with are the states where nothing was changed, and where
-		// something may have been.
+		// without is the state if nothing was changed, with if something may have been.
 		without, with controller.ProvisioningState
 	}{
 		{"success", nil, finished, finished},

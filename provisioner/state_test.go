@@ -12,8 +12,8 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 )
 
-// TestCloneStates is about which faults in the making of a clone have the library come
-// back also when the claim is gone by then.
+// TestCloneStates: after which faults of cloning the library calls again even if the
+// claim is gone by then.
 func TestCloneStates(t *testing.T) {
 	const noChange, background = controller.ProvisioningNoChange, controller.ProvisioningInBackground
 	crashes := cloneCrashes()

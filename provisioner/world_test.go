@@ -30,8 +30,8 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// process is what one process has, connected as the program connects it. Its loops are
-// begun one by one: between two of them a test sees what each has to do.
+// process has the parts of one process, connected as the program connects them. A test
+// begins its loops one by one, to see between two of them what each has to do.
 type process struct {
 	*provisioner.Provisioner
 	guard   *lease.Guard
@@ -48,8 +48,8 @@ type process struct {
 	stopped func()
 }
 
-// restart makes a new process in place of the one before, which ends as if it was
-// killed. It leads.
+// restart replaces the process by a new one, which leads. The old one ends as if it was
+// killed.
 func (f *fixture) restart(t *testing.T) {
 	t.Helper()
 	if f.process != nil {
@@ -118,7 +118,7 @@ func (f *fixture) restart(t *testing.T) {
 		Activity:      activity,
 	})
 	must()
-	// Queues have goroutines until they were run to their end.
+	// A queue has goroutines until its Run returns.
 	p.stopped = sync.OnceFunc(func() {
 		cancel()
 		p.begin("trash", p.trash.Run)
@@ -130,7 +130,7 @@ func (f *fixture) restart(t *testing.T) {
 	f.process = p
 }
 
-// begin begins a loop that does not run yet.
+// begin begins a loop unless it runs already.
 func (p *process) begin(name string, loop func(context.Context)) {
 	if !p.begun[name] {
 		p.begun[name] = true
@@ -138,14 +138,14 @@ func (p *process) begin(name string, loop func(context.Context)) {
 	}
 }
 
-// pass lets time pass, and what is due then happen.
+// pass lets time pass; what is due then happens.
 func (f *fixture) pass(t *testing.T, length time.Duration) {
 	t.Helper()
 	time.Sleep(length) // of the bubble's clock
 	synctest.Wait()
 }
 
-// purgeFor lets time pass while the trash is worked off.
+// purgeFor lets time pass while the trash is emptied.
 func (f *fixture) purgeFor(t *testing.T, length time.Duration) {
 	t.Helper()
 	f.begin("trash", f.trash.Run)
@@ -160,8 +160,8 @@ func (f *fixture) flattenFor(t *testing.T, length time.Duration) {
 	f.pass(t, length)
 }
 
-// recoverAll lets time pass while the pools are gone through, for what earlier attempts
-// left.
+// recoverAll lets time pass while the pools are visited, to clean up after earlier
+// attempts.
 func (f *fixture) recoverAll(t *testing.T) {
 	t.Helper()
 	f.begin("pools", f.pools.Run)
@@ -169,7 +169,7 @@ func (f *fixture) recoverAll(t *testing.T) {
 	f.checkAfter(t, nil)
 }
 
-// putToTrash deletes a volume, whose image is then in the trash, and returns the
+// putToTrash deletes a volume, which moves its image to the trash, and returns the
 // image's ID.
 func (f *fixture) putToTrash(t *testing.T, pv *corev1.PersistentVolume) (id string) {
 	t.Helper()
@@ -185,12 +185,12 @@ func (f *fixture) putToTrash(t *testing.T, pv *corev1.PersistentVolume) (id stri
 	return image.ID
 }
 
-// noted returns the IDs of the images that are noted to be removed.
+// noted returns the IDs of the images whose deletion is pending.
 func (f *fixture) noted() []string {
 	return slices.Sorted(maps.Keys(f.ceph.Notes(testPool)[f.journal.Removals.Object]))
 }
 
-// checkPurged checks that nothing is left of the image, nor of the note of it.
+// checkPurged checks that nothing is left of the image, nor of the note about it.
 func (f *fixture) checkPurged(t *testing.T) {
 	t.Helper()
 	f.checkNothing(t)
@@ -231,7 +231,7 @@ func (f *fixture) save(t *testing.T, pv *corev1.PersistentVolume) *corev1.Persis
 	return pv
 }
 
-// intents are the images that have one.
+// intents returns the images that have an intent.
 func (f *fixture) intents() []string {
 	return slices.Sorted(maps.Keys(f.ceph.Notes(testPool)[f.journal.Intents.Object]))
 }
@@ -241,7 +241,7 @@ func (f *fixture) checkIntents(t *testing.T, want ...string) {
 	checkSame(t, "the intents", want, f.intents())
 }
 
-// inBubble runs a test in a bubble, whose clock stands while something is done.
+// inBubble runs a test in a bubble, whose clock advances only while all wait.
 func inBubble(t *testing.T, name string, test func(t *testing.T)) {
 	t.Helper()
 	t.Run(name, func(t *testing.T) { synctest.Test(t, test) })

@@ -13,7 +13,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// TestCloneCutOff kills a process at each moment; the next one makes the clone.
+// TestCloneCutOff kills a process at each moment; the next process makes the clone.
 func TestCloneCutOff(t *testing.T) {
 	for name, fault := range cloneCrashes() {
 		t.Run(name, func(t *testing.T) {
@@ -27,10 +27,10 @@ func TestCloneCutOff(t *testing.T) {
 }
 
 // TestCloneCutOffTwice kills two processes, each at each moment; the third one makes the
-// clone. Where the second one does not get to its moment, it has made it.
+// clone. If the second process does not reach its moment, it has made the clone.
 func TestCloneCutOffTwice(t *testing.T) {
 	crashes := cloneCrashes()
-	// Those that only a second process comes to.
+	// Moments that only a second process reaches.
 	second := cloneCrashes()
 	second["before it is known to be whole"] = rbdtest.FakeFault{Call: rbdtest.CallHasClone}
 	second["before what is half-made goes"] = rbdtest.FakeFault{Call: rbdtest.CallRemoveImage}
@@ -51,7 +51,8 @@ func TestCloneCutOffTwice(t *testing.T) {
 				}
 				w.ceph.ClearFaults()
 				w.checkMakes(t)
-				// What a removal that was cut off left goes when the intent does.
+				// The leftovers of a removal that was cut off are removed with the
+				// intent.
 				if err := w.Journal.Settle(t.Context(), w.Pool, w.want.Image.PoolID, cloneImage); err != nil {
 					t.Error(err)
 				}
@@ -63,7 +64,7 @@ func TestCloneCutOffTwice(t *testing.T) {
 }
 
 // TestCloneDiscarded kills a process at each moment, and the claim is gone when the next
-// one comes: but for the snapshot, of which the intent tells, nothing is left.
+// one comes. Nothing is left but the snapshot, which the intent names.
 func TestCloneDiscarded(t *testing.T) {
 	for name, fault := range cloneCrashes() {
 		t.Run(name, func(t *testing.T) {
@@ -86,8 +87,8 @@ func TestCloneDiscarded(t *testing.T) {
 	}
 }
 
-// TestCloneFind: a claim that went while its clone was made has it, if that was made; or
-// else nothing.
+// TestCloneFind: a claim was deleted while its clone was made. If the clone was made, it
+// is found; otherwise nothing is.
 func TestCloneFind(t *testing.T) {
 	for name, fault := range cloneCrashes() {
 		t.Run(name, func(t *testing.T) {
@@ -95,7 +96,7 @@ func TestCloneFind(t *testing.T) {
 			w.cutOff(t, fault)
 			before, there := w.ceph.Image(testPool, cloneImage)
 			want := there && before.Metadata[volume.MetaVolume] == "pvc-5678"
-			// As nobody looks for the source any more.
+			// At that point, nothing reads the source any more.
 			w.want.Source = &image.Source{Claim: "data"}
 			for range 2 {
 				made, found, err := w.Find(t.Context(), w.want)
@@ -115,8 +116,8 @@ func TestCloneFind(t *testing.T) {
 	}
 }
 
-// TestCloneHalfMade: what librbd leaves that is killed in the middle of a clone is
-// removed, whether the claim still wants it or not.
+// TestCloneHalfMade: what librbd leaves when it is killed while it clones is removed,
+// whether the claim still wants the clone or not.
 func TestCloneHalfMade(t *testing.T) {
 	for name, leave := range map[string]func(*testing.T, *cloneWorld){
 		"the snapshot does not know of it": func(_ *testing.T, w *cloneWorld) { w.ceph.HalfClone(testPool, testImage, cloneImage) },
@@ -145,7 +146,8 @@ func TestCloneHalfMade(t *testing.T) {
 	}
 }
 
-// TestCloneOfSourceThatGrew: a snapshot of before, or of after it was looked at.
+// TestCloneOfSourceThatGrew: the source grew after the snapshot, or after it was looked
+// at.
 func TestCloneOfSourceThatGrew(t *testing.T) {
 	t.Run("a snapshot of before", func(t *testing.T) {
 		w := newCloneWorld(t)
@@ -188,8 +190,8 @@ func TestCloneOfSourceThatGrew(t *testing.T) {
 	})
 }
 
-// TestCloneSourceMadeAnew: the source's claim has another volume at the next attempt;
-// what was made from the first one goes.
+// TestCloneSourceMadeAnew: at the next attempt, the source's claim has another volume.
+// What was made from the first one is removed.
 func TestCloneSourceMadeAnew(t *testing.T) {
 	for name, fault := range map[string]rbdtest.FakeFault{
 		"a clone": {Call: rbdtest.CallSetMetadata}, "a snapshot": {Call: rbdtest.CallCloneImage},
@@ -209,8 +211,8 @@ func TestCloneSourceMadeAnew(t *testing.T) {
 	}
 }
 
-// TestCloneSourceGone: a clone that was made is found, also when its source is gone or
-// another one has its name; with what the source was then.
+// TestCloneSourceGone: a finished clone is found, even if its source is gone or another
+// image has the source's name. The result describes the source as it was.
 func TestCloneSourceGone(t *testing.T) {
 	for name, source := range map[string]image.Source{
 		"it is gone":     {Claim: "data", Err: errors.New("its source is gone")},
@@ -235,8 +237,8 @@ func TestCloneSourceGone(t *testing.T) {
 	}
 }
 
-// TestCloneSourceForgotten: who made the clone kept no journal. Its source is known as
-// long as it is there.
+// TestCloneSourceForgotten: the process that made the clone kept no journal. The source
+// is known for as long as it exists.
 func TestCloneSourceForgotten(t *testing.T) {
 	w := newCloneWorld(t)
 	w.setJournal("")
@@ -251,7 +253,8 @@ func TestCloneSourceForgotten(t *testing.T) {
 	w.checkIntents(t)
 }
 
-// TestCloneMarkedByEarlierVersion: one that a version made that wrote less is completed.
+// TestCloneMarkedByEarlierVersion: an earlier version wrote less metadata; the rest is
+// added.
 func TestCloneMarkedByEarlierVersion(t *testing.T) {
 	w := newCloneWorld(t)
 	w.checkMakes(t)

@@ -17,7 +17,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// TestClone makes a clone, and finds it.
+// TestClone makes a clone, and then finds it.
 func TestClone(t *testing.T) {
 	for _, size := range []uint64{gib, 3 * gib} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
@@ -28,7 +28,7 @@ func TestClone(t *testing.T) {
 				w.checkClone(t)
 				w.checkIntents(t, cloneImage)
 			}
-			// What is noted is all that the next attempt may need.
+			// The intent has all that the next attempt may need.
 			got, err := w.Journal.Intents.Of(t.Context(), w.Pool, cloneImage)
 			if err != nil {
 				t.Fatal(err)
@@ -43,7 +43,7 @@ func TestClone(t *testing.T) {
 	}
 }
 
-// TestCloneChangesNoWanted: a Wanted is a value, and its source is nobody's to change.
+// TestCloneChangesNoWanted: Wanted is a value; Make must not change its source.
 func TestCloneChangesNoWanted(t *testing.T) {
 	w := newCloneWorld(t)
 	source := *w.want.Source
@@ -60,8 +60,8 @@ func TestCloneOfRetired(t *testing.T) {
 	w.checkClone(t)
 }
 
-// TestCloneWithoutCluster: who does not know the own cluster clones no image that belongs
-// to one.
+// TestCloneWithoutCluster: a provisioner that does not know its own cluster clones no
+// image that belongs to a cluster.
 func TestCloneWithoutCluster(t *testing.T) {
 	w := newCloneWorld(t)
 	w.setJournal("")
@@ -78,7 +78,7 @@ func TestCloneWithoutCluster(t *testing.T) {
 	w.checkIntents(t)
 }
 
-// TestCloneRefused: what can't be cloned is refused with a reason, and nothing is left of
+// TestCloneRefused: the error says why a source can't be cloned, and nothing is left of
 // the attempt.
 func TestCloneRefused(t *testing.T) {
 	said := errors.New("its source can't be had")
@@ -116,8 +116,8 @@ func TestCloneRefused(t *testing.T) {
 	}
 }
 
-// TestCloneConflict is about images that have the clone's name and are not it: they are
-// left alone.
+// TestCloneConflict: an image that has the clone's name but is not the clone stays as it
+// is.
 func TestCloneConflict(t *testing.T) {
 	seed := func(size uint64, metadata map[string]string) func(*testing.T, *cloneWorld) {
 		return func(t *testing.T, w *cloneWorld) { w.seed(t, cloneImage, rbd.ImageSpec{SizeBytes: size}, metadata) }
@@ -193,7 +193,7 @@ func TestCloneConflict(t *testing.T) {
 	}
 }
 
-// TestCloneSomebodysImage: one that comes in between is left alone.
+// TestCloneSomebodysImage: an image that another client makes in between stays as it is.
 func TestCloneSomebodysImage(t *testing.T) {
 	w := newCloneWorld(t)
 	w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallSnapshotImage, Before: func() {
@@ -209,7 +209,7 @@ func TestCloneSomebodysImage(t *testing.T) {
 	w.checkSource(t, 0)
 }
 
-// TestCloneLostAnswer: the snapshot stays while nobody knows what Ceph does.
+// TestCloneLostAnswer: the snapshot stays while it is unknown what Ceph does.
 func TestCloneLostAnswer(t *testing.T) {
 	for _, test := range []struct {
 		err       error
@@ -233,8 +233,8 @@ func TestCloneLostAnswer(t *testing.T) {
 	}
 }
 
-// TestCloneBusySource: a claim does not wait for long, with its worker, while its source
-// is busy; nor do those wait for whom it does not matter.
+// TestCloneBusySource: while its source is busy, a claim waits only briefly, since it
+// occupies a worker. A claim that does not need the source does not wait.
 func TestCloneBusySource(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCloneWorld(t)
@@ -256,7 +256,7 @@ func TestCloneBusySource(t *testing.T) {
 }
 
 // TestCloneMustFlatten: a clone that depends on too many images, or whose source has too
-// many clones, is to be flattened before its claim may have it.
+// many clones, must be flattened before its claim may have it.
 func TestCloneMustFlatten(t *testing.T) {
 	for _, test := range []struct {
 		name   string
@@ -313,8 +313,8 @@ func TestCloneMustFlatten(t *testing.T) {
 	}
 }
 
-// TestPendingDiscarded: one that is to be flattened goes with its claim, although
-// flattening has written into it.
+// TestPendingDiscarded: a clone that must be flattened is removed with its claim,
+// although flattening has written into it.
 func TestPendingDiscarded(t *testing.T) {
 	w := newCloneWorld(t)
 	w.MaxCloneDepth = 0
@@ -326,7 +326,7 @@ func TestPendingDiscarded(t *testing.T) {
 	w.checkNoClone(t)
 }
 
-// TestRemoveCloneSnapshots: those of attempts go, people's own stay.
+// TestRemoveCloneSnapshots: snapshots of attempts are removed, people's own stay.
 func TestRemoveCloneSnapshots(t *testing.T) {
 	w := newCloneWorld(t)
 	names := []string{"monday", image.CloneSnapshot("1"), image.CloneSnapshot("2"), "tuesday"}

@@ -15,14 +15,14 @@ import (
 
 const (
 	cloneImage = "kubernetes-dynamic-pvc-5678"
-	// content is what the source has.
+	// content is the data of the source.
 	content = "what the source has"
 )
 
-// cloneWorld has a source, testImage, and wants a clone of it that is as large.
+// cloneWorld has a source, testImage, and wants a clone of the same size.
 type cloneWorld struct {
 	*world
-	// before is the source's image before anything was cloned.
+	// before is the source's image before it was cloned.
 	before rbd.Image
 }
 
@@ -36,20 +36,20 @@ func newCloneWorld(t *testing.T) *cloneWorld {
 	return w
 }
 
-// wantClone has the world want a clone of an image.
+// wantClone makes the world want a clone of an image.
 func (w *cloneWorld) wantClone(claim, pv, of, uid string) {
 	w.want.Image.Name, w.want.ClaimUID = "kubernetes-dynamic-pvc-"+uid, uid
 	w.want.Owner.Claim, w.want.Owner.Volume = "copy", "pvc-"+uid
 	w.want.Source = &image.Source{Claim: claim, Volume: pv, Image: of, FSID: w.ceph.FSID(), FSType: "xfs", CapacityBytes: gib}
 }
 
-// made is what Make returns of a clone that is ready.
+// made is what Make returns for a clone that is ready.
 func (w *cloneWorld) made() image.Made {
 	return image.Made{Source: &image.Source{ID: w.before.ID, Volume: "pvc-1234", FSType: "xfs", CapacityBytes: gib}}
 }
 
-// checkMakes makes the clone, and checks what is said of it but for the source's names,
-// which are known only where it is there still.
+// checkMakes makes the clone and checks the result, except for the source's names: those
+// are known only while the source exists.
 func (w *cloneWorld) checkMakes(t *testing.T) {
 	t.Helper()
 	made := w.mustMake(t)
@@ -65,7 +65,7 @@ func (w *cloneWorld) checkMakes(t *testing.T) {
 func (w *cloneWorld) cutOff(t *testing.T, fault rbdtest.FakeFault) {
 	t.Helper()
 	w.want.SizeBytes = 2 * gib
-	// Calls after it fail, too: a process that is dead cleans nothing up.
+	// Later calls fail, too: a dead process cleans nothing up.
 	fault.Err = errKilled
 	w.ceph.Fake(fault)
 	if fault.Call == rbdtest.CallCloneImage || fault.Call == rbdtest.CallSnapshotImage {
@@ -77,7 +77,7 @@ func (w *cloneWorld) cutOff(t *testing.T, fault rbdtest.FakeFault) {
 	w.ceph.ClearFaults()
 }
 
-// checkClone checks that the clone is there as it must be.
+// checkClone checks that the clone is as it should be.
 func (w *cloneWorld) checkClone(t *testing.T) {
 	t.Helper()
 	checkSame(t, "the images", []string{testImage, cloneImage}, w.ceph.Images(testPool))
@@ -105,7 +105,7 @@ func (w *cloneWorld) checkNoClone(t *testing.T) {
 	w.checkSource(t, 0)
 }
 
-// checkSource checks that nothing happened to the source but that it has clones.
+// checkSource checks that the source is unchanged, except that it has clones.
 func (w *cloneWorld) checkSource(t *testing.T, clones int) {
 	t.Helper()
 	want := w.before
@@ -125,7 +125,8 @@ func (w *cloneWorld) grow(t *testing.T, size uint64) {
 	}
 }
 
-// chain makes clones of clones, n of them, and has the world want one of the last.
+// chain makes n clones, each of the one before, and makes the world want a clone of the
+// last.
 func (w *cloneWorld) chain(t *testing.T, n int) {
 	t.Helper()
 	pv, of := "pvc-1234", testImage
@@ -139,14 +140,14 @@ func (w *cloneWorld) chain(t *testing.T, n int) {
 	w.wantClone("last", pv, of, "5678")
 }
 
-// retire makes the source one of the retired provisioner's.
+// retire makes the source an image of the retired provisioner.
 func (w *cloneWorld) retire() {
 	w.ceph.ClearMetadata(testPool, testImage)
 	w.before, _ = w.ceph.Image(testPool, testImage)
 }
 
-// cloneCrashes are the moments at which a process dies that makes a clone that is larger
-// than its source.
+// cloneCrashes are the moments at which a process dies while it makes a clone that is
+// larger than its source.
 func cloneCrashes() map[string]rbdtest.FakeFault {
 	return map[string]rbdtest.FakeFault{
 		"before the intent":            {Call: rbdtest.CallSetNotes},
@@ -168,7 +169,8 @@ func cloneCrashes() map[string]rbdtest.FakeFault {
 	}
 }
 
-// metadataOf are those of the source's marks that a clone of somebody else's has, too.
+// metadataOf returns those of the source's marks that a clone of another owner's image
+// has, too.
 func (w *cloneWorld) metadataOf(pv string) map[string]string {
 	return map[string]string{volume.MetaVolume: pv, volume.MetaIdentity: testIdentity, volume.MetaCluster: testCluster}
 }

@@ -13,7 +13,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// discard removes what an attempt left, as who knows no more of it than its intent.
+// discard removes what an attempt left, knowing only the attempt's intent.
 func (w *world) discard(t *testing.T) (image.Fate, string, error) {
 	t.Helper()
 	in, err := w.Journal.Intents.Of(t.Context(), w.Pool, w.want.Image.Name)
@@ -26,8 +26,8 @@ func (w *world) discard(t *testing.T) (image.Fate, string, error) {
 	return w.Discard(t.Context(), image.FromIntent(in, w.want.Image.PoolID, testIdentity, testCluster))
 }
 
-// TestDiscardCutOff kills a process at each moment of the making, and the next one at
-// each of the removal: nothing is left.
+// TestDiscardCutOff kills a process at each moment of making an image, and the next one
+// at each moment of removing it. Nothing is left.
 func TestDiscardCutOff(t *testing.T) {
 	removals := map[string]rbdtest.FakeFault{
 		"not":                      {},
@@ -67,7 +67,7 @@ func TestDiscardCutOff(t *testing.T) {
 	}
 }
 
-// TestDiscardLeaves is about images that stay.
+// TestDiscardLeaves: these images stay.
 func TestDiscardLeaves(t *testing.T) {
 	watch := func(w *world) { w.ceph.Watch(testPool, testImage, "10.0.1.1:0/1") }
 	nothing := func(*world) {}

@@ -15,7 +15,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// crashes are the moments at which a process dies that makes an image.
+// crashes are the moments at which a process dies while it makes an image.
 func crashes() map[string]rbdtest.FakeFault {
 	return map[string]rbdtest.FakeFault{
 		"before the intent": {Call: rbdtest.CallSetNotes},
@@ -38,7 +38,7 @@ func (w *world) cutOff(t *testing.T, fault rbdtest.FakeFault) {
 	}
 }
 
-// TestMake makes an image, and finds it.
+// TestMake makes an image, and then finds it.
 func TestMake(t *testing.T) {
 	w := newWorld(t)
 	for range 2 {
@@ -47,7 +47,7 @@ func TestMake(t *testing.T) {
 	}
 }
 
-// TestMakeWithDataPool makes one with its data in another pool.
+// TestMakeWithDataPool makes an image with its data in another pool.
 func TestMakeWithDataPool(t *testing.T) {
 	w := newWorld(t)
 	w.want.DataPool = "data"
@@ -58,7 +58,7 @@ func TestMakeWithDataPool(t *testing.T) {
 	}
 }
 
-// TestMakeCutOff kills a process at each moment; the next one makes the image.
+// TestMakeCutOff kills a process at each moment; the next process makes the image.
 func TestMakeCutOff(t *testing.T) {
 	for name, fault := range crashes() {
 		t.Run(name, func(t *testing.T) {
@@ -90,7 +90,7 @@ func TestMakeCutOffTwice(t *testing.T) {
 }
 
 // TestFindCutOff kills a process at each moment, and the claim is gone when the next one
-// comes: it finds the image if there is one, and makes none.
+// comes. That finds the image if there is one, and makes none.
 func TestFindCutOff(t *testing.T) {
 	for name, fault := range crashes() {
 		t.Run(name, func(t *testing.T) {
@@ -113,7 +113,7 @@ func TestFindCutOff(t *testing.T) {
 	}
 }
 
-// TestFindAfterFaults: what Ceph does not tell is no answer.
+// TestFindAfterFaults: if Ceph does not answer, Find returns an error.
 func TestFindAfterFaults(t *testing.T) {
 	for _, call := range []rbdtest.Call{rbdtest.CallImage, rbdtest.CallSetMetadata, rbdtest.CallSetNotes} {
 		t.Run(string(call), func(t *testing.T) {
@@ -148,8 +148,8 @@ func TestRemains(t *testing.T) {
 	}
 }
 
-// TestConflict is about images that have the name of the claim's and are not: whatever is
-// done to them, their owner would lose data.
+// TestConflict: an image has the name of the claim's image, but is not that. Any change
+// to it would cost its owner data.
 func TestConflict(t *testing.T) {
 	const watcher = "10.0.2.1:0/77"
 	watch := func(_ *testing.T, w *world) { w.ceph.Watch(testPool, testImage, watcher) }
@@ -182,7 +182,7 @@ func TestConflict(t *testing.T) {
 		{"another provisioner's, and nothing else is known", plain, map[string]string{volume.MetaIdentity: "elsewhere"}, nothing,
 			`: its metadata rbdProvisionerIdentity is "elsewhere"` + remedy},
 		{"another provisioner's that is in use", plain, map[string]string{volume.MetaIdentity: "elsewhere"}, watch, `"elsewhere"` + remedy},
-		// It may be in use there.
+		// That cluster may be using it.
 		{"another Kubernetes cluster's", plain, with(volume.MetaCluster, "cluster-2"), nothing, `is "cluster-2", which is another Kubernetes cluster`},
 		{"a smaller one", rbd.ImageSpec{SizeBytes: gib - 1}, all, nothing, ": its size differs" + remedy},
 		{"a larger one", rbd.ImageSpec{SizeBytes: 2 * gib}, all, nothing, ": its size differs" + remedy},
@@ -225,17 +225,17 @@ func TestConflict(t *testing.T) {
 	}
 }
 
-// TestAdopt is about images that an earlier attempt, or the retired provisioner, made for
-// the claim.
+// TestAdopt: an earlier attempt, or the retired provisioner, made the image for the
+// claim.
 func TestAdopt(t *testing.T) {
 	nothing := func(*world) {}
 	for _, test := range []struct {
 		name string
-		// metadata is all of it or, where full is set, what replaces some of the marks:
-		// an empty value takes one out.
+		// metadata is all of the metadata, or, if full is set, what replaces some of the
+		// marks; an empty value removes one.
 		metadata map[string]string
 		full     bool
-		// more is what the marks have in the end beside their own.
+		// more is what the image has in the end beside the marks.
 		more   map[string]string
 		change func(*world)
 	}{
@@ -273,7 +273,7 @@ func TestAdopt(t *testing.T) {
 	}
 }
 
-// TestIntent: an intent says all that a later process must know.
+// TestIntent: an intent has all that a later process must know.
 func TestIntent(t *testing.T) {
 	pool := volume.PoolID{FSID: "f", Pool: testPool}
 	for name, want := range map[string]image.Wanted{
@@ -288,13 +288,13 @@ func TestIntent(t *testing.T) {
 			checkSame(t, "the image", want, image.FromIntent(want.Intent(), pool, testIdentity, testCluster))
 		})
 	}
-	// The pool itself counts as none.
+	// The image's own pool counts as none.
 	in := journal.Intent{Image: "a", DataPool: testPool}
 	checkSame(t, "the data pool", "", image.FromIntent(in, pool, testIdentity, testCluster).DataPool)
 }
 
-// TestRemoveIfThere: what an earlier removal left in the trash goes, too, also when the
-// name has another image by now.
+// TestRemoveIfThere: what an earlier removal left in the trash is removed, too, even if
+// another image has the name by now.
 func TestRemoveIfThere(t *testing.T) {
 	w := newWorld(t)
 	w.seed(t, testImage, rbd.ImageSpec{SizeBytes: gib}, nil)

@@ -69,7 +69,7 @@ func (w *world) setJournal(uid string) {
 	w.Journal = journal.New(uid, "ceph.com/rbd", testIdentity)
 }
 
-// FakePool shows images as the cluster in memory has none.
+// FakePool shows images that the cluster in memory does not have.
 type FakePool struct {
 	rbd.Pool
 	world *world
@@ -84,8 +84,8 @@ func (p FakePool) Image(ctx context.Context, name string) (rbd.Image, error) {
 	return image, err
 }
 
-// marks is the metadata of the wanted image, with entries replaced; an empty value takes
-// one out.
+// marks returns the metadata of the wanted image with some entries replaced; an empty
+// value removes one.
 func (w *world) marks(entries map[string]string) map[string]string {
 	marks := w.want.Owner.Marks()
 	maps.Copy(marks, entries)
@@ -93,7 +93,7 @@ func (w *world) marks(entries map[string]string) map[string]string {
 	return marks
 }
 
-// seed makes an image behind the Maker's back.
+// seed makes an image without the Maker.
 func (w *world) seed(t *testing.T, name string, spec rbd.ImageSpec, metadata map[string]string) {
 	t.Helper()
 	if err := errors.Join(w.Pool.CreateImage(t.Context(), name, spec), w.Pool.SetMetadata(t.Context(), name, metadata)); err != nil {
@@ -110,8 +110,8 @@ func (w *world) mustMake(t *testing.T) image.Made {
 	return made
 }
 
-// checkMade checks that the wanted image, which is no clone, is there as it must be, and
-// noted, and nothing else.
+// checkMade checks that the wanted image, which is no clone, is as it should be and has
+// an intent, and that there is nothing else.
 func (w *world) checkMade(t *testing.T) {
 	t.Helper()
 	checkSame(t, "the images", []string{testImage}, w.ceph.Images(testPool))
@@ -130,7 +130,7 @@ func (w *world) checkNothing(t *testing.T) {
 	checkSame(t, "the trash", nil, w.ceph.Trash(testPool))
 }
 
-// checkIntents checks for which images there are intents.
+// checkIntents checks which images have an intent.
 func (w *world) checkIntents(t *testing.T, want ...string) {
 	t.Helper()
 	got := slices.Sorted(maps.Keys(w.ceph.Notes(testPool)[w.Journal.Intents.Object]))
