@@ -14,8 +14,8 @@ import (
 	"ceph.com/rbd-provisioner/test/cluster"
 )
 
-// API server and etcd go in the middle of a burst and come back; the provisioner,
-// whose lease outlasts that, goes on by itself.
+// API server and etcd are halted in the middle of a burst and come back. The provisioner,
+// whose lease outlasts that, continues without help.
 func TestAPIServerRestarts(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, longLease...)
@@ -37,8 +37,8 @@ func TestAPIServerRestarts(t *testing.T) {
 	}
 }
 
-// The API server answers in fits and starts: it is halted again and again for
-// longer than a request takes.
+// The API server answers on and off: it is halted again and again for longer than a
+// request takes.
 func TestSlowAPIServer(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, longLease...)
@@ -83,10 +83,9 @@ func halting(ctx context.Context, d *cluster.Daemon, some func() time.Duration) 
 	return nil
 }
 
-// The API server hangs for so long that the lease is lost. The leader ends, with
-// a status that says so, and does nothing after that; kubelet would start it
-// again. Until the lease has a new holder, nobody works: there never are two
-// leaders.
+// The API server hangs for so long that the lease is lost. The leader exits with a status
+// that says so, and does nothing after that; kubelet would start it again. Until the
+// lease has a new holder, no replica works: there are never two leaders.
 func TestLeaseLost(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, shortLease...)
@@ -121,8 +120,8 @@ func TestLeaseLost(t *testing.T) {
 	f.settled()
 }
 
-// ledSince is when a provisioner began to lead, by its log, whose lines begin
-// like "I0102 15:04:05.000000".
+// ledSince returns when a provisioner began to lead, according to its log, whose lines
+// begin like "I0102 15:04:05.000000".
 func ledSince(p *cluster.Provisioner) (time.Time, error) {
 	log, err := os.ReadFile(p.Log)
 	if err != nil {

@@ -11,22 +11,22 @@ import (
 	"ceph.com/rbd-provisioner/test/cluster"
 )
 
-// How an event says that Ceph did not answer.
+// These are the ways in which an event says that Ceph did not answer.
 var noAnswer = []string{
 	"no answer in time, the outcome is unknown", "no answer lately", "no monitor answered",
 	"the connection to the cluster was lost", "an earlier call on it has not ended", "still being removed",
 }
 
-// Servers of Ceph hang or are restarted for longer than every deadline, while
-// claims are made, have their images made, and are deleted. Once Ceph is back,
-// all settles without anybody's help.
+// Servers of Ceph hang or are restarted for longer than every deadline, while claims are
+// made, have their images made, and are deleted. Once Ceph is back, everything settles
+// without help.
 func TestCephFails(t *testing.T) {
 	t.Parallel()
 	for _, fault := range []struct {
 		name string
 		// begin and end bound the fault.
 		begin, end func(f *fixture) error
-		// works says that who is connected is not disturbed.
+		// works says that clients that are connected are not disturbed.
 		works bool
 	}{
 		{
@@ -51,7 +51,7 @@ func TestCephFails(t *testing.T) {
 			"all are down",
 			func(f *fixture) error { return each(f, (*cluster.Daemon).Stop) },
 			func(f *fixture) error {
-				// The monitor before those who ask it.
+				// The monitor before those that ask it.
 				for _, d := range []*cluster.Daemon{f.ceph.Mon, f.ceph.OSD, f.ceph.Mgr} {
 					if err := d.Start(f.ctx()); err != nil {
 						return err
@@ -70,7 +70,7 @@ func TestCephFails(t *testing.T) {
 			for _, claim := range before {
 				volumes = append(volumes, f.bound(claim))
 			}
-			// Some are under way when it begins.
+			// The fault begins while some are under way.
 			under := f.claims("under-way", 6)
 			f.bound(under[0])
 			f.must(fault.begin(f))
@@ -88,7 +88,7 @@ func TestCephFails(t *testing.T) {
 				f.event(during[5], 2, noAnswer...)
 				f.event(volumes[0], 1, noAnswer...)
 			}
-			// These are deleted when nobody knows how far they came.
+			// These are deleted while it is unknown how far they got.
 			f.delete(during[:2]...)
 
 			f.must(fault.end(f))
@@ -102,7 +102,7 @@ func TestCephFails(t *testing.T) {
 	}
 }
 
-// each does something to all of Ceph's servers.
+// each calls do for all of Ceph's servers.
 func each(f *fixture, do func(*cluster.Daemon) error) error {
 	for _, d := range []*cluster.Daemon{f.ceph.OSD, f.ceph.Mgr, f.ceph.Mon} {
 		if err := do(d); err != nil {
@@ -112,7 +112,7 @@ func each(f *fixture, do func(*cluster.Daemon) error) error {
 	return nil
 }
 
-// The monitor is restarted, with all that was open kept open.
+// The monitor is restarted, and all that is open stays open.
 func TestMonitorRestarts(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, longLease...)
@@ -129,8 +129,8 @@ func TestMonitorRestarts(t *testing.T) {
 	f.running()
 }
 
-// Claims are deleted while their images are being made, which the OSD holds up:
-// one before the provisioner gives up waiting, and one after.
+// Claims are deleted while the OSD holds up the making of their images: one before the
+// provisioner stops waiting, and one after.
 func TestClaimDeletedWhileItsImageIsMade(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, longLease...)
@@ -142,14 +142,12 @@ func TestClaimDeletedWhileItsImageIsMade(t *testing.T) {
 	f.event(late, 1, noAnswer...)
 	f.delete(late)
 	f.must(f.ceph.OSD.Resume())
-	// Whatever was made of them is settled: nothing, or a volume that Kubernetes
-	// releases.
+	// Each of them settles: there is nothing, or a volume that Kubernetes releases.
 	f.settled()
 	f.running()
 }
 
-// running checks that the provisioner was not restarted, and that there was no
-// need to.
+// running checks that the provisioner was not restarted, and had no need to be.
 func (f *fixture) running() {
 	f.Helper()
 	select {

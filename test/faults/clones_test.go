@@ -15,8 +15,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// withData is the claim of a survivor: the source of clones, which in the end must be
-// as if there had been none.
+// withData is the claim of a survivor. It is the source of clones, and in the end must be
+// as if it had never had any.
 const withData = "with-data"
 
 // cloneKind is the kind of a claim's source.
@@ -36,15 +36,15 @@ func (f *fixture) clones(prefix string, count int, sources ...string) []*corev1.
 	return claims
 }
 
-// The provisioner is killed again and again while many claims get clones of few
-// sources, some of which are to be flattened; while some of the claims are deleted
-// before they have them; and while sources and clones are deleted, the sources first.
+// The provisioner is killed again and again while many claims get clones of few sources,
+// some of which must be flattened; while some claims are deleted before they have their
+// clones; and while sources and clones are deleted, the sources first.
 func TestKilledWhileCloning(t *testing.T) {
 	t.Parallel()
-	// Other storms kill it more often, in what all claims have in common.
+	// Other storms kill it more often, and test what all claims have in common.
 	claims, kills := max(settings.claims/3, settings.kills), (settings.kills+1)/2
 	s := newStorm(t, claims, kills, "-max-clone-depth=1")
-	// Clones of this one are clones of a clone, and flattened.
+	// Clones of this one are clones of a clone, and are flattened.
 	middle := s.clones("middle", 1, withData)[0]
 	s.bound(middle)
 	plain := s.fixture.claims("plain", 1)[0]
@@ -55,7 +55,7 @@ func TestKilledWhileCloning(t *testing.T) {
 	}
 	s.create(claims, kills, true)
 	s.sameAs(withData, withData, middle.Name)
-	// The first to go.
+	// These are deleted first.
 	s.claims = slices.Concat([]*corev1.PersistentVolumeClaim{middle, plain}, s.claims)
 	s.remove(kills)
 	s.report()
@@ -78,8 +78,8 @@ func (s *storm) sameAs(want string, sources ...string) {
 	}
 }
 
-// The OSD hangs while clones are made, for longer than every deadline; some of their
-// claims are deleted when nobody knows how far they came.
+// The OSD hangs for longer than every deadline while clones are made. Some of their
+// claims are deleted while it is unknown how far they got.
 func TestCloneWhileTheOSDHangs(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, longLease...)
@@ -88,7 +88,7 @@ func TestCloneWhileTheOSDHangs(t *testing.T) {
 		f.bound(claim)
 	}
 	under := f.clones("under-way", 12, withData)
-	f.bound(under[0]) // of the others, nobody knows how far they are
+	f.bound(under[0]) // for the others, it is unknown how far they got
 	f.must(f.ceph.OSD.Pause(f.ctx()))
 	during := f.clones("during", 3, withData)
 	f.event(during[0], 2, noAnswer...)
@@ -101,8 +101,8 @@ func TestCloneWhileTheOSDHangs(t *testing.T) {
 	f.running()
 }
 
-// noCloneRemains returns nil when images have a snapshot for each of their clones, and
-// no other, and no note is left of what is finished.
+// noCloneRemains returns nil when images have one snapshot for each of their clones, and
+// no other, and no note is left about finished work.
 func (f *fixture) noCloneRemains(ctx context.Context, images []string) error {
 	type info struct {
 		ID     string

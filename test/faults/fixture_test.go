@@ -35,16 +35,16 @@ type fixture struct {
 	kube *cluster.Kubernetes
 	rig  *cluster.Cluster // of kube
 	p    *cluster.Provisioner
-	// kept is what must be there, unchanged, when the test ends.
+	// kept are the things that must be there, unchanged, when the test ends.
 	kept []survivor
 	// neighbour is a second Kubernetes cluster with volumes in the pool.
 	neighbour *fixture
-	// cloning says that clones were made, so that there is more to be settled.
+	// cloning says that clones were made, so that there is more to check at the end.
 	cloning bool
 }
 
-// Leases of which a test waits for the end. One that is not given back is free
-// after 3 s.
+// shortLease is for tests that wait until the lease ends: one that is not given back is
+// free after 3 s.
 var shortLease = []string{
 	"-leader-election-lease-duration=3s", "-leader-election-renew-deadline=2s", "-leader-election-retry-period=300ms",
 }
@@ -54,9 +54,9 @@ var longLease = []string{
 	"-leader-election-lease-duration=120s", "-leader-election-renew-deadline=100s", "-leader-election-retry-period=300ms",
 }
 
-// newFixture starts a provisioner on a rig for this test alone, with flags that
-// are added to its own, and makes the survivors. When the test ends everything
-// must be settled, and the survivors untouched.
+// newFixture starts a provisioner on a rig for this test alone, with additional flags,
+// and makes the survivors. When the test ends, all must be settled, and the survivors
+// untouched.
 func newFixture(t *testing.T, flags ...string) *fixture {
 	t.Helper()
 	rig := takeRig(t)
@@ -73,7 +73,7 @@ func newFixture(t *testing.T, flags ...string) *fixture {
 	return f
 }
 
-// join makes what is in Kubernetes, and starts the provisioner.
+// join makes the objects in Kubernetes, and starts the provisioner.
 func (f *fixture) join(key string, flags ...string) {
 	f.Helper()
 	ctx := f.Context()
@@ -118,7 +118,7 @@ func (f *fixture) start(env []string, flags ...string) *cluster.Provisioner {
 	f.Helper()
 	p, err := f.rig.StartProvisioner(f.Context(), cluster.ProvisionerConfig{
 		Binary: program,
-		// Short, as tests wait for what comes after it.
+		// Short, as tests wait until it has passed.
 		Args:      append([]string{"-v=5", "-command-timeout=3"}, flags...),
 		Env:       env,
 		Namespace: namespace, ServiceAccount: account,
@@ -127,8 +127,8 @@ func (f *fixture) start(env []string, flags ...string) *cluster.Provisioner {
 	return p
 }
 
-// request makes a claim of 16Mi, changed. One of that name is success: an answer may
-// have been lost.
+// request makes a claim of 16Mi, changed. An existing claim of the name counts as
+// success: an answer may have been lost.
 func (f *fixture) request(ctx context.Context, class, name string, changes ...func(*corev1.PersistentVolumeClaim)) (*corev1.PersistentVolumeClaim, error) {
 	wanted := &corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{Namespace: f.name, Name: name},
@@ -157,8 +157,8 @@ func (f *fixture) claim(name string) *corev1.PersistentVolumeClaim {
 	return f.claims(name, 1)[0]
 }
 
-// claims makes claims PREFIX-0, PREFIX-1 … of the class NAME, several at a time,
-// and does not give up while the API server is away.
+// claims makes claims PREFIX-0, PREFIX-1 … of the class NAME, several at a time, and
+// keeps trying while the API server is away.
 func (f *fixture) claims(prefix string, count int) []*corev1.PersistentVolumeClaim {
 	f.Helper()
 	claims := make([]*corev1.PersistentVolumeClaim, count)
@@ -169,7 +169,7 @@ func (f *fixture) claims(prefix string, count int) []*corev1.PersistentVolumeCla
 	return claims
 }
 
-// delete deletes claims likewise, without waiting for their end.
+// delete deletes claims in the same way, without waiting until they are gone.
 func (f *fixture) delete(claims ...*corev1.PersistentVolumeClaim) {
 	f.Helper()
 	f.together(len(claims), func(ctx context.Context, i int) error {
@@ -181,12 +181,12 @@ func (f *fixture) delete(claims ...*corev1.PersistentVolumeClaim) {
 	})
 }
 
-// namespaceOf is NAME for a claim that says no other.
+// namespaceOf returns the namespace of a claim, which is NAME by default.
 func (f *fixture) namespaceOf(claim *corev1.PersistentVolumeClaim) string {
 	return cmp.Or(claim.Namespace, f.name)
 }
 
-// together calls do for 0 … count-1, eight at a time, each until it returns nil.
+// together calls do for 0 … count-1, eight at a time, each until do returns nil.
 func (f *fixture) together(count int, do func(ctx context.Context, i int) error) {
 	f.Helper()
 	errs := make([]error, count)

@@ -14,16 +14,15 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/journal"
 )
 
-// halfClone is what a process leaves that is killed while it clones an image. All
-// but the first have made the snapshot.
+// halfClone is what a process leaves when it is killed while it clones an image. In all
+// cases but the first, the snapshot is there.
 type halfClone struct {
 	name string
 	make func(f *fixture, image, source, snapshot string)
 }
 
-// Half-made clones of each kind: where the claim still wants one, the next attempt
-// makes it whole, and where it is gone nothing is left, neither of the clone nor of
-// its snapshot.
+// Half-made clones of each kind: if the claim still wants the clone, the next attempt
+// makes it whole; if the claim is gone, nothing is left of the clone or of its snapshot.
 func TestHalfMadeClones(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, shortLease...)
@@ -32,7 +31,7 @@ func TestHalfMadeClones(t *testing.T) {
 	}
 	cases := []halfClone{
 		{"snapshot alone", func(*fixture, string, string, string) {}},
-		// librbd makes an empty image, enters its parent into it, then it into its
+		// librbd makes an empty image, writes the parent into it, then writes it into the
 		// parent, and then copies the metadata.
 		{"directory entry alone", func(f *fixture, image, _, _ string) {
 			f.rbd("create", "--size", "16M", "--image-feature", "layering", image)
@@ -82,7 +81,7 @@ func TestHalfMadeClones(t *testing.T) {
 	f.must(f.p.Start(f.ctx()))
 	want := f.rbd("export", "--no-progress", source.Spec.RBD.RBDImage, "-")
 	for i, c := range cases {
-		// All of them, so that a failure says which are mended.
+		// All of them, so that a failure says which are repaired.
 		t.Run(c.name, func(t *testing.T) {
 			f := f.on(t)
 			if got := f.rbd("export", "--no-progress", f.bound(wanted[i]).Spec.RBD.RBDImage, "-"); got != want {
@@ -108,7 +107,7 @@ func (f *fixture) note(claim *corev1.PersistentVolumeClaim, source *corev1.Persi
 	f.rados("setomapval", "--input-file", path, journal.New(f.uid(), "ceph.com/rbd", "ceph.com/rbd").Intents.Object, image)
 }
 
-// forgetMarks removes what says whose an image is.
+// forgetMarks removes the owner metadata of an image.
 func (f *fixture) forgetMarks(image string) {
 	f.Helper()
 	for key := range f.marks(image) {

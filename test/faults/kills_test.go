@@ -20,8 +20,8 @@ import (
 	"ceph.com/rbd-provisioner/test/cluster"
 )
 
-// The provisioner is killed again and again while many claims get their volumes,
-// and while these are deleted.
+// The provisioner is killed again and again, while many claims get their volumes, and
+// while these are deleted.
 func TestKilled(t *testing.T) {
 	t.Parallel()
 	s := newStorm(t, settings.claims, settings.kills)
@@ -30,8 +30,8 @@ func TestKilled(t *testing.T) {
 	s.report()
 }
 
-// Claims are deleted while their images are being made, and while no provisioner
-// runs that could know of it.
+// Claims are deleted while their images are being made, and while no provisioner runs
+// that could notice.
 func TestKilledWhileClaimsGo(t *testing.T) {
 	t.Parallel()
 	s := newStorm(t, settings.claims, settings.kills)
@@ -48,8 +48,7 @@ type storm struct {
 	fill func(prefix string, count int) []*corev1.PersistentVolumeClaim
 
 	made, kills int
-	// early are the names of claims that were deleted while they waited, by
-	// their images.
+	// early are the names of claims that were deleted while they waited, by their images.
 	early map[string]string
 	// leaked are images that no volume names, when all should be settled.
 	leaked   int
@@ -72,8 +71,8 @@ func newStorm(t *testing.T, claims, kills int, more ...string) *storm {
 	return s
 }
 
-// create makes claims: half of them at once, the others before the kills. Early
-// deletes some of them while they wait for their volumes.
+// create makes claims: half of them at once, the others before the kills. If early is
+// set, it deletes some of them while they wait for their volumes.
 func (s *storm) create(claims, kills int, early bool) {
 	s.Helper()
 	each := claims / 2 / kills
@@ -81,7 +80,7 @@ func (s *storm) create(claims, kills int, early bool) {
 	s.made = claims
 	var last time.Time
 	for i := range kills {
-		// Drawn in this order whatever happens, so that a seed repeats them.
+		// Drawn in this order in any case, so that a seed repeats them.
 		after, pause, gone := 1+s.random.IntN(each), s.pause(), 1+s.random.IntN(each)
 		seen := s.watch()
 		more := s.fill(fmt.Sprintf("more-%d", i), each)
@@ -132,11 +131,11 @@ func (s *storm) remove(kills int) {
 	s.settle(last)
 }
 
-// pause is a random time, short beside what one volume takes.
+// pause returns a random time, short compared with the time that one volume takes.
 func (s *storm) pause() time.Duration { return time.Duration(s.random.IntN(40)) * time.Millisecond }
 
-// watch tells of the volumes that come and go from now on. The API server ends a watch that
-// nobody reads from for long, as while claims are deleted: it is then begun anew.
+// watch reports the volumes that come and go from now on. The API server ends a watch that
+// is not read for long, as while claims are deleted; this one is then begun anew.
 func (s *storm) watch() watch.Interface {
 	s.Helper()
 	client := s.kube.Client.CoreV1().PersistentVolumes()
@@ -149,7 +148,7 @@ func (s *storm) watch() watch.Interface {
 	return seen
 }
 
-// kill waits until so many volumes have come or gone, and a moment, and then
+// kill waits until that many volumes have come or gone, and a moment longer, and then
 // kills the provisioner.
 func (s *storm) kill(seen watch.Interface, kind watch.EventType, count int, pause time.Duration) {
 	s.Helper()
@@ -191,7 +190,7 @@ func (s *storm) settle(last time.Time) {
 	s.Helper()
 	s.killed = time.Time{}
 	if err := cluster.Eventually(s.ctx(), patience, s.whole); err != nil {
-		// Counted, as the figures of a run that fails are wanted, too.
+		// Counted, because the figures of a failed run are wanted, too.
 		s.Error(err)
 		leaks := s.leaks()
 		s.leaked += len(leaks)
@@ -224,7 +223,7 @@ func (s *storm) leaks() []string {
 	return slices.DeleteFunc(append(images, trash...), func(image string) bool { return slices.Contains(known, image) })
 }
 
-// report says what a run was.
+// report prints the figures of a run.
 func (s *storm) report() {
 	s.Helper()
 	line := fmt.Sprintf("%s: kills survived %d, claims made %d, of them deleted while they waited %d, images leaked %d, "+

@@ -24,9 +24,9 @@ const (
 	clones = "-clones"
 )
 
-// Volumes of one cluster are restored in a second one, from a backup or in the course
-// of a migration, while both use the same Ceph. Whatever then happens to the copies,
-// the images are the first cluster's, until a person hands them over.
+// Volumes of one cluster are restored in a second one, from a backup or for a migration,
+// while both use the same Ceph. Whatever then happens to the copies, the images belong to
+// the first cluster until a person hands them over.
 func TestMovedVolumes(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, shortLease...)
@@ -82,10 +82,10 @@ func TestMovedVolumes(t *testing.T) {
 	})
 }
 
-// growsByVolume makes a class one whose volumes may be grown by whoever opens their
-// images with the secret that they name themselves. Up to Kubernetes 1.30
-// kube-controller-manager takes that of the class, and where the command rbd is
-// installed, as here and not in its container image, grows images of anybody.
+// growsByVolume makes the volumes of a class growable by any program that opens their
+// images with the secret that the volumes name. Up to Kubernetes 1.30,
+// kube-controller-manager takes the class's secret; where the command rbd is installed,
+// as here and not in its container image, it grows the images of any owner.
 func growsByVolume(class *storagev1.StorageClass) {
 	class.AllowVolumeExpansion = ptr.To(true)
 	class.Parameters["adminSecretName"] = "none"
@@ -101,8 +101,8 @@ type moved struct {
 	pv       *corev1.PersistentVolume
 }
 
-// move makes a volume with data, and restores it in the neighbour from a backup, which
-// is changed before where change is not nil. The neighbour knows whose the image is.
+// move makes a volume with data and restores it in the neighbour from a backup, which
+// change, unless it is nil, changes before. The neighbour knows the owner of the image.
 func (f *fixture) move(name, class string, change func(backup) backup) moved {
 	f.Helper()
 	claim, err := f.request(f.ctx(), class, name)
@@ -117,17 +117,17 @@ func (f *fixture) move(name, class string, change func(backup) backup) moved {
 	return m
 }
 
-// remedy is how the event of a bound volume says what to do if that has moved for good.
+// remedy is what the event of a bound volume says to do if that has moved for good.
 func remedy(pv *corev1.PersistentVolume, former string) string {
 	return fmt.Sprintf("kubectl annotate --overwrite pv %s %s=%s", pv.Name, formerCluster, former)
 }
 
-// dropRemedy is how the event of a released volume says what to do with it.
+// dropRemedy is what the event of a released volume says to do with it.
 const dropRemedy = "persistentVolumeReclaimPolicy to Retain and delete the volume"
 
-// refusesRestored has the neighbour grow, clone and delete a volume that was restored
-// there: it does none of that to the image, which goes with the first cluster's volume.
-// Then the copy goes by itself.
+// refusesRestored makes the neighbour grow, clone and delete a volume that was restored
+// there. The neighbour does none of that to the image, which is removed with the first
+// cluster's volume. Then the copy is deleted without help.
 func (f *fixture) refusesRestored(name, class string, change func(backup) backup) moved {
 	m, other, uid := f.move(name, class, change), f.neighbour, f.uid()
 
@@ -152,17 +152,18 @@ func (f *fixture) refusesRestored(name, class string, change func(backup) backup
 }
 
 // refusesReleased restores several volumes without their claims, which Kubernetes then
-// takes for released ones. None of the images is removed, and what the events advise
-// takes the copies away.
+// counts as released. None of the images is removed, and what the events advise removes
+// the copies.
 func (f *fixture) refusesReleased() {
 	claims := f.claims("claimless", 5)
-	// One of them stands for all: that the others are still there, the end shows.
+	// One of them stands for all: the end of the test shows that the others are still
+	// there.
 	original := f.write(f.bound(claims[0]))
 	var copies []*corev1.PersistentVolume
 	for _, claim := range claims {
 		finalizers := f.bound(claim).Finalizers
 		saved := f.backup(claim).pv
-		// As "kubectl get" writes it, and "kubectl create" takes it.
+		// As "kubectl get" prints it, and "kubectl create" takes it.
 		saved.Spec.ClaimRef.UID, saved.Finalizers = claim.UID, finalizers
 		pv, err := f.neighbour.kube.Client.CoreV1().PersistentVolumes().Create(f.ctx(), saved, metav1.CreateOptions{})
 		f.must(err)
@@ -172,8 +173,8 @@ func (f *fixture) refusesReleased() {
 		f.neighbour.told(pv, "VolumeFailedDelete", 2, f.uid(), dropRemedy)
 		f.neighbour.released(pv)
 	}
-	// An image that is handed over to a volume that is to be removed would be gone at
-	// once, which nobody can have meant.
+	// If an image were handed over to a volume that is to be removed, it would be gone at
+	// once, which no person can have meant.
 	f.neighbour.handOver(copies[0], f.uid())
 	seen := f.neighbour.told(copies[0], "VolumeFailedDelete", 3, f.uid(), dropRemedy)
 	f.neighbour.told(copies[0], "VolumeFailedDelete", seen+1, f.uid(), dropRemedy)
@@ -181,8 +182,8 @@ func (f *fixture) refusesReleased() {
 	f.survived(original)
 }
 
-// leavesTrash deletes a volume whose image its class keeps in the trash, and then the
-// copy of it. The image stays where it is, and can be brought back.
+// leavesTrash deletes a volume whose class keeps the image in the trash, and then the
+// copy of the volume. The image stays in the trash, and can be restored.
 func (f *fixture) leavesTrash(class string) {
 	m := f.move("trash", class, nil)
 	id := f.imageID(m.original.image)
@@ -202,13 +203,13 @@ func (f *fixture) leavesTrash(class string) {
 	f.rbd("rm", "--no-progress", m.original.image) // no volume names it any more
 }
 
-// handsOver moves a volume for good. Its image then belongs to the neighbour, which
-// grows and removes it, and no more to the first cluster, which is refused.
+// handsOver moves a volume for good. Its image then belongs to the neighbour, which grows
+// and removes it. The first cluster is refused.
 func (f *fixture) handsOver(name, class string, change func(backup) backup) {
 	m, other := f.move(name, class, change), f.neighbour
 	image, from, to := m.original.image, f.uid(), f.neighbour.uid()
 
-	// Whoever does not know the former owner hands over nothing.
+	// A hand-over that does not name the former owner has no effect.
 	seen := other.told(m.pv, "ImageNotOwned", 1, from)
 	other.handOver(m.pv, string(uuid.NewUUID()))
 	other.told(m.pv, "ImageNotOwned", seen+1, from)

@@ -12,9 +12,9 @@ import (
 	"ceph.com/rbd-provisioner/test/cluster"
 )
 
-// meet starts a second Kubernetes cluster, which has a provisioner of its own and
-// classes of the same pool: the fixture's neighbour. It is whole and gone before the
-// fixture ends.
+// meet starts the fixture's neighbour: a second Kubernetes cluster that has its own
+// provisioner and its own classes of the same pool. All of it is gone before the fixture
+// ends.
 func (f *fixture) meet(flags ...string) {
 	f.Helper()
 	t := f.T
@@ -25,7 +25,7 @@ func (f *fixture) meet(flags ...string) {
 	f.neighbour = &fixture{T: t, name: f.name, ceph: f.ceph, kube: other.Kube, rig: other}
 	f.neighbour.join(key, flags...)
 
-	// The cleanup of the fixture comes after that of the second rig otherwise.
+	// Otherwise the cleanup of the fixture would come after that of the second rig.
 	t.Cleanup(func() {
 		if t.Failed() {
 			return
@@ -37,13 +37,13 @@ func (f *fixture) meet(flags ...string) {
 	})
 }
 
-// Two Kubernetes clusters share a pool: each deletes only what its own volumes
-// name, also when one of them is killed over it.
+// Two Kubernetes clusters share a pool. Each deletes only what its own volumes name, even
+// if one of them is killed meanwhile.
 func TestTwoClustersInOnePool(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, shortLease...)
 	f.meet(shortLease...)
-	// Of the same names, in namespaces of the same name.
+	// With the same names, in namespaces of the same name.
 	ours, theirs := f.claims("data", 10), f.neighbour.claims("data", 10)
 	f.settled()
 	f.delete(ours[:5]...)
@@ -59,8 +59,8 @@ func TestTwoClustersInOnePool(t *testing.T) {
 	}
 }
 
-// A provisioner deletes only the volumes of its own identity, and takes no
-// claims of another's name.
+// A provisioner deletes only the volumes of its own identity, and takes no claims of
+// another provisioner's name.
 func TestTwoIdentities(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, shortLease...)
@@ -81,7 +81,7 @@ func TestTwoIdentities(t *testing.T) {
 		t.Errorf("the volumes have the identities %q and %q", a, b)
 	}
 
-	// Without the second, its volumes wait.
+	// Without the second provisioner, its volumes wait.
 	f.must(second.Stop())
 	f.delete(claims[0], claims[5])
 	f.released(theirs)
@@ -89,7 +89,7 @@ func TestTwoIdentities(t *testing.T) {
 	f.released(theirs)
 	f.rbd("info", theirs.Spec.RBD.RBDImage)
 
-	// One with the same name and another identity leaves ours alone.
+	// A provisioner with the same name and another identity leaves ours alone.
 	f.must(f.p.Stop())
 	impostor := f.start(nil, append([]string{"-id=third"}, shortLease...)...)
 	waiting := f.bound(claims[1])
@@ -114,13 +114,13 @@ func TestTwoIdentities(t *testing.T) {
 	})
 	f.gone(waiting)
 	f.gone(theirs)
-	// What is left of the second's goes before it is stopped.
+	// The second's leftovers are removed before it is stopped.
 	f.deleteOwnClaims()
 	f.settled()
 }
 
-// An image that has the name of a claim's, and says that it is another's, is left
-// alone. Names come from UIDs: only somebody who copies volumes makes such an
+// An image that has the name of a claim's image, and says that it has another owner,
+// stays as it is. Names come from UIDs: only a person who copies volumes makes such an
 // image.
 func TestImageOfAnotherHasTheName(t *testing.T) {
 	t.Parallel()
@@ -139,7 +139,7 @@ func TestImageOfAnotherHasTheName(t *testing.T) {
 	}
 	f.untouched()
 
-	// The one claim gives up; the other heals when somebody mends it.
+	// The one claim is given up; the other is bound once a person has repaired the cause.
 	f.delete(claims[0])
 	mended := f.kept[len(f.kept)-1]
 	f.kept = f.kept[:len(f.kept)-1]

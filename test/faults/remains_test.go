@@ -11,21 +11,21 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// remains makes of a whole image what a process leaves that is killed while it
-// creates or removes it.
+// remains turns a whole image into what a process leaves when it is killed while it
+// creates or removes the image.
 type remains struct {
 	name string
 	make func(f *fixture, image, id string)
 }
 
-// Half-made images of each kind hold the names of claims; the next attempt makes
-// the images whole.
+// Half-made images of each kind hold the names of claims. The next attempt makes the
+// images whole.
 func TestHalfMadeImages(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, shortLease...)
 	cases := []remains{
-		// librbd enters the name, makes the object that translates the name, and
-		// then the header.
+		// librbd writes the name, makes the object that translates the name, and then
+		// makes the header.
 		{"directory entry alone", func(f *fixture, image, id string) {
 			f.rados("rm", "rbd_id."+image)
 			f.rados("rm", "rbd_header."+id)
@@ -51,17 +51,17 @@ func TestHalfMadeImages(t *testing.T) {
 	}
 	f.must(f.p.Start(f.ctx()))
 	for i, c := range cases {
-		// All of them, so that a failure says which are mended.
+		// All of them, so that a failure says which are repaired.
 		t.Run(c.name, func(t *testing.T) { f.on(t).bound(claims[i]) })
 	}
 	f.settled()
 }
 
-// The pool's directory has a name and not its id, or an id and not its name,
-// which librbd, that writes both at once, never leaves. Nor can it undo that. With
-// the name, an event says that the image exists, nothing is lost, and when a
-// person has mended the directory the claim heals. With the id, the claim gets its
-// image, and the id stays, a few bytes that no list shows.
+// The pool's directory has a name without the id, or an id without the name. librbd
+// writes both at once, so it never leaves that, but it can't repair it either. With the
+// name, an event says that the image exists, and nothing is lost; when a person has
+// repaired the directory, the claim is bound. With the id, the claim gets its image, and
+// the id stays: a few bytes that no list shows.
 func TestDirectoryOutOfStep(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, shortLease...)
@@ -85,8 +85,8 @@ func TestDirectoryOutOfStep(t *testing.T) {
 	f.bound(claims[0])
 }
 
-// The removal of a half-made image was cut off, too: what is in the trash keeps
-// nobody from making the image, and goes with it.
+// The removal of a half-made image was cut off, too: the part in the trash does not keep
+// the image from being made, and is removed with it.
 func TestHalfMadeImageInTrash(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, shortLease...)
@@ -108,13 +108,13 @@ func TestHalfMadeImageInTrash(t *testing.T) {
 	f.delete(claims...)
 }
 
-// Removals that were cut off at each step; the next attempt finishes them.
+// Removals were cut off at each step. The next attempt finishes them.
 func TestHalfRemovedImages(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, shortLease...)
 	cases := []remains{
-		// librbd enters the image into the trash, takes its name away, removes
-		// its data, its header, and then the entry in the trash.
+		// librbd enters the image into the trash, removes its name, its data and its
+		// header, and then the entry in the trash.
 		{"entered into the trash", func(f *fixture, image, id string) {
 			entry := f.trashEntry(image, id)
 			f.rbd("trash", "restore", id)
@@ -161,7 +161,7 @@ func TestHalfRemovedImages(t *testing.T) {
 	f.settled()
 }
 
-// on is the fixture for a subtest, and its neighbour's.
+// on returns the fixture, and its neighbour, for a subtest.
 func (f *fixture) on(t *testing.T) *fixture {
 	sub := *f
 	sub.T = t
@@ -171,23 +171,22 @@ func (f *fixture) on(t *testing.T) *fixture {
 	return &sub
 }
 
-// forgetEntries takes an image out of the pool's directory.
+// forgetEntries removes an image from the pool's directory.
 func (f *fixture) forgetEntries(image, id string) {
 	f.Helper()
 	f.rados("rmomapkey", "rbd_directory", "name_"+image)
 	f.rados("rmomapkey", "rbd_directory", "id_"+id)
 }
 
-// trash moves an image into the trash like a removal that goes on there.
+// trash moves an image into the trash as an interrupted removal does.
 func (f *fixture) trash(image, id string) {
 	f.Helper()
 	f.rados("setomapval", "--input-file", f.trashEntry(image, id), "rbd_trash", "id_"+id)
 }
 
-// trashEntry moves an image into the trash as a person does, and returns the
-// path of an entry that says a removal did it. In Ceph's encoding the entry is a
-// header of 6 bytes, the source, the name with its length, two times of 8 bytes
-// each, and the state.
+// trashEntry moves an image into the trash as a person does, and returns the path of an
+// entry that says that a removal did it. In Ceph's encoding the entry is a header of 6
+// bytes, the source, the name with its length, two times of 8 bytes each, and the state.
 func (f *fixture) trashEntry(image, id string) string {
 	f.Helper()
 	const (

@@ -15,21 +15,20 @@ import (
 )
 
 const (
-	// formerCluster is the annotation by which a person hands an image over to a
-	// volume.
+	// formerCluster is the annotation by which a person hands an image over to a volume.
 	formerCluster = "rbd.ceph.com/former-cluster"
-	// ownCluster is the annotation of a volume whose image is marked, and the mark.
+	// ownCluster is both the annotation of a volume whose image is marked, and the mark.
 	ownCluster = "rbd.ceph.com/kubernetes-cluster"
 )
 
-// backup is what tools for backups keep of a claim and its volume.
+// backup is what a backup tool keeps of a claim and its volume.
 type backup struct {
 	pv    *corev1.PersistentVolume
 	claim *corev1.PersistentVolumeClaim
 }
 
-// backup reads a claim and its volume once they are bound, and takes out what is of
-// use in their own cluster alone, as those tools do.
+// backup reads a claim and its volume once they are bound, and removes what is useful in
+// their own cluster only, as those tools do.
 func (f *fixture) backup(claim *corev1.PersistentVolumeClaim) backup {
 	f.Helper()
 	pv := f.bound(claim)
@@ -40,16 +39,16 @@ func (f *fixture) backup(claim *corev1.PersistentVolumeClaim) backup {
 		meta.ManagedFields, meta.Finalizers = nil, nil
 	}
 	pv.Spec.ClaimRef.UID, pv.Spec.ClaimRef.ResourceVersion = "", ""
-	// With them, Kubernetes would expect the volume to name the claim's UID, and call
-	// the claim Lost.
+	// With these, Kubernetes would expect the volume to name the claim's UID, and set the
+	// claim's phase to Lost.
 	delete(claim.Annotations, "pv.kubernetes.io/bind-completed")
 	delete(claim.Annotations, "pv.kubernetes.io/bound-by-controller")
 	pv.Status, claim.Status = corev1.PersistentVolumeStatus{}, corev1.PersistentVolumeClaimStatus{}
 	return backup{pv: pv, claim: claim}
 }
 
-// renamed is the backup as tools change it that restore into other namespaces, and
-// give other names to volumes.
+// renamed returns the backup as tools change it that restore into other namespaces and
+// rename volumes.
 func (b backup) renamed() backup {
 	pv, claim := b.pv.DeepCopy(), b.claim.DeepCopy()
 	pv.Name += "-moved"
@@ -59,7 +58,7 @@ func (b backup) renamed() backup {
 	return backup{pv: pv, claim: claim}
 }
 
-// restore makes of a backup a volume and its claim.
+// restore makes a volume and its claim from a backup.
 func (f *fixture) restore(b backup) (*corev1.PersistentVolume, *corev1.PersistentVolumeClaim) {
 	f.Helper()
 	_, err := f.kube.Client.CoreV1().Namespaces().Create(f.ctx(), &corev1.Namespace{
@@ -79,7 +78,7 @@ func (f *fixture) restore(b backup) (*corev1.PersistentVolume, *corev1.Persisten
 	return pv, claim
 }
 
-// uid is how images name the cluster that they belong to.
+// uid returns the UID by which images name the cluster that they belong to.
 func (f *fixture) uid() string {
 	f.Helper()
 	system, err := f.kube.Client.CoreV1().Namespaces().Get(f.ctx(), metav1.NamespaceSystem, metav1.GetOptions{})
@@ -87,8 +86,8 @@ func (f *fixture) uid() string {
 	return string(system.UID)
 }
 
-// told waits for an event about an object that has a reason and all of the texts, and
-// that came at least times times, and returns how often it came.
+// told waits for an event about an object with that reason and all of the texts that came
+// at least times times, and returns how often it came.
 func (f *fixture) told(object metav1.Object, reason string, times int32, texts ...string) (count int32) {
 	f.Helper()
 	f.eventually(func(ctx context.Context) error {
@@ -114,13 +113,13 @@ func (f *fixture) told(object metav1.Object, reason string, times int32, texts .
 	return count
 }
 
-// handOver says in a volume which cluster its image belonged to.
+// handOver writes into a volume which cluster its image belonged to.
 func (f *fixture) handOver(pv *corev1.PersistentVolume, former string) {
 	f.Helper()
 	f.patch(pv, fmt.Sprintf(`{"metadata":{"annotations":{%q:%q}}}`, formerCluster, former))
 }
 
-// giveUp removes a volume, and not its image, as the event says about one that has not
+// giveUp removes a volume but not its image, as the event advises for one that has not
 // moved for good.
 func (f *fixture) giveUp(volumes ...*corev1.PersistentVolume) {
 	f.Helper()
@@ -173,8 +172,8 @@ func (f *fixture) marks(image string) map[string]string {
 	return marks
 }
 
-// write writes data into the image of a volume, which is then to survive. It is not
-// among those of the fixture, since it goes before the test ends.
+// write writes data into the image of a volume, which must then survive. It is not one of
+// the fixture's survivors, since it is deleted before the test ends.
 func (f *fixture) write(pv *corev1.PersistentVolume) survivor {
 	f.Helper()
 	image := pv.Spec.RBD.RBDImage
@@ -182,7 +181,7 @@ func (f *fixture) write(pv *corev1.PersistentVolume) survivor {
 	return survivor{image: image, state: f.state(image), pv: pv}
 }
 
-// survived checks that an image is as it was, and its volume bound.
+// survived checks that an image is unchanged, and its volume bound.
 func (f *fixture) survived(s survivor) {
 	f.Helper()
 	sub := *f

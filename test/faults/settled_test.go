@@ -18,16 +18,15 @@ import (
 	"k8s.io/apimachinery/pkg/util/uuid"
 )
 
-// survivor is an image that no fault may touch, and the volume that names it, if
-// one does.
+// survivor is an image that no fault may touch, and the volume that names it, if any.
 type survivor struct {
 	image, state string
 	pv           *corev1.PersistentVolume
 }
 
-// makeSurvivors makes a volume of policy Delete with data, which a claim uses;
-// one of policy Retain that a claim uses and one that is released; and an image
-// that is named like a claim's, and is nobody's.
+// makeSurvivors makes a volume with policy Delete and data, which a claim uses; one with
+// policy Retain that a claim uses and one that is released; and an image without an owner
+// that is named like a claim's.
 func (f *fixture) makeSurvivors() {
 	f.Helper()
 	var volumes []*corev1.PersistentVolume
@@ -54,7 +53,7 @@ func (f *fixture) makeSurvivors() {
 	}
 }
 
-// state is all that there is to an image.
+// state returns all that there is to know about an image.
 func (f *fixture) state(image string) string {
 	f.Helper()
 	content := sha256.Sum256([]byte(f.rbd("export", "--no-progress", image, "-")))
@@ -67,7 +66,7 @@ func (f *fixture) state(image string) string {
 	return fmt.Sprintf("%s\n%s\n%x", strings.Join(info, ""), f.rbd("image-meta", "list", image), content)
 }
 
-// untouched checks that the survivors are as they were made.
+// untouched checks that the survivors are unchanged.
 func (f *fixture) untouched() {
 	f.Helper()
 	for _, s := range f.kept {
@@ -86,15 +85,15 @@ func (f *fixture) untouched() {
 	}
 }
 
-// settled waits until nothing is under way any more, and all is whole.
+// settled waits until no work is left, and all is whole.
 func (f *fixture) settled() {
 	f.Helper()
 	f.eventually(f.whole)
 }
 
-// whole returns nil when each claim has one volume, each volume an image, each
-// image of the pool a volume or is a survivor, and neither the trash nor the
-// pool's objects hold anything else; if clones were made, nor do snapshots and notes.
+// whole returns nil when each claim has one volume, each volume has an image, each image
+// of the pool has a volume or is a survivor, and neither the trash nor the pool's objects
+// hold anything else. If clones were made, snapshots and notes must not either.
 func (f *fixture) whole(ctx context.Context) error {
 	images, err := f.named(ctx)
 	if err != nil {
@@ -134,9 +133,9 @@ func (f *fixture) whole(ctx context.Context) error {
 	return f.noCloneRemains(ctx, images)
 }
 
-// named lists the images that this cluster's volumes name. It is an error when a
-// claim has no volume, or when two volumes name one claim or one image, or when
-// one waits for its deletion.
+// named lists the images that this cluster's volumes name. It is an error if a claim has
+// no volume, if two volumes name one claim or one image, or if a volume waits for its
+// deletion.
 func (f *fixture) named(ctx context.Context) ([]string, error) {
 	claims, err := f.kube.Client.CoreV1().PersistentVolumeClaims(f.name).List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -173,7 +172,7 @@ func (f *fixture) named(ctx context.Context) ([]string, error) {
 	return images, nil
 }
 
-// noRemains looks below the images, at the objects that librbd makes of them.
+// noRemains looks below the images, at the objects that librbd makes for them.
 func (f *fixture) noRemains(ctx context.Context, images []string) error {
 	objects, err := f.ceph.Run(ctx, "rados", "--pool", f.name, "ls")
 	if err != nil {
@@ -225,8 +224,8 @@ func (f *fixture) noRemains(ctx context.Context, images []string) error {
 	return errors.Join(errs...)
 }
 
-// end settles the test: with its claims, without them, and when nobody works any
-// more, all is whole, and the survivors were not touched.
+// end checks that all settles, first with its claims and then without them; and that when
+// no replica works any more, all is whole and the survivors are unchanged.
 func (f *fixture) end() {
 	if f.Failed() {
 		return // the rig is not used again
@@ -236,7 +235,7 @@ func (f *fixture) end() {
 	f.settled()
 	f.untouched()
 	f.leave()
-	// What was still being made when the provisioner was stopped.
+	// Images that were still being made when the provisioner was stopped.
 	f.must(f.whole(f.ctx()))
 	f.untouched()
 	f.forget()

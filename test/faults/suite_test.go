@@ -31,23 +31,23 @@ import (
 )
 
 const (
-	// root is the checkout.
+	// root is the root folder of the repository.
 	root = "../.."
 	// program is what "make build" makes.
 	program = root + "/bin/rbd-provisioner"
 	// namespace and account are those of rbac/.
 	namespace = "kube-system"
 	account   = "rbd-provisioner"
-	// patience bounds each wait. An attempt is repeated after 1, 2, 4, 8 …
-	// seconds, so what failed for half a minute may need another one.
+	// patience bounds each wait. An attempt is repeated after 1, 2, 4, 8 … seconds, so
+	// what failed for half a minute may need that long once more.
 	patience = 3 * time.Minute
 )
 
-// settings are what the environment says.
+// settings are read from the environment.
 var settings struct {
 	claims, kills int
 	seed          uint64
-	// asUsersHaveIt says that leases and watchers are not hurried.
+	// asUsersHaveIt says that leases and watchers have their usual times.
 	asUsersHaveIt bool
 }
 
@@ -113,7 +113,7 @@ func number(name string, fallback int, into *int) error {
 	return nil
 }
 
-// random is the source of a test's random numbers, and says how to repeat them.
+// random returns the source of a test's random numbers, and logs how to repeat them.
 func random(t *testing.T) *rand.Rand {
 	t.Logf("random numbers are those of FAULTS_SEED=%d", settings.seed)
 	return rand.New(rand.NewPCG(settings.seed, 0))
@@ -159,8 +159,8 @@ func startRig(t *testing.T, cfg cluster.Config) *cluster.Cluster {
 		_, err = rig.Kube.Kubectl(ctx, "", "apply", "-f", rbac)
 	}
 	if err == nil && rig.Ceph != nil && !settings.asUsersHaveIt {
-		// A client that was killed counts as a watcher for this long, and not
-		// for half a minute. Those that live are heard of every 5 s.
+		// A client that was killed counts as a watcher for this long instead of half a
+		// minute. A live client is heard of every 5 s.
 		_, err = rig.Ceph.Run(ctx, "ceph", "config", "set", "osd", "osd_client_watch_timeout", "12")
 	}
 	if err != nil {
@@ -171,7 +171,7 @@ func startRig(t *testing.T, cfg cluster.Config) *cluster.Cluster {
 	return rig
 }
 
-// endRig stops a rig; if the test failed, it shows the logs.
+// endRig stops a rig. If the test failed, it shows the logs.
 func endRig(t *testing.T, rig *cluster.Cluster) {
 	if t.Failed() {
 		rig.DumpLogs(os.Stderr)

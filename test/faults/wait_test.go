@@ -63,8 +63,7 @@ func (f *fixture) gone(pv *corev1.PersistentVolume) {
 	})
 }
 
-// purged waits until the image of a volume that is gone has left the trash. Ceph must
-// answer.
+// purged waits until the image of a deleted volume has left the trash. Ceph must answer.
 func (f *fixture) purged(pv *corev1.PersistentVolume) {
 	f.Helper()
 	f.eventually(func(ctx context.Context) error {
@@ -76,8 +75,8 @@ func (f *fixture) purged(pv *corev1.PersistentVolume) {
 	})
 }
 
-// event waits for an event about an object that has one of the texts, and that
-// came at least times times.
+// event waits for an event about an object that has one of the texts and came at least
+// times times.
 func (f *fixture) event(object metav1.Object, times int32, texts ...string) {
 	f.Helper()
 	f.eventually(func(ctx context.Context) error {
@@ -106,7 +105,7 @@ func (f *fixture) eventsOf(ctx context.Context, uid any) ([]corev1.Event, error)
 	return list.Items, nil
 }
 
-// events are the events about an object, in words.
+// events returns the events about an object as text.
 func (f *fixture) events(ctx context.Context, uid any) string {
 	events, err := f.eventsOf(ctx, uid)
 	if err != nil {
@@ -153,7 +152,7 @@ func (f *fixture) run(command string, args ...string) string {
 	return out
 }
 
-// imageID is what an image's objects are named after.
+// imageID returns the ID that is in the names of an image's objects.
 func (f *fixture) imageID(image string) string {
 	f.Helper()
 	var info struct {
@@ -175,5 +174,5 @@ func (f *fixture) must(err error) {
 	}
 }
 
-// ctx does not end before the checks at the test's end.
+// ctx outlives the checks at the test's end.
 func (f *fixture) ctx() context.Context { return context.WithoutCancel(f.Context()) }
