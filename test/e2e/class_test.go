@@ -15,8 +15,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// A claim that names no class gets the default one, by either annotation. Only
-// one class at a time may have it, so this test runs alone.
+// A claim that names no class gets the default one, by either annotation. Only one class
+// at a time may be the default, so this test runs alone.
 func TestDefaultClass(t *testing.T) {
 	f := newFixture(t)
 	for _, annotation := range []string{"storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"} {
@@ -47,7 +47,7 @@ func TestBetaClassAnnotation(t *testing.T) {
 	}
 }
 
-// The rig has no scheduler, which would write the node into the claim.
+// The rig has no scheduler that would write the node into the claim.
 func TestWaitForFirstConsumer(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -65,8 +65,7 @@ func TestWaitForFirstConsumer(t *testing.T) {
 	f.selectNode(claim, node.Name)
 	f.bound(claim)
 
-	// The library drops a claim whose node is gone, unless it is told
-	// otherwise.
+	// The library drops a claim whose node is gone, unless it is told not to.
 	f.must(rig.Kube.Client.CoreV1().Nodes().Delete(t.Context(), node.Name, metav1.DeleteOptions{}))
 	orphan := f.claim("orphan", class, nil)
 	f.selectNode(orphan, node.Name)
@@ -82,8 +81,8 @@ func (f *fixture) selectNode(claim *corev1.PersistentVolumeClaim, node string) {
 	f.must(err)
 }
 
-// Every wrong class of the parser's own tests, with the message that a person
-// reads on the claim.
+// Every wrong class of the parser's own tests, with the message that appears on the
+// claim.
 func TestBadClasses(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -107,7 +106,7 @@ func TestBadClasses(t *testing.T) {
 	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
 }
 
-// A class that is mended, which means deleted and made again, heals its claims.
+// When a class is repaired, that is, deleted and made again, its claims are bound.
 func TestMendedClass(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)

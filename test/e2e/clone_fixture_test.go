@@ -34,14 +34,14 @@ func from(source string) func(*corev1.PersistentVolumeClaim) {
 	}
 }
 
-// fromRef does so in the newer way.
+// fromRef does the same with dataSourceRef.
 func fromRef(source string) func(*corev1.PersistentVolumeClaim) {
 	return func(c *corev1.PersistentVolumeClaim) {
 		c.Spec.DataSourceRef = &corev1.TypedObjectReference{Kind: claimKind, Name: source}
 	}
 }
 
-// small makes a claim of 16Mi, small enough to compare all that is in it.
+// small makes a claim of 16Mi, small enough to compare all of its content.
 func (f *fixture) small(name string, class *storagev1.StorageClass, changes ...func(*corev1.PersistentVolumeClaim)) *corev1.PersistentVolumeClaim {
 	f.Helper()
 	return f.claim(name, class, func(c *corev1.PersistentVolumeClaim) {
@@ -51,7 +51,7 @@ func (f *fixture) small(name string, class *storagev1.StorageClass, changes ...f
 	})
 }
 
-// source makes a claim like small, with a volume and bytes in it.
+// source makes a claim like small, with a volume and data.
 func (f *fixture) source(name string, class *storagev1.StorageClass, changes ...func(*corev1.PersistentVolumeClaim)) (*corev1.PersistentVolumeClaim, *corev1.PersistentVolume) {
 	f.Helper()
 	claim := f.small(name, class, changes...)
@@ -60,8 +60,8 @@ func (f *fixture) source(name string, class *storagev1.StorageClass, changes ...
 	return claim, pv
 }
 
-// scribble writes random bytes to two places of an image, in objects of their
-// own, and leaves the rest as it is.
+// scribble writes random bytes to two places of an image, in different objects, and
+// leaves the rest as it is.
 func (f *fixture) scribble(image string) {
 	f.Helper()
 	for _, at := range []uint64{0, 9<<20 + 512} {
@@ -71,8 +71,8 @@ func (f *fixture) scribble(image string) {
 	}
 }
 
-// write writes bytes into an image through librbd, as the difference between two
-// states of it.
+// write writes bytes into an image through librbd, as the difference between two states
+// of the image.
 func (f *fixture) write(image string, at uint64, data []byte) {
 	f.Helper()
 	diff := []byte("rbd diff v1\nw")
@@ -84,7 +84,7 @@ func (f *fixture) write(image string, at uint64, data []byte) {
 	f.rbd("import-diff", "--no-progress", path, image)
 }
 
-// read returns all that is in an image.
+// read returns the whole content of an image.
 func (f *fixture) read(image string) []byte {
 	f.Helper()
 	return []byte(f.rbd("export", "--no-progress", image, "-"))
@@ -103,7 +103,7 @@ func (f *fixture) same(what string, want, got []byte) {
 	f.Errorf("%s: %d bytes and %d bytes, which differ from byte %d on", what, len(want), len(got), at)
 }
 
-// lineage is what an image says of its kind and of the image that it is a clone of.
+// lineage is what an image says about its features and about its parent.
 type lineage struct {
 	Size       int64    `json:"size"`
 	Features   []string `json:"features"`
@@ -123,8 +123,8 @@ func (f *fixture) lineage(image string) lineage {
 	return l
 }
 
-// checkClone checks that a volume is a clone of another one with a size, and what
-// Ceph and the claim say of it.
+// checkClone checks that a volume is a clone of another one and has a size, and what Ceph
+// and the claim say about it.
 func (f *fixture) checkClone(claim *corev1.PersistentVolumeClaim, pv, source *corev1.PersistentVolume, size string) {
 	f.Helper()
 	want := resource.MustParse(size)
@@ -152,7 +152,7 @@ func (f *fixture) checkClone(claim *corev1.PersistentVolumeClaim, pv, source *co
 	f.checkMarks(claim, pv)
 }
 
-// checkMarks checks that an image says whose it is, and not whose its source is.
+// checkMarks checks that an image's metadata name its own owner, and not its source's.
 func (f *fixture) checkMarks(claim *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) {
 	f.Helper()
 	has := f.metadata(pv.Spec.RBD.RBDImage)
@@ -168,7 +168,7 @@ func (f *fixture) checkMarks(claim *corev1.PersistentVolumeClaim, pv *corev1.Per
 	}
 }
 
-// snapshots lists the snapshots of an image, by name, and how many more are kept for
+// snapshots returns the names of an image's snapshots, and how many more are kept for
 // clones.
 func (f *fixture) snapshots(image string) (names []string, kept int) {
 	f.Helper()
@@ -190,7 +190,7 @@ func (f *fixture) snapshots(image string) (names []string, kept int) {
 }
 
 // nothingLeft waits until no volume is left, and nothing of one in the pool: no image,
-// also none in the trash, none of the objects of one, and no note.
+// neither in the trash, no object of one, and no note.
 func (f *fixture) nothingLeft() {
 	f.Helper()
 	f.eventually(func(ctx context.Context) error {

@@ -16,8 +16,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// What can't be cloned is refused with an event that says why, and no image and no
-// snapshot is made of it.
+// What can't be cloned is refused with an event that says why. No image is made, and no
+// snapshot of the source.
 func TestCloneRefused(t *testing.T) {
 	t.Parallel()
 	f, other := newFixture(t), newFixture(t)
@@ -58,7 +58,7 @@ func TestCloneRefused(t *testing.T) {
 	f.mark(theirs.Spec.RBD.RBDImage, f.clusterUID()) // so that it goes
 }
 
-// handmade makes a claim that is bound to a volume which somebody made by hand.
+// handmade makes a claim that is bound to a volume made by hand.
 func (f *fixture) handmade(class *storagev1.StorageClass) *corev1.PersistentVolumeClaim {
 	f.Helper()
 	f.rbd("create", "--size=1G", "--image-feature=layering", "by-hand")
@@ -70,15 +70,15 @@ func (f *fixture) handmade(class *storagev1.StorageClass) *corev1.PersistentVolu
 	f.Cleanup(func() {
 		ctx := context.WithoutCancel(f.Context())
 		_, err := rig.Ceph.Run(ctx, "rbd", "rm", "--no-progress", f.name+"/by-hand")
-		// Nobody else deletes it.
+		// Nothing else deletes it.
 		f.must(errors.Join(err, rig.Kube.Client.CoreV1().PersistentVolumeClaims(f.name).Delete(ctx, claim.Name, metav1.DeleteOptions{}),
 			rig.Kube.Client.CoreV1().PersistentVolumes().Delete(ctx, pv.Name, metav1.DeleteOptions{})))
 	})
 	return claim
 }
 
-// A clone waits for its source: until that is made, until it has its volume, and until
-// its image is back.
+// A clone waits for its source: until that exists, until it has its volume, and until its
+// image is back.
 func TestCloneHeals(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -101,9 +101,9 @@ func TestCloneHeals(t *testing.T) {
 	f.checkClone(claim, f.bound(claim), source, "16Mi")
 }
 
-// Clones of clones in a row: one that would depend on more images than four is
-// flattened before its claim gets it, and what comes after it begins anew. All have
-// the bytes of the first, whatever is deleted.
+// A chain of clones: one that would depend on more than four images is flattened before
+// its claim gets it, and the next ones count from there. All have the bytes of the first,
+// whatever is deleted.
 func TestCloneDepth(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -133,8 +133,8 @@ func TestCloneDepth(t *testing.T) {
 	if more := f.metric("rbd_provisioner_flattened_clones_total") - flattened; more < 1 {
 		t.Errorf("%v clones were counted", more)
 	}
-	// Nothing depends on these any more. They go from the last on, each once its clone
-	// is gone.
+	// Nothing depends on these any more. They are removed from the last on, each once its
+	// clone is gone.
 	for i := range 5 {
 		f.delete(claims[i])
 	}
@@ -149,8 +149,8 @@ func TestCloneDepth(t *testing.T) {
 	f.nothingLeft()
 }
 
-// With the flag's value 0 every clone is flattened; a leader goes on with what the one
-// before it was to flatten.
+// With 0 as the flag's value, every clone is flattened. A new leader continues with the
+// clones that its predecessor was to flatten.
 func TestCloneDepthZero(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -184,7 +184,7 @@ func TestCloneDepthZero(t *testing.T) {
 	f.nothingLeft()
 }
 
-// metric is what a metric of the provisioner of all tests says.
+// metric returns the value of a metric of the provisioner that all tests share.
 func (f *fixture) metric(name string) float64 {
 	f.Helper()
 	page, err := get(f.Context(), rig.main.URL+"/metrics")
@@ -199,7 +199,7 @@ func (f *fixture) metric(name string) float64 {
 }
 
 // In a pool that is full, by its quota, no clone is made, and nothing is left of the
-// attempt; once there is room it is made by itself.
+// attempt. Once there is room, it is made without help.
 func TestCloneInFullPool(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -211,7 +211,7 @@ func TestCloneInFullPool(t *testing.T) {
 	claim := f.small("copy", class, from("data"))
 	f.event(claim, "pool is full or over its quota")
 	f.pending(claim)
-	// What is there can be deleted all the same.
+	// Existing volumes can be deleted all the same.
 	f.delete(first)
 	f.quota("0")
 	pv := f.bound(claim)

@@ -15,13 +15,13 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-// live reads a claim once more.
+// live reads a claim again.
 func (f *fixture) live(ctx context.Context, claim *corev1.PersistentVolumeClaim) (*corev1.PersistentVolumeClaim, error) {
 	return rig.Kube.Client.CoreV1().PersistentVolumeClaims(claim.Namespace).Get(ctx, claim.Name, metav1.GetOptions{})
 }
 
-// A clone has the bytes of its source. What is then changed in one of them is not
-// changed in the other.
+// A clone has the bytes of its source. A later change of one of them does not change the
+// other.
 func TestClone(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -54,7 +54,7 @@ func TestClone(t *testing.T) {
 	}
 }
 
-// Clones that differ from their source in what may differ.
+// Clones that differ from their source, as far as they may.
 func TestCloneOtherwise(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -67,7 +67,7 @@ func TestCloneOtherwise(t *testing.T) {
 		claim := f.small("large", class, from("small"), sized("40Mi"), block)
 		pv := f.bound(claim)
 		f.checkClone(claim, pv, source, "40Mi")
-		// Nothing is where the source has ended.
+		// Behind the end of the source there is nothing.
 		want := append(f.read(source.Spec.RBD.RBDImage), make([]byte, 24<<20)...)
 		f.same("source and clone", want, f.read(pv.Spec.RBD.RBDImage))
 	})
@@ -77,7 +77,7 @@ func TestCloneOtherwise(t *testing.T) {
 		f.source("small-files", class)
 		claim := f.small("large-files", class, from("small-files"), sized("40Mi"))
 		pv := f.bound(claim)
-		// kubelet grows it, of which there is none here: test/node has one.
+		// kubelet would grow it, but there is none here: test/node has one.
 		f.eventually(func(ctx context.Context) error {
 			live, err := f.live(ctx, claim)
 			if err != nil {
@@ -125,7 +125,7 @@ func TestCloneOtherwise(t *testing.T) {
 		claim := f.small("xfs-copy", class, from("xfs"))
 		pv := f.bound(claim)
 		f.checkClone(claim, pv, source, "16Mi")
-		// The source's file system is what is in it.
+		// The content decides the file system, which is the source's.
 		if pv.Spec.RBD.FSType != "xfs" || !slices.Equal(pv.Spec.MountOptions, []string{"nouuid"}) || pv.Spec.StorageClassName != class.Name {
 			t.Errorf("the volume has the file system %q, the mount options %v and the class %q",
 				pv.Spec.RBD.FSType, pv.Spec.MountOptions, pv.Spec.StorageClassName)
@@ -142,7 +142,7 @@ func TestCloneOtherwise(t *testing.T) {
 		f.checkClone(claim, pv, source, "1Gi")
 		head := func(image string) string { return f.rbd("export-diff", "--no-progress", image, "-") }
 		f.same("source and clone", []byte(head(source.Spec.RBD.RBDImage)), []byte(head(pv.Spec.RBD.RBDImage)))
-		// Before the class, which says who deletes the source.
+		// Before the class, which says which user deletes the source.
 		f.delete(old)
 		f.volumeGone(source)
 		f.delete(claim)
@@ -163,8 +163,7 @@ func TestCloneOtherwise(t *testing.T) {
 	})
 }
 
-// The data of a clone is in the pool that its class names, that of the source where
-// that is.
+// The data of a clone is in the pool that its own class names, wherever the source's is.
 func TestCloneDataPool(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -200,8 +199,8 @@ func TestCloneDataPool(t *testing.T) {
 	}
 }
 
-// A source can be deleted before its clones, and they before it. What the clones
-// have stays; in the end nothing is left.
+// A source can be deleted before its clones, and they before it. The clones keep their
+// data; in the end nothing is left.
 func TestCloneOrder(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -211,7 +210,7 @@ func TestCloneOrder(t *testing.T) {
 	firstPV, secondPV, thirdPV := f.bound(first), f.bound(second), f.bound(third)
 	want := f.read(source.Spec.RBD.RBDImage)
 
-	// A clone first: the source keeps what it has.
+	// A clone first: the source keeps its data.
 	f.delete(third)
 	f.gone(thirdPV)
 	f.same("the source before and after a clone was deleted", want, f.read(source.Spec.RBD.RBDImage))
@@ -234,7 +233,7 @@ func TestCloneOrder(t *testing.T) {
 		f.same("a clone whose source is deleted", want, f.read(pv.Spec.RBD.RBDImage))
 	}
 
-	// A clone of a clone, which goes on without both.
+	// A clone of a clone, which remains without both.
 	last := f.small("last", class, from("first"))
 	lastPV := f.bound(last)
 	f.delete(first)

@@ -12,9 +12,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// A provisioner is killed when it has made images whose volumes could not be
-// saved. Their claims are deleted while none runs, and the next one leaves no
-// image behind.
+// A provisioner is killed after it made images whose volumes it could not save. Their
+// claims are deleted while no provisioner runs, and the next one leaves no image behind.
 func TestCrashLeavesNothing(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -47,8 +46,8 @@ func TestCrashLeavesNothing(t *testing.T) {
 	}
 }
 
-// deleteClaims deletes all claims, waits until they are gone, and returns how many
-// images no volume names then.
+// deleteClaims deletes all claims, waits until they are gone, and returns how many images
+// no volume names then.
 func (f *fixture) deleteClaims() int {
 	f.Helper()
 	client := rig.Kube.Client.CoreV1().PersistentVolumeClaims(f.name)

@@ -39,7 +39,7 @@ func TestRetain(t *testing.T) {
 	f.rbd("rm", pv.Spec.RBD.RBDImage)
 }
 
-// Deleting needs neither the class nor what it said.
+// A deletion needs neither the class nor its parameters.
 func TestClassDeletedBeforeItsVolumes(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -75,7 +75,7 @@ func TestImageDeletedByHand(t *testing.T) {
 	f.gone(pv)
 }
 
-// An image that a client has open is not touched, and the event says who it is.
+// An image that a client has open stays as it is, and the event names the client.
 func TestWatchedImage(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -102,8 +102,7 @@ func TestImageWithSnapshot(t *testing.T) {
 	f.gone(pv)
 }
 
-// An image whose metadata says that it is another volume's stays, whatever a
-// volume says.
+// An image whose metadata names another volume stays, whatever a volume says.
 func TestForeignImage(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -116,8 +115,8 @@ func TestForeignImage(t *testing.T) {
 	f.gone(pv)
 }
 
-// Volumes that the retired provisioner made say only who made them. They are
-// deleted through their class, and, once it is gone, as their annotations say.
+// Volumes that the retired provisioner made say only which provisioner made them. They
+// are deleted through their class and, once that is gone, as their annotations say.
 func TestVolumesOfTheRetiredProvisioner(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -139,7 +138,7 @@ func TestVolumesOfTheRetiredProvisioner(t *testing.T) {
 	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
 }
 
-// retiredVolume makes an image, a claim and a volume bound to each other, as the
+// retiredVolume makes an image, a claim and a volume that are bound to each other, as the
 // retired provisioner left them.
 func (f *fixture) retiredVolume(class *storagev1.StorageClass, name string) *corev1.PersistentVolumeClaim {
 	f.Helper()
@@ -172,8 +171,8 @@ func (f *fixture) static(name, class string, source corev1.PersistentVolumeSourc
 	return pv
 }
 
-// Monitors that moved: the volume's no longer answer, and it can't be changed.
-// The class's are used if they are the same cluster's.
+// The monitors moved: the volume's do not answer any more, and the volume can't be
+// changed. The class's monitors are used if they belong to the same cluster.
 func TestMovedMonitors(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -204,8 +203,8 @@ func TestMovedMonitors(t *testing.T) {
 	f.gone(pv)
 }
 
-// What is not ours is never touched: static volumes of any kind, and claims and
-// volumes of other provisioners.
+// Volumes of others are never touched: static volumes of any kind, and claims and volumes
+// of other provisioners.
 func TestOthersAreLeftAlone(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -239,7 +238,7 @@ func TestOthersAreLeftAlone(t *testing.T) {
 			func(c *corev1.PersistentVolumeClaim) { c.Spec.VolumeName = pv.Name }))
 		volumes = append(volumes, pv)
 	}
-	// One after the other would wait for a turn of the controller manager each.
+	// One after the other, each would wait for a turn of the controller manager.
 	for _, claim := range claims {
 		f.bound(claim)
 	}
@@ -247,13 +246,13 @@ func TestOthersAreLeftAlone(t *testing.T) {
 		f.delete(claim)
 		f.released(volumes[i])
 	}
-	// Claims of a class of somebody else's.
+	// Claims of a class of another provisioner.
 	other := f.class("other", func(c *storagev1.StorageClass) { c.Provisioner = "example.com/other" })
 	waiting := f.claim("waiting", other, nil)
 	f.event(waiting, "external provisioner 'example.com/other'")
 
-	// Once one of ours that came later has come and gone, the others were seen
-	// and passed over.
+	// Once a later claim of ours has come and gone, the provisioner has seen the others
+	// and passed them over.
 	ours := f.claim("ours", f.class("ours", nil), nil)
 	pv := f.bound(ours)
 	f.delete(ours)
@@ -287,8 +286,8 @@ func TestOthersAreLeftAlone(t *testing.T) {
 	}
 }
 
-// released waits until a volume was given up by its claim. The controller manager
-// has no way to delete these and says so with the phase Failed, or leaves it.
+// released waits until a volume's claim has given it up. The controller manager can't
+// delete these volumes: it sets the phase Failed, or leaves them.
 func (f *fixture) released(pv *corev1.PersistentVolume) {
 	f.Helper()
 	f.eventually(func(ctx context.Context) error {

@@ -17,8 +17,8 @@ import (
 	"ceph.com/rbd-provisioner/test/cluster"
 )
 
-// The examples, applied as they are but for the monitors and the keys. They make
-// a default class, so this test runs alone.
+// The examples are applied as they are, except for the monitors and the keys. They make a
+// default class, so this test runs alone.
 func TestExamples(t *testing.T) {
 	ctx := t.Context()
 	f := &fixture{T: t, name: "rbd"} // the pool that the examples' classes name
@@ -62,12 +62,11 @@ func TestExamples(t *testing.T) {
 		f.must(rig.ImagesMatchVolumes(ctx, "rbd"))
 		kubectl(ctx, "delete", "storageclass", "rbac", "secrets")
 	})
-	// What others need comes first: a claim is given the default class when it is
-	// made.
+	// What others need comes first: a claim gets the default class when it is made.
 	kubectl(ctx, "apply", "secrets", "rbac", "storageclass", "claim", "clone", "pod", "statefulset")
 
-	// The StatefulSet's controller makes a claim when the Pod before is ready,
-	// for which there is no kubelet here: the rig says so.
+	// The StatefulSet's controller makes a claim when the previous Pod is ready. There is
+	// no kubelet here, so the rig says that it is.
 	f.readyPods("default")
 	const want = 7 // four by themselves, three of the StatefulSet
 	var claims []corev1.PersistentVolumeClaim
@@ -89,15 +88,15 @@ func TestExamples(t *testing.T) {
 	f.must(rig.ImagesMatchVolumes(ctx, "rbd"))
 }
 
-// readyPods says of each Pod of a namespace that it runs and is ready, as
-// kubelet would, until the test ends.
+// readyPods marks each Pod of a namespace as running and ready, as kubelet would, until
+// the test ends.
 func (f *fixture) readyPods(ns string) {
 	f.Helper()
 	ctx, cancel := context.WithCancel(f.Context())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		// It ends with the error of the cancelled context, which says nothing.
+		// It ends with the error of the cancelled context, which says nothing useful.
 		_ = cluster.Eventually(ctx, patience, func(ctx context.Context) error {
 			pods, err := rig.Kube.Client.CoreV1().Pods(ns).List(ctx, metav1.ListOptions{})
 			if err != nil {
@@ -122,8 +121,8 @@ func (f *fixture) readyPods(ns string) {
 	})
 }
 
-// TestDeployCheck applies all manifests to the API server without keeping them,
-// in both ways that the README tells of.
+// TestDeployCheck applies all manifests to the API server without keeping them, in both
+// ways that the README describes.
 func TestDeployCheck(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
@@ -141,7 +140,7 @@ func TestDeployCheck(t *testing.T) {
 		})
 	}
 
-	// With another namespace, by an overlay as docs/install.md shows it.
+	// In another namespace, by an overlay as in docs/install.md.
 	t.Run("kustomize with another namespace", func(t *testing.T) {
 		f := newFixture(t)
 		overlay := t.TempDir()

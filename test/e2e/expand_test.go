@@ -38,8 +38,8 @@ func (f *fixture) tryAsk(claim *corev1.PersistentVolumeClaim, size string) error
 	return err
 }
 
-// grown waits until a claim's volume and image have a size and the claim is told:
-// one of mode Block has it, of the other its file system is to be grown.
+// grown waits until a claim's volume and image have a size and the claim shows it: a
+// claim of mode Block has the size, another one waits for its file system to grow.
 func (f *fixture) grown(claim *corev1.PersistentVolumeClaim, size string) {
 	f.Helper()
 	want := resource.MustParse(size)
@@ -59,8 +59,9 @@ func (f *fixture) grown(claim *corev1.PersistentVolumeClaim, size string) {
 		}
 		var done bool
 		if *pv.Spec.VolumeMode == corev1.PersistentVolumeBlock {
-			// Who tells it first says how much: kube-controller-manager up to
-			// Kubernetes 1.30 what was asked for, we what the volume has.
+			// The first to tell the claim decides about the size: kube-controller-manager
+			// up to Kubernetes 1.30 writes what was asked for, we write what the volume
+			// has.
 			done = told.Cmp(*live.Spec.Resources.Requests.Storage()) >= 0 && len(live.Status.Conditions) == 0
 		} else {
 			done = condition(live, corev1.PersistentVolumeClaimFileSystemResizePending)
@@ -84,7 +85,7 @@ func condition(claim *corev1.PersistentVolumeClaim, kind corev1.PersistentVolume
 	return false
 }
 
-// kubelet does for a claim what kubelet does once it has grown the file system.
+// kubelet changes a claim as kubelet does once it has grown the file system.
 func (f *fixture) kubelet(claim *corev1.PersistentVolumeClaim, size string) {
 	f.Helper()
 	patch := fmt.Sprintf(`{"status":{"capacity":{"storage":%q},"conditions":[],"allocatedResourceStatuses":null}}`, size)
@@ -93,9 +94,9 @@ func (f *fixture) kubelet(claim *corev1.PersistentVolumeClaim, size string) {
 	f.must(err)
 }
 
-// A claim is given what it asks for, also a second time, and while a client uses
-// the image: the image and the volume grow, and the claim says that the file
-// system is to be grown. For a volume of mode Block that is all.
+// A claim gets the size that it asks for, more than once, and while a client uses the
+// image: the image and the volume grow, and the claim says that the file system must
+// grow. For a volume of mode Block, that is all.
 func TestExpand(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -123,8 +124,8 @@ func TestExpand(t *testing.T) {
 	})
 }
 
-// What asks for nothing more changes nothing: the same size, one below it, and a
-// class that does not let claims ask. The API server refuses the last two.
+// A request that asks for no more changes nothing: the same size, a smaller one, and a
+// class that does not allow expansion. The API server refuses the last two.
 func TestExpandNothing(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -144,7 +145,7 @@ func TestExpandNothing(t *testing.T) {
 			t.Errorf("claim %s asked for %s: got %v, want %q", refused.claim.Name, refused.size, err, refused.want)
 		}
 	}
-	// Once one that came later has grown, the others were passed over.
+	// Once a later claim has grown, the others were passed over.
 	later := f.claim("later", f.class("later", growing), block)
 	f.bound(later)
 	f.ask(later, "2Gi")
@@ -159,8 +160,8 @@ func TestExpandNothing(t *testing.T) {
 	}
 }
 
-// What keeps an image from growing. It stays as it is, an event says why, and
-// once the obstacle goes the volume grows by itself.
+// Obstacles to growth: the image stays as it is, an event says why, and once the obstacle
+// is gone, the volume grows without help.
 func TestObstaclesToExpansion(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -168,8 +169,8 @@ func TestObstaclesToExpansion(t *testing.T) {
 		put  func(f *fixture, image string)
 		want string // NAME is the fixture's, IMAGE the image's
 		take func(f *fixture, image string)
-		// claims says that new claims are told it, too: by them one sees that what
-		// was read of a secret does not serve any more.
+		// claims says that new claims get the same event: they show that an earlier read
+		// of a secret does not serve any more.
 		claims bool
 	}{
 		{
@@ -233,8 +234,7 @@ func TestObstaclesToExpansion(t *testing.T) {
 	}
 }
 
-// An image takes no room to grow: a pool that is full, by its quota, is not in the
-// way.
+// Growing an image takes no room: a pool that is full, by its quota, does not prevent it.
 func TestExpandInFullPool(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -246,8 +246,8 @@ func TestExpandInFullPool(t *testing.T) {
 	f.quota("0")
 }
 
-// An image that is larger than its volume stays as it is, whether a crash or a
-// person left it so: the volume gets the size that it has.
+// An image that is larger than its volume, after a crash or by hand, stays as it is, and
+// the volume gets its size.
 func TestExpandToLargerImage(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -258,8 +258,8 @@ func TestExpandToLargerImage(t *testing.T) {
 	f.grown(claim, "5Gi")
 }
 
-// A provisioner is killed when it has grown an image and could not save that in
-// the volume. The next one ends it.
+// A provisioner is killed after it grew an image and could not save that in the volume.
+// The next one completes the growth.
 func TestExpandAfterCrash(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -282,7 +282,7 @@ func TestExpandAfterCrash(t *testing.T) {
 	r.gone(pv)
 }
 
-// allowExpansion lets claims of a class that is there ask for more.
+// allowExpansion lets claims of an existing class ask for more.
 func (f *fixture) allowExpansion(class *storagev1.StorageClass) {
 	f.Helper()
 	_, err := rig.Kube.Client.StorageV1().StorageClasses().Patch(f.Context(), class.Name,
@@ -290,8 +290,8 @@ func (f *fixture) allowExpansion(class *storagev1.StorageClass) {
 	f.must(err)
 }
 
-// What claims ask for while no provisioner runs, the next one does; it needs no
-// class. One that is stopped in the middle leaves nothing half done.
+// What claims ask for while no provisioner runs, the next one does. It needs no class. A
+// provisioner that is stopped in the middle leaves nothing half done.
 func TestExpandAcrossRestarts(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -332,8 +332,8 @@ func TestExpandAcrossRestarts(t *testing.T) {
 	}
 }
 
-// Volumes that the retired provisioner made grow through their class, and, once
-// it is gone, as their annotations say.
+// Volumes that the retired provisioner made grow through their class and, once that is
+// gone, as their annotations say.
 func TestExpandVolumesOfTheRetiredProvisioner(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -358,8 +358,8 @@ func TestExpandVolumesOfTheRetiredProvisioner(t *testing.T) {
 	f.grown(claim, "3Gi")
 }
 
-// No monitor of the volume answers any more, and none of its class: an event says
-// so until the class has others, which are the same cluster's.
+// None of the volume's monitors answers any more, and none of its class's. An event says
+// so until the class has others that belong to the same cluster.
 func TestExpandAfterOutage(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)

@@ -28,8 +28,8 @@ import (
 	"ceph.com/rbd-provisioner/test/cluster"
 )
 
-// fixture is what one test works with. Its name is that of its namespace and its
-// pool, and the beginning of the names of its classes.
+// fixture has the objects of one test. Its name is that of its namespace and its pool,
+// and the prefix of its classes' names.
 type fixture struct {
 	*testing.T
 	name string
@@ -38,10 +38,10 @@ type fixture struct {
 	adminKey, userKey string
 }
 
-// newFixture makes a namespace, a pool, two Ceph users with minimal caps, and
-// their secrets: "NAME-admin" in the provisioner's namespace and "user" in the
-// test's. When the test ends everything is deleted, and the pool must be empty
-// but for the images of volumes that are left.
+// newFixture makes a namespace, a pool, two Ceph users with minimal caps, and their
+// secrets: "NAME-admin" in the provisioner's namespace and "user" in the test's. When the
+// test ends, everything is deleted, and the pool must be empty except for the images of
+// volumes that are left.
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	f := &fixture{T: t, name: "e2e-" + strings.ToLower(rand.Text()[:8])}
@@ -59,7 +59,7 @@ func newFixture(t *testing.T) *fixture {
 	return f
 }
 
-// in is the fixture in a subtest.
+// in returns the fixture for a subtest.
 func (f *fixture) in(sub *testing.T) *fixture {
 	in := *f
 	in.T = sub
@@ -112,7 +112,7 @@ func (f *fixture) parameters(changes ...map[string]string) map[string]string {
 	return p
 }
 
-// class makes a StorageClass NAME-suffix, which goes when the test ends.
+// class makes a StorageClass NAME-suffix, which is deleted when the test ends.
 func (f *fixture) class(suffix string, change func(*storagev1.StorageClass)) *storagev1.StorageClass {
 	f.Helper()
 	class := &storagev1.StorageClass{
@@ -189,8 +189,8 @@ func (f *fixture) delete(claim *corev1.PersistentVolumeClaim) {
 	f.must(rig.Kube.Client.CoreV1().PersistentVolumeClaims(claim.Namespace).Delete(f.Context(), claim.Name, metav1.DeleteOptions{}))
 }
 
-// gone waits until a volume does not exist any more, and its image is not in the
-// trash either: who removes it from there may end with the test.
+// gone waits until a volume does not exist any more, and its image is not in the trash
+// either: the process that removes it from there may end with the test.
 func (f *fixture) gone(volume *corev1.PersistentVolume) {
 	f.Helper()
 	f.must(f.goneBy(f.Context(), volume))
@@ -226,7 +226,7 @@ func (f *fixture) event(object metav1.Object, text string) {
 	})
 }
 
-// events are the events about an object, in words.
+// events returns the events about an object as text.
 func (f *fixture) events(ctx context.Context, uid any) string {
 	list, err := rig.Kube.Client.CoreV1().Events("").List(ctx, metav1.ListOptions{
 		FieldSelector: fields.OneTermEqualSelector("involvedObject.uid", fmt.Sprint(uid)).String(),
@@ -241,7 +241,7 @@ func (f *fixture) events(ctx context.Context, uid any) string {
 	return strings.Join(texts, "\n")
 }
 
-// volumes are the PersistentVolumes whose image is in a pool.
+// volumes returns the PersistentVolumes whose image is in a pool.
 func (f *fixture) volumes(ctx context.Context, pool string) ([]corev1.PersistentVolume, error) {
 	list, err := rig.Kube.Client.CoreV1().PersistentVolumes().List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -303,7 +303,7 @@ func (f *fixture) end() {
 	if err != nil {
 		f.Errorf("after the test: %v", err)
 	}
-	// The rig goes anyway: this only keeps it small.
+	// The rig is removed anyway: this only keeps it small.
 	err = errors.Join(
 		rig.Kube.Client.CoreV1().Namespaces().Delete(ctx, f.name, metav1.DeleteOptions{}),
 		rig.Kube.Client.CoreV1().Secrets(namespace).DeleteCollection(ctx, metav1.DeleteOptions{},
@@ -335,8 +335,8 @@ func (f *fixture) annotate(pv *corev1.PersistentVolume, annotations map[string]s
 	f.must(err)
 }
 
-// watch opens an image of the fixture's pool as a client that stays, until the
-// returned function is called. It returns the client's address.
+// watch opens an image of the fixture's pool as a client, until the returned function is
+// called. It returns the client's address.
 func (f *fixture) watch(image string) (address string, unwatch func()) {
 	f.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(f.Context()))
@@ -350,8 +350,8 @@ func (f *fixture) watch(image string) (address string, unwatch func()) {
 		_ = client.Wait() // its status is of no interest
 	}()
 	unwatch = sync.OnceFunc(func() {
-		// It ends when its input does, and takes its watch back, which after a signal
-		// stays for half a minute.
+		// It ends when its input does, and then gives its watch back. After a signal, the
+		// watch would stay for half a minute.
 		_ = input.Close()
 		<-ended
 		cancel()
@@ -375,7 +375,7 @@ func (f *fixture) watch(image string) (address string, unwatch func()) {
 	return address, unwatch
 }
 
-// apply applies a manifest of the checkout, changed.
+// apply applies a changed manifest of the repository.
 func (f *fixture) apply(path string, change func(string) string) {
 	f.Helper()
 	text, err := os.ReadFile(checkout(path))

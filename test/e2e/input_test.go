@@ -12,8 +12,8 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-// What a person gets wrong outside the class's parameters shows on the claim, in
-// words that say what to mend.
+// Mistakes outside the class's parameters show on the claim, in words that say what to
+// correct.
 func TestBadClaims(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -48,8 +48,8 @@ func TestBadClaims(t *testing.T) {
 	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
 }
 
-// Each mistake with secrets, pools and monitors is told, and once it is mended
-// the claim heals by itself.
+// Each mistake with secrets, pools and monitors shows, and once it is corrected the claim
+// is bound without help.
 func TestMistakesHeal(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -124,8 +124,8 @@ func TestMistakesHeal(t *testing.T) {
 	}
 }
 
-// Monitors that do not answer. The class is wrong for good, since an address
-// can't be mended without making the class again.
+// Monitors that do not answer. The class stays wrong, since its addresses can't be
+// changed: it has to be made again.
 func TestUnreachableMonitors(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -136,8 +136,8 @@ func TestUnreachableMonitors(t *testing.T) {
 	f.event(f.claim("nameless", class, nil), `no monitor has an address: monitor "nowhere.invalid"`)
 }
 
-// The user's secret is checked where RBAC allows it: in the provisioner's
-// namespace by default.
+// The user's secret is checked where RBAC allows it, by default in the provisioner's
+// namespace.
 func TestUserSecret(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)

@@ -18,14 +18,14 @@ import (
 	"ceph.com/rbd-provisioner/test/cluster"
 )
 
-// useKey notes a key, to be searched for at the end.
+// useKey records a key, to search for at the end.
 func useKey(key string) {
 	rig.mu.Lock()
 	defer rig.mu.Unlock()
 	rig.keys = append(rig.keys, key)
 }
 
-// look notes what a provisioner shows while it runs: its metrics, arguments and
+// look records what a provisioner shows while it runs: its metrics, arguments and
 // environment.
 func look(ctx context.Context, p *cluster.Provisioner) error {
 	seen := map[string]string{}
@@ -56,9 +56,9 @@ func look(ctx context.Context, p *cluster.Provisioner) error {
 	return nil
 }
 
-// noKeyAnywhere searches all that the provisioners left for each key that was
-// used: objects that anybody but the owner of a Secret may read, files, logs, and
-// what look has seen.
+// noKeyAnywhere searches all that the provisioners left for each key that was used:
+// objects that others than the owner of a Secret may read, files, logs, and what look
+// recorded.
 func noKeyAnywhere(ctx context.Context) error {
 	found := map[string]string{}
 	const kinds = "events,persistentvolumes,persistentvolumeclaims,storageclasses,leases,configmaps"
@@ -95,9 +95,9 @@ func noKeyAnywhere(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// files reads those of the rig's folder that a provisioner has written or could
-// have: the folder is its HOME, its TMPDIR and its working directory. Those of
-// servers are left out, which have keys of their own and Secrets.
+// files reads those files in the rig's folder that a provisioner has written or could
+// have: the folder is its HOME, its TMPDIR and its working directory. It leaves out those
+// of servers, which have their own keys and Secrets.
 func files(found map[string]string) error {
 	servers := map[string]bool{"ceph": true, "kubernetes": true}
 	logs := 0
@@ -114,7 +114,7 @@ func files(found map[string]string) error {
 		case !entry.Type().IsRegular():
 			return nil
 		case filepath.Dir(name) == "log":
-			// The others are of servers.
+			// The others belong to servers.
 			if !strings.HasPrefix(entry.Name(), "provisioner-") {
 				return nil
 			}
@@ -133,11 +133,11 @@ func files(found map[string]string) error {
 // form is one way to write a key.
 type form struct {
 	name, text string
-	// anyCase is for digits that may be large letters, too.
+	// anyCase is for digits that may be capital letters, too.
 	anyCase bool
 }
 
-// formsOf are the key as Ceph prints it, as a dump of its Secret has it, and its
+// formsOf returns the key as Ceph prints it, as a dump of its Secret has it, and as
 // bytes.
 func formsOf(key string) []form {
 	// The last group depends on what follows the key in the Secret.
@@ -156,8 +156,8 @@ func formsOf(key string) []form {
 	}
 }
 
-// dumpedBytes puts together what a log has as dumps of bytes, 16 in a line,
-// which is how client-go logs the bodies of answers.
+// dumpedBytes joins what a log has as dumps of bytes, 16 in a line, which is how
+// client-go logs the bodies of answers.
 func dumpedBytes(text string) string {
 	var all strings.Builder
 	for _, line := range dumpLine.FindAllStringSubmatch(text, -1) {

@@ -21,8 +21,7 @@ import (
 	"ceph.com/rbd-provisioner/test/cluster"
 )
 
-// pair is two provisioners of one name, whose lease is in the fixture's
-// namespace.
+// pair is two provisioners with one name, whose lease is in the fixture's namespace.
 type pair struct {
 	*fixture
 	// first leads; second is ready and waits.
@@ -75,7 +74,7 @@ func (p *pair) spec() coordinationv1.LeaseSpec {
 	return lease.Spec
 }
 
-// takenOver waits until another replica has the lease than did before.
+// takenOver waits until another replica has the lease than before.
 func (p *pair) takenOver(before coordinationv1.LeaseSpec) coordinationv1.LeaseSpec {
 	p.Helper()
 	var now coordinationv1.LeaseSpec
@@ -89,8 +88,8 @@ func (p *pair) takenOver(before coordinationv1.LeaseSpec) coordinationv1.LeaseSp
 	return now
 }
 
-// burst makes claims and waits until the first one's image is made: the rest is
-// in the first provisioner's hands.
+// burst makes claims and waits until the first one's image is made. The first provisioner
+// then has the others in hand.
 func (p *pair) burst(n int) []*corev1.PersistentVolumeClaim {
 	p.Helper()
 	claims := make([]*corev1.PersistentVolumeClaim, n)
@@ -106,8 +105,8 @@ func (p *pair) burst(n int) []*corev1.PersistentVolumeClaim {
 	return claims
 }
 
-// settled waits until all claims are bound, with one image each, and then deletes
-// them: the provisioners end before the fixture does.
+// settled waits until all claims are bound, with one image each, and then deletes them,
+// because the provisioners end before the fixture does.
 func (p *pair) settled(claims []*corev1.PersistentVolumeClaim) {
 	p.Helper()
 	for _, claim := range claims {
@@ -126,11 +125,11 @@ func (p *pair) settled(claims []*corev1.PersistentVolumeClaim) {
 	p.must(rig.ImagesMatchVolumes(p.Context(), p.name))
 }
 
-// changing is a line of the log about a call that changes something in Ceph.
+// changing matches a log line about a call that changes something in Ceph.
 var changing = regexp.MustCompile(`"Called librbd".* call="(create|set metadata of|grow|move to the trash|remove|remove trashed|hand over trashed)".* duration="([^"]+)"`)
 
-// A leader that is halted for longer than its lease, and goes on when another
-// leads, does nothing more and ends.
+// A leader that is halted for longer than its lease, and continues when another one
+// leads, changes nothing more and exits.
 func TestPausedLeader(t *testing.T) {
 	t.Parallel()
 	const leaseDuration = 3 * time.Second
@@ -142,7 +141,7 @@ func TestPausedLeader(t *testing.T) {
 	p.must(p.first.Pause(t.Context()))
 	said := len(log(t, p.first))
 	p.takenOver(before)
-	// Most claims are not served yet, and it has them in its queue.
+	// Most claims are not served yet: they are in its queue.
 	p.must(p.first.Resume())
 	select {
 	case <-p.first.Done():
@@ -154,7 +153,7 @@ func TestPausedLeader(t *testing.T) {
 		t.Errorf("it ended with %d, want 1 and a reason in the log", p.first.ExitCode())
 	}
 	for _, line := range changing.FindAllStringSubmatch(after, -1) {
-		// What librbd was in the middle of, nobody can call back.
+		// A call that librbd is already executing can't be called back.
 		if duration, err := time.ParseDuration(line[2]); err != nil || duration < leaseDuration {
 			t.Errorf("it went on to work: %s", line[0])
 		}
@@ -162,7 +161,7 @@ func TestPausedLeader(t *testing.T) {
 	p.settled(claims)
 }
 
-// A leader that is killed is followed within its lease and 3 s.
+// When a leader is killed, another one leads within the lease duration and 3 s.
 func TestKilledLeader(t *testing.T) {
 	t.Parallel()
 	const leaseDuration = 4 * time.Second
@@ -181,8 +180,8 @@ func TestKilledLeader(t *testing.T) {
 	p.settled(claims)
 }
 
-// A leader that is told to end gives its lease back, which the next one takes
-// within 2 s; the retry period is the default.
+// A leader that is told to stop gives its lease back, and the next one takes it within 2
+// s, with the default retry period.
 func TestStoppedLeader(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)

@@ -16,16 +16,16 @@ import (
 	"ceph.com/rbd-provisioner/test/cluster"
 )
 
-// What is changed under a provisioner that is connected shows on the next claim, for
-// a secret a second later, and on the deletion of a volume that was made before; both
-// heal once it is mended.
+// What changes under a connected provisioner shows on the next claim (a secret a second
+// later), and on the deletion of a volume that was made before. Both succeed once the
+// mistake is corrected.
 func TestFaultsBetweenCreationAndDeletion(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name  string
 		spoil func(*fixture)
-		// What the claim and the volume say; NAME is the fixture's. Empty says
-		// that it goes well all the same.
+		// What the claim and the volume say; NAME is the fixture's name. Empty means that
+		// all goes well nevertheless.
 		claim, volume string
 		mend          func(*fixture)
 	}{
@@ -80,7 +80,7 @@ func TestFaultsBetweenCreationAndDeletion(t *testing.T) {
 			func(f *fixture) { f.secret(namespace, f.name+"-admin", corev1.SecretTypeOpaque, f.adminKey) },
 		},
 		{
-			// A volume says where it is: what its class says now does not matter.
+			// A volume says where its image is: what its class says now does not matter.
 			"the class leads elsewhere",
 			func(f *fixture) {
 				client := rig.Kube.Client.StorageV1().StorageClasses()
@@ -97,11 +97,11 @@ func TestFaultsBetweenCreationAndDeletion(t *testing.T) {
 			},
 		},
 		{
-			// Ceph counts every five seconds or so what a pool holds, and then
+			// Ceph counts every five seconds or so what a pool holds, and only then
 			// refuses writes.
 			"the pool is over its quota",
 			(*fixture).fill,
-			// The first removal in a pool makes an object, that of its trash.
+			// The first removal in a pool makes an object, that of the pool's trash.
 			"pool is full or over its quota", "pool is full or over its quota",
 			func(f *fixture) { f.quota("0") },
 		},
@@ -135,8 +135,8 @@ func TestFaultsBetweenCreationAndDeletion(t *testing.T) {
 	}
 }
 
-// claimRefused makes claims until one is told text, and returns that one. What was read of
-// a secret serves for a second, so some may be bound before.
+// claimRefused makes claims until one has an event with text, and returns that claim.
+// What was read of a secret serves for a second, so earlier claims may be bound.
 func (f *fixture) claimRefused(class *storagev1.StorageClass, text string) *corev1.PersistentVolumeClaim {
 	f.Helper()
 	for n := range 200 {
@@ -161,7 +161,7 @@ func (f *fixture) claimRefused(class *storagev1.StorageClass, text string) *core
 	return nil
 }
 
-// fill makes the fixture's pool full, by a quota that it is over.
+// fill makes the fixture's pool full: it is over its quota.
 func (f *fixture) fill() {
 	f.Helper()
 	f.quota("1")
@@ -187,9 +187,8 @@ func (f *fixture) quota(objects string) {
 	f.must(err)
 }
 
-// reconnect makes Ceph refuse the connections of the fixture's admin, who must
-// make new ones: a connection keeps the caps that it began with for up to an
-// hour.
+// reconnect makes Ceph refuse the connections of the fixture's admin, who must make new
+// ones: a connection keeps the caps that it began with for up to an hour.
 func (f *fixture) reconnect() {
 	f.Helper()
 	var sessions []struct {
@@ -219,8 +218,8 @@ func (f *fixture) reconnect() {
 	f.settleMap()
 }
 
-// settleMap waits until each placement group of the fixture's pool works by the
-// monitors' newest map: OSDs hear of a new one by and by.
+// settleMap waits until each placement group of the fixture's pool uses the monitors'
+// newest map: OSDs learn of a new one with a delay.
 func (f *fixture) settleMap() {
 	f.Helper()
 	var newest struct {
@@ -252,7 +251,7 @@ func (f *fixture) settleMap() {
 	}
 }
 
-// A pool that is missing at first, and one that nobody initialised.
+// A pool that is missing at first, and one that was never initialised.
 func TestPoolMadeLate(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)

@@ -13,9 +13,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// What keeps an image from being removed, beside what delete_test.go has. The
-// image stays, an event says why, and once the obstacle goes so does the image,
-// by itself.
+// Obstacles to the removal of an image, beside those in delete_test.go. The image stays,
+// and an event says why. Once the obstacle is gone, the image is removed without help.
 func TestObstaclesToDeletion(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -67,8 +66,8 @@ func TestObstaclesToDeletion(t *testing.T) {
 	}
 }
 
-// A clone that somebody made by hand, of a snapshot that is gone, is no obstacle: the
-// volume goes, and its image waits in the trash until the clone needs it no more.
+// A clone that was made by hand, of a snapshot that is gone, is no obstacle: the volume
+// is deleted, and its image waits in the trash until the clone does not need it any more.
 func TestHandmadeClone(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -87,8 +86,8 @@ func TestHandmadeClone(t *testing.T) {
 	f.nothingLeft()
 }
 
-// A lock is advice among those who take it, and stays when its owner dies: no
-// obstacle, as for "rbd rm". Who has the image open is a watcher, and is one.
+// A lock is advice among its users, and stays when its owner dies: it is no obstacle, as
+// for "rbd rm". A client that has the image open is a watcher, and that is an obstacle.
 func TestLockedImage(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -104,8 +103,8 @@ func TestLockedImage(t *testing.T) {
 	f.gone(pv)
 }
 
-// An image that somebody renamed is not the volume's any more: the volume goes,
-// and the image stays for whoever renamed it.
+// An image that was renamed is not the volume's any more: the volume is deleted, and the
+// renamed image stays.
 func TestImageRenamed(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -122,9 +121,9 @@ func TestImageRenamed(t *testing.T) {
 	f.rbd("rm", "--no-progress", "kept-aside")
 }
 
-// A volume that is deleted by hand while its claim still waits to be deleted, and
-// one whose finalizer was taken off too: the image of the second is lost to
-// Kubernetes, and never removed by us.
+// A volume is deleted by hand while its claim still waits to be deleted; and another one,
+// whose finalizer was removed, too. The image of the second is lost to Kubernetes, and we
+// never remove it.
 func TestVolumeDeletedByHand(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -142,7 +141,7 @@ func TestVolumeDeletedByHand(t *testing.T) {
 	f.gone(first)
 
 	f.must(volumes.Delete(t.Context(), second.Name, metav1.DeleteOptions{}))
-	// Controllers put theirs back as long as the volume is there.
+	// Controllers restore theirs for as long as the volume is there.
 	f.eventually(func(ctx context.Context) error {
 		_, err := volumes.Patch(ctx, second.Name, types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{})
 		if err != nil && !apierrors.IsNotFound(err) {

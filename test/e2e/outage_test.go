@@ -39,13 +39,13 @@ func silentMonitor(t *testing.T) (address string) {
 	return listener.Addr().String()
 }
 
-// Claims of a healthy cluster are served while two others are down, of which far
-// more claims wait than there are workers. Each worker that waits for them does
-// so for 5 s: to try all of them once would take 100 s.
+// Claims of a healthy cluster are served while two other clusters are down, for which far
+// more claims wait than there are workers. Each worker waits for 5 s: to try all claims
+// once would take 100 s.
 func TestOutageOfOneClass(t *testing.T) {
 	t.Parallel()
 	const name = "example.com/outage"
-	// Before the fixture, whose end needs it.
+	// Before the fixture, because the fixture's end needs it.
 	start(t, []string{"PROVISIONER_NAME=" + name}, "-leader-election=false", "-worker-threads=4")
 	f := newFixture(t)
 	class := func(suffix, monitors string) *storagev1.StorageClass {
@@ -68,7 +68,7 @@ func TestOutageOfOneClass(t *testing.T) {
 		f.bound(claim)
 	}
 
-	// By then few of the others can have been waited for.
+	// Few of the others can have been waited for by then.
 	events, err := rig.Kube.Client.CoreV1().Events(f.name).List(t.Context(), metav1.ListOptions{})
 	f.must(err)
 	waitedFor := map[string]bool{}
@@ -81,7 +81,7 @@ func TestOutageOfOneClass(t *testing.T) {
 	if len(waitedFor) > len(waiting)/2 {
 		t.Errorf("%d of %d claims were waited for before those of a healthy cluster were bound", len(waitedFor), len(waiting))
 	}
-	// All of them are told why.
+	// All of them have an event that says why.
 	for _, claim := range waiting {
 		f.eventually(func(ctx context.Context) error {
 			if events := f.events(ctx, claim.UID); !strings.Contains(events, "no answer lately") && !strings.Contains(events, "no monitor answered") {

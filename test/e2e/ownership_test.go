@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	// kubernetesCluster is the mark of an image, and the annotation of its volume that
-	// says that it is there.
+	// kubernetesCluster is both the mark of an image, and the annotation of its volume
+	// that says that the mark is there.
 	kubernetesCluster = "rbd.ceph.com/kubernetes-cluster"
 	formerCluster     = "rbd.ceph.com/former-cluster"
 	// anotherCluster is the UID of kube-system somewhere else.
@@ -34,7 +34,7 @@ func (f *fixture) clusterUID() string {
 	return string(system.UID)
 }
 
-// metadata is what an image says of itself.
+// metadata returns the metadata of an image.
 func (f *fixture) metadata(image string) map[string]string {
 	f.Helper()
 	var all map[string]string
@@ -42,13 +42,13 @@ func (f *fixture) metadata(image string) map[string]string {
 	return all
 }
 
-// mark has an image say that it is a cluster's.
+// mark writes into an image that it belongs to a cluster.
 func (f *fixture) mark(image, cluster string) {
 	f.Helper()
 	f.rbd("image-meta", "set", image, kubernetesCluster, cluster)
 }
 
-// unannotate takes annotations of a volume away.
+// unannotate removes annotations of a volume.
 func (f *fixture) unannotate(pv *corev1.PersistentVolume, keys ...string) {
 	f.Helper()
 	args := []string{"annotate", "pv", pv.Name}
@@ -59,7 +59,7 @@ func (f *fixture) unannotate(pv *corev1.PersistentVolume, keys ...string) {
 	f.must(err)
 }
 
-// run runs the command of kubectl or rbd that an event tells people to run.
+// run runs the kubectl or rbd command that an event says to run.
 func (f *fixture) run(event corev1.Event, program string) {
 	f.Helper()
 	_, command, found := strings.Cut(event.Message, ": "+program+" ")
@@ -76,8 +76,8 @@ func (f *fixture) run(event corev1.Event, program string) {
 	f.must(err)
 }
 
-// owned waits until a volume says that its image is marked as this cluster's, and
-// nothing of a former one, and checks that it is.
+// owned waits until a volume says that its image is marked as this cluster's and names no
+// former cluster, and checks that the image is marked.
 func (f *fixture) owned(pv *corev1.PersistentVolume) {
 	f.Helper()
 	uid := f.clusterUID()
@@ -96,13 +96,13 @@ func (f *fixture) owned(pv *corev1.PersistentVolume) {
 	if got := metadata[kubernetesCluster]; got != uid {
 		f.Errorf("the image is marked as that of cluster %q, want %q", got, uid)
 	}
-	// Images of the retired provisioner say nothing of their volume.
+	// The metadata of the retired provisioner's images do not name a volume.
 	if got := metadata["kubernetes.io/created-for/pv/name"]; got != "" && got != pv.Name {
 		f.Errorf("the image is marked as that of volume %q, want %q", got, pv.Name)
 	}
 }
 
-// Images that do not say yet whose they are get their mark while they are in use.
+// Images without an owner get their mark while they are in use.
 func TestUnmarkedImages(t *testing.T) {
 	t.Parallel()
 	for name, volume := range map[string]func(*fixture, *storagev1.StorageClass) *corev1.PersistentVolumeClaim{
@@ -130,15 +130,15 @@ func TestUnmarkedImages(t *testing.T) {
 	}
 }
 
-// patch changes the spec of a volume as JSON says.
+// patch changes the spec of a volume with JSON.
 func (f *fixture) patch(pv *corev1.PersistentVolume, kind types.PatchType, patch string) {
 	f.Helper()
 	_, err := rig.Kube.Client.CoreV1().PersistentVolumes().Patch(f.Context(), pv.Name, kind, []byte(patch), metav1.PatchOptions{})
 	f.must(err)
 }
 
-// drop removes a volume that is released, as an event and docs/moving.md say, and checks
-// that its image is left.
+// drop removes a released volume as an event and docs/moving.md say, and checks that its
+// image is left.
 func (f *fixture) drop(pv *corev1.PersistentVolume) {
 	f.Helper()
 	f.patch(pv, types.MergePatchType, `{"spec":{"persistentVolumeReclaimPolicy":"Retain"}}`)
@@ -146,9 +146,9 @@ func (f *fixture) drop(pv *corev1.PersistentVolume) {
 	f.rbd("info", pv.Spec.RBD.RBDImage)
 }
 
-// The image of a volume that was restored from another cluster's backup stays that
-// cluster's, until somebody who uses it runs the command that the event names. No such
-// command has it removed.
+// A volume was restored from another cluster's backup. Its image belongs to that cluster
+// until a person who uses it runs the command that the event names. No such command
+// removes the image.
 func TestImageOfAnotherCluster(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]func(*fixture, *corev1.PersistentVolumeClaim, *corev1.PersistentVolume){
@@ -199,8 +199,8 @@ func TestImageOfAnotherCluster(t *testing.T) {
 	}
 }
 
-// A copy of a volume under another name has its image once the volume is gone and the
-// copy says that it moved here, if only from the same cluster.
+// A copy of a volume under another name owns the image once the volume is gone and the
+// copy says that it moved here, even from the same cluster.
 func TestVolumeUnderAnotherName(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -223,8 +223,8 @@ func TestVolumeUnderAnotherName(t *testing.T) {
 	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
 }
 
-// withoutIdentity is what comes of it when the provisioner may not know which cluster
-// it is in: it keeps no journal and marks nothing, and leaves alone what is marked.
+// withoutIdentity tests a provisioner that may not know which cluster it is in: it keeps
+// no journal and marks nothing, and leaves marked images alone.
 func withoutIdentity(r *restricted) {
 	r.refused("WARNING: this Kubernetes cluster can't be told from others")
 	r.refused("working without a journal")

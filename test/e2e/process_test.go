@@ -51,7 +51,7 @@ func log(t *testing.T, p *cluster.Provisioner) string {
 	return string(text)
 }
 
-// leader is who holds the lease.
+// leader returns the holder of the lease.
 func leader(ctx context.Context) (string, error) {
 	lease, err := rig.Kube.Client.CoordinationV1().Leases(namespace).Get(ctx, "ceph.com-rbd", metav1.GetOptions{})
 	if err != nil {
@@ -60,9 +60,9 @@ func leader(ctx context.Context) (string, error) {
 	return ptr.Deref(lease.Spec.HolderIdentity, ""), nil
 }
 
-// Two processes: the second is ready and waits; when the first ends orderly it
-// takes over in about two seconds, and what was being made then is made. This
-// test stops the provisioner that the others use, and so runs alone.
+// Two processes run, and the second is ready and waits. When the first is stopped, the
+// second leads in about two seconds and completes what was being made then. This test
+// stops the provisioner that the others use, so it runs alone.
 func TestHandover(t *testing.T) {
 	f := newFixture(t)
 	class := f.class("a", nil)
@@ -81,7 +81,7 @@ func TestHandover(t *testing.T) {
 	}
 	f.must(rig.main.Stop()) // status 0
 	stopped := time.Now()
-	// It gave the lease back, and not only let it expire.
+	// It gave the lease back; the lease did not just expire.
 	if now, err := leader(t.Context()); err != nil || now == first {
 		t.Errorf("the lease is still that of %s, %v", now, err)
 	}
@@ -101,7 +101,7 @@ func TestHandover(t *testing.T) {
 	f.must(rig.main.Start(t.Context()))
 }
 
-// The lease that is lost ends the process: another may lead.
+// A process that loses its lease exits: another one may lead.
 func TestLostLease(t *testing.T) {
 	f := newFixture(t)
 	p := start(t, []string{"PROVISIONER_NAME=example.com/lost"}, "-leader-election-namespace="+f.name,
@@ -125,8 +125,8 @@ func TestLostLease(t *testing.T) {
 	}
 }
 
-// Another name, another identity, images named like volumes, no election, JSON
-// logs: as somebody may have set the retired provisioner up.
+// Another name, another identity, images named like volumes, no election, JSON logs:
+// settings that users of the retired provisioner may have.
 func TestFlags(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -143,8 +143,8 @@ func TestFlags(t *testing.T) {
 
 	for _, want := range []string{
 		`controller_persistentvolumeclaim_provision_total{class="` + f.name + `-a",source=""} 1`,
-		// Counted after the volume is gone; twice when the library, whose cache
-		// is behind, asks a second time.
+		// Counted after the volume is gone; twice when the library asks again, because
+		// its cache lags behind.
 		`controller_persistentvolume_delete_total{class="` + f.name + `-a"} `,
 		"rbd_provisioner_build_info{", "process_resident_memory_bytes",
 	} {
@@ -163,7 +163,7 @@ func TestFlags(t *testing.T) {
 	}
 }
 
-// What an administrator finds in the log of a start.
+// The log of a start, as an administrator sees it.
 func TestStartIsLogged(t *testing.T) {
 	t.Parallel()
 	text := log(t, rig.main)
@@ -185,7 +185,7 @@ func TestStartIsLogged(t *testing.T) {
 	}
 }
 
-// An account without rights is told each one that it lacks.
+// If an account has no rights, the log names each one that it lacks.
 func TestMissingPermissionsAreLogged(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)

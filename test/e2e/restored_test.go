@@ -12,9 +12,9 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 )
 
-// A volume and its claim that were deleted and come back while their image is still in
-// the trash: it stays there beyond its time, and is in place again after the command that
-// the event names.
+// A volume and its claim were deleted, and are restored while their image is still in the
+// trash. The image stays there beyond its time, and is back in place after the command
+// that the event names.
 func TestRestoredFromTrash(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -28,7 +28,7 @@ func TestRestoredFromTrash(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t)
-			// Long enough to make the volume again meanwhile.
+			// Long enough to make the volume again before the image is removed.
 			class := f.class("a", func(c *storagev1.StorageClass) { c.Parameters["trashRetention"] = "10s" })
 			claim := f.claim("data", class, nil)
 			pv := f.bound(claim)
@@ -50,7 +50,7 @@ func TestRestoredFromTrash(t *testing.T) {
 			})
 			f.bound(claim)
 			if test.byHand {
-				// Nothing says that its image is marked, so it is looked for.
+				// Nothing says that its image is marked, so the provisioner looks for it.
 				f.told(again, "ImageNotFound", "rbd trash ls --pool "+f.name)
 			}
 			// Sent when the image was due.

@@ -21,14 +21,14 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// right is one verb on one resource, of one name or of any.
+// right is one verb on one resource, with one name or any.
 type right struct {
 	group, resource, verb, name string
-	// own is one in the provisioner's namespace, others are for everywhere.
+	// own says that it is for the provisioner's namespace only, not for everywhere.
 	own bool
 }
 
-// String is how docs/security.md writes it, without the place.
+// String writes it like docs/security.md, without the place.
 func (r right) String() string {
 	text := r.verb + " " + r.resource
 	if r.group != "" {
@@ -40,7 +40,7 @@ func (r right) String() string {
 	return text
 }
 
-// rights takes rules apart.
+// rights splits rules into single rights.
 func rights(own bool, rules []rbacv1.PolicyRule) []right {
 	var all []right
 	for _, rule := range rules {
@@ -70,7 +70,7 @@ func (r right) rule() rbacv1.PolicyRule {
 	return rule
 }
 
-// installed are the rights of rbac/.
+// installed returns the rights of rbac/.
 func installed(t *testing.T) []right {
 	t.Helper()
 	var everywhere, resize rbacv1.ClusterRole
@@ -89,12 +89,12 @@ func installed(t *testing.T) []right {
 	return slices.Concat(rights(false, everywhere.Rules), rights(false, resize.Rules), rights(true, own.Rules))
 }
 
-// documentedRight is a row of the table in docs/security.md, with something in
+// documentedRight matches a row of the table in docs/security.md that has something in
 // each of its columns.
 var documentedRight = regexp.MustCompile("(?m)^\\| `([^`]+)` \\| (own|everywhere) \\| [^|]+ \\| [^|]+ \\|$")
 
-// What the account may do, as the API server says it, is what the documentation
-// lists, in its own namespace and in others.
+// What the account may do, according to the API server, is what the documentation lists,
+// in its own namespace and in others.
 func TestRightsAreDocumented(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile(checkout("docs", "security.md"))
@@ -120,7 +120,7 @@ func TestRightsAreDocumented(t *testing.T) {
 	}
 }
 
-// allowed asks the API server, as an account, what that may do in a namespace.
+// allowed asks the API server what an account may do in a namespace.
 func allowed(t *testing.T, accountNamespace, name, ns string) map[string]bool {
 	t.Helper()
 	path, err := rig.Kube.ServiceAccountKubeconfig(t.Context(), accountNamespace, name)
@@ -162,8 +162,8 @@ func allowed(t *testing.T, accountNamespace, name, ns string) map[string]bool {
 	return all
 }
 
-// grant gives an account these rights, in place of those that it has, and waits
-// until the API server knows. all are those that it is asked about.
+// grant gives an account these rights, replaces those that it has, and waits until the
+// API server knows. all are the rights to ask about.
 func (f *fixture) grant(ns string, granted, all []right) {
 	f.Helper()
 	ctx := f.Context()

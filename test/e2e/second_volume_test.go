@@ -24,8 +24,8 @@ const (
 	deletionBegun = "rbd.ceph.com/deletion-begun"
 )
 
-// copyOf is a volume as a backup gives it back: with all that people and controllers
-// wrote in it, and without what the API server and the binding did.
+// copyOf returns a volume as a backup restores it: with all that people and controllers
+// wrote into it, and without what the API server and the binding added.
 func copyOf(pv *corev1.PersistentVolume, name string) *corev1.PersistentVolume {
 	again := &corev1.PersistentVolume{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: maps.Clone(pv.Annotations), Labels: pv.Labels},
@@ -38,7 +38,7 @@ func copyOf(pv *corev1.PersistentVolume, name string) *corev1.PersistentVolume {
 	return again
 }
 
-// create makes a volume, which goes when the test ends.
+// create makes a volume, which is deleted when the test ends.
 func (f *fixture) create(pv *corev1.PersistentVolume) *corev1.PersistentVolume {
 	f.Helper()
 	pv, err := rig.Kube.Client.CoreV1().PersistentVolumes().Create(f.Context(), pv, metav1.CreateOptions{})
@@ -52,8 +52,8 @@ func (f *fixture) create(pv *corev1.PersistentVolume) *corev1.PersistentVolume {
 	return pv
 }
 
-// second makes a second volume of the image of a first one, for nobody yet, which
-// leaves its image alone when it goes.
+// second makes a second volume that names the image of a first one. It has no claim yet,
+// and leaves the image alone when it is deleted.
 func (f *fixture) second(first *corev1.PersistentVolume, change func(*fixture, *corev1.PersistentVolume)) *corev1.PersistentVolume {
 	f.Helper()
 	pv := copyOf(first, first.Name+"-second")
@@ -64,7 +64,7 @@ func (f *fixture) second(first *corev1.PersistentVolume, change func(*fixture, *
 	return f.create(pv)
 }
 
-// elsewhere is the fixture with claims in another namespace.
+// elsewhere returns the fixture with claims in another namespace.
 func (f *fixture) elsewhere() *fixture {
 	f.Helper()
 	in := f.in(f.T)
@@ -76,7 +76,7 @@ func (f *fixture) elsewhere() *fixture {
 	return in
 }
 
-// claimOf makes a claim for a certain volume, and waits until it has it.
+// claimOf makes a claim for a certain volume, and waits until the claim is bound to it.
 func (f *fixture) claimOf(name string, pv *corev1.PersistentVolume) *corev1.PersistentVolumeClaim {
 	f.Helper()
 	class := &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: pv.Spec.StorageClassName}}
@@ -92,14 +92,14 @@ func (f *fixture) remove(pv *corev1.PersistentVolume) {
 	f.volumeGone(pv)
 }
 
-// told waits for an event of a reason about a volume whose message has the given text,
-// and returns it.
+// told waits for an event about a volume with that reason, whose message has the given
+// text, and returns it.
 func (f *fixture) told(pv *corev1.PersistentVolume, reason, text string) corev1.Event {
 	f.Helper()
 	return f.toldSo(pv, reason, text, func(corev1.Event) bool { return true })
 }
 
-// toldSo waits until such an event also meets a condition.
+// toldSo waits for such an event that also meets a condition.
 func (f *fixture) toldSo(pv *corev1.PersistentVolume, reason, text string, so func(corev1.Event) bool) corev1.Event {
 	f.Helper()
 	var found corev1.Event
@@ -120,8 +120,7 @@ func (f *fixture) toldSo(pv *corev1.PersistentVolume, reason, text string, so fu
 	return found
 }
 
-// kept checks that a volume which waits for its deletion is left as it is, with its
-// image.
+// kept checks that a volume that waits for its deletion is unchanged, and its image, too.
 func (f *fixture) kept(pv *corev1.PersistentVolume) {
 	f.Helper()
 	live, err := rig.Kube.Client.CoreV1().PersistentVolumes().Get(f.Context(), pv.Name, metav1.GetOptions{})
@@ -134,9 +133,9 @@ func (f *fixture) kept(pv *corev1.PersistentVolume) {
 
 const cephCSI = "rbd.csi.ceph.com"
 
-// byCSI has a volume name its image by a CSI source, without annotations. Of IMAGE,
-// REST, POOL and HEX comes the image's name, what follows kubernetes-dynamic-pvc- in
-// it, and the pool's name in both ways.
+// byCSI makes a volume name its image by a CSI source, without annotations. In handle and
+// attributes, IMAGE stands for the image's name, REST for what follows
+// kubernetes-dynamic-pvc- in it, and POOL and HEX for the pool's name in both forms.
 func byCSI(driver, handle string, attributes map[string]string) func(*fixture, *corev1.PersistentVolume) {
 	return func(_ *fixture, pv *corev1.PersistentVolume) {
 		image, pool := pv.Spec.RBD.RBDImage, pv.Spec.RBD.RBDPool
@@ -151,14 +150,14 @@ func byCSI(driver, handle string, attributes map[string]string) func(*fixture, *
 	}
 }
 
-// An image that a second volume names stays for as long as there is that volume, and
-// the first one waits for it. Images that are only named alike are no reason to wait.
+// An image that a second volume names stays for as long as that volume exists, and the
+// first one waits for that. Images with similar names are no reason to wait.
 func TestSecondVolume(t *testing.T) {
 	t.Parallel()
 	static := map[string]string{"clusterID": "ceph", "pool": "POOL", "staticVolume": "true", "imageFeatures": "layering"}
 	for name, test := range map[string]struct {
 		change func(*fixture, *corev1.PersistentVolume)
-		// claimed has a claim of another namespace use the second volume.
+		// claimed makes a claim of another namespace use the second volume.
 		claimed bool
 		holds   bool
 	}{
@@ -217,7 +216,7 @@ func TestSecondVolume(t *testing.T) {
 	}
 }
 
-// Two volumes of one image that are both to go with it do not wait for each other.
+// Two volumes of one image that will both be deleted with it do not wait for each other.
 func TestSecondVolumeGoesToo(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -236,9 +235,9 @@ func TestSecondVolumeGoesToo(t *testing.T) {
 	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
 }
 
-// begun watches a volume from how it is given on. The function that it returns waits
-// until the volume is gone, and says how many of its versions note that its deletion
-// has begun.
+// begun watches a volume from its present version. The function that it returns waits
+// until the volume is gone, and returns how many of the later versions note that its
+// deletion has begun.
 func (f *fixture) begun(pv *corev1.PersistentVolume) func() int {
 	f.Helper()
 	w, err := rig.Kube.Client.CoreV1().PersistentVolumes().Watch(f.Context(), metav1.ListOptions{
@@ -269,8 +268,8 @@ func (f *fixture) begun(pv *corev1.PersistentVolume) func() int {
 	}
 }
 
-// The image of a volume that was released a moment ago is removed without a question
-// to the API server.
+// If a volume was released a moment ago, its image is removed without a request to the
+// API server.
 func TestDeletionIsNotNoted(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -283,18 +282,18 @@ func TestDeletionIsNotNoted(t *testing.T) {
 	}
 }
 
-// freshFor is for how long after its release a volume's deletion is not noted.
+// freshFor is how long after its release the deletion of a volume is not noted.
 const freshFor = 20 * time.Second
 
-// nextIsLate reports whether the attempt at a deletion after the one of which an event
-// tells comes later than freshFor after the first: they come at twice the distance each.
+// nextIsLate reports whether the attempt after the one of an event comes later than
+// freshFor after the first attempt: the distance between attempts doubles.
 func nextIsLate(e corev1.Event) bool {
 	next := e.LastTimestamp.Add(time.Second << (e.Count - 1))
 	return next.Sub(e.FirstTimestamp.Time) > freshFor+time.Second // times of events are cut off
 }
 
-// The image of a volume that was released longer ago is removed only when volumes that
-// came since are known: the deletion is noted first, which the cache then shows.
+// If a volume was released longer ago, its image is removed only when all newer volumes
+// are known: the deletion is noted first, and the cache then shows that.
 func TestSecondVolumeMadeLate(t *testing.T) {
 	t.Parallel()
 	for name, with := range map[string]bool{"alone": false, "with a second volume": true} {

@@ -26,27 +26,27 @@ import (
 )
 
 const (
-	// root is the checkout.
+	// root is the root folder of the repository.
 	root = "../.."
 	// binary is what "make build" makes.
 	binary = root + "/bin/rbd-provisioner"
 	// namespace and account are those of rbac/.
 	namespace = "kube-system"
 	account   = "rbd-provisioner"
-	// patience bounds each wait; it is met in a moment on an idle machine.
+	// patience bounds each wait; an idle machine needs a moment.
 	patience = 90 * time.Second
 )
 
 // rig is what all tests share. It is set before the first one runs.
 var rig struct {
 	*cluster.Cluster
-	// main is the provisioner of ceph.com/rbd.
+	// main is the provisioner of ceph.com/rbd that all tests share.
 	main *cluster.Provisioner
 
 	mu sync.Mutex // guards what follows
 	// keys are all Ceph keys that were used: none may show anywhere.
 	keys []string
-	// seen is what provisioners showed while they ran, by what it is.
+	// seen is what provisioners showed while they ran, by kind.
 	seen map[string]string
 }
 
@@ -88,8 +88,7 @@ func runTests(m *testing.M) (code int, err error) {
 	return code, noKeyAnywhere(ctx)
 }
 
-// checkout is the absolute path of something in the checkout: kubectl runs
-// elsewhere.
+// checkout returns the absolute path of a file in the repository: kubectl runs elsewhere.
 func checkout(elem ...string) string {
 	path, err := filepath.Abs(filepath.Join(append([]string{root}, elem...)...))
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// tenant is somebody who may make claims in one namespace, and nothing else.
+// tenant is a user who may make claims in one namespace, and nothing else.
 type tenant struct {
 	*fixture
 	kubeconfig string
@@ -51,7 +51,7 @@ func newTenant(f *fixture) *tenant {
 	return t
 }
 
-// in is the tenant in a subtest.
+// in returns the tenant for a subtest.
 func (t *tenant) in(sub *testing.T) *tenant {
 	return &tenant{fixture: t.fixture.in(sub), kubeconfig: t.kubeconfig}
 }
@@ -80,8 +80,8 @@ func (t *tenant) makes(name string, change func(*corev1.PersistentVolumeClaim)) 
 	return claim
 }
 
-// Somebody who may make claims, but neither classes nor volumes, gets volumes of
-// classes that there are and reaches no image, pool or key of others.
+// A user who may make claims, but neither classes nor volumes, gets volumes of existing
+// classes and reaches no image, pool or key of others.
 func TestTenant(t *testing.T) {
 	t.Parallel()
 	theirs := newFixture(t)
@@ -127,7 +127,7 @@ func TestTenant(t *testing.T) {
 		mine.checkOwn(t, f, claim, f.bound(claim), class)
 	})
 
-	// Any claim may name any class: what it gets is all of that class, and new.
+	// Any claim may name any class: it gets a new volume that is as the class says.
 	t.Run("two classes", func(t *testing.T) {
 		f, mine := f.in(t), mine.in(t)
 		claim := mine.makes("two", func(c *corev1.PersistentVolumeClaim) {
@@ -139,8 +139,8 @@ func TestTenant(t *testing.T) {
 	t.Run("class of another provisioner", func(t *testing.T) {
 		f, mine := f.in(t), mine.in(t)
 		claim := mine.makes("thief", func(c *corev1.PersistentVolumeClaim) { c.Spec.StorageClassName = ptr.To(foreign.Name) })
-		// Kubernetes' own controller writes the right name over it, so it may
-		// take more than one attempt until ours has seen it.
+		// Kubernetes' own controller replaces the annotation by the right name, so it may
+		// take several attempts until ours has seen it.
 		f.eventually(func(ctx context.Context) error {
 			if _, err := rig.Kube.KubectlAs(ctx, mine.kubeconfig, "", "annotate", "--overwrite", "pvc", claim.Name,
 				"volume.kubernetes.io/storage-provisioner=ceph.com/rbd", "volume.beta.kubernetes.io/storage-provisioner=ceph.com/rbd"); err != nil {
@@ -162,8 +162,8 @@ func TestTenant(t *testing.T) {
 			c.Spec.DataSourceRef = &corev1.TypedObjectReference{Kind: "PersistentVolumeClaim", Name: "data", Namespace: ptr.To(theirs.name)}
 		})
 		if claim.Spec.DataSourceRef == nil {
-			// An API server whose feature CrossNamespaceVolumeDataSource is off
-			// takes such a reference out: what is left is a claim like any.
+			// If the feature CrossNamespaceVolumeDataSource is off, the API server
+			// removes such a reference: an ordinary claim is left.
 			mine.checkOwn(t, f, claim, f.bound(claim), class)
 			return
 		}
@@ -177,13 +177,13 @@ func TestTenant(t *testing.T) {
 		claim := mine.makes("taker", func(c *corev1.PersistentVolumeClaim) { c.Spec.VolumeName = theirVolume.Name })
 		f.event(claim, "already bound to a different claim")
 		f.pending(claim)
-		// Nor does a clone of that claim lead to the volume.
+		// A clone of that claim does not lead to the volume either.
 		clone := mine.makes("taker-clone", from(claim.Name))
 		f.event(clone, `its source, claim "taker", is not bound to a volume yet`)
 		f.pending(clone)
 	})
 
-	// What a tenant may clone is his own; a name leads no further than his namespace.
+	// A tenant can clone only his own claims; a name leads no further than his namespace.
 	t.Run("clones", func(t *testing.T) {
 		f, mine := f.in(t), mine.in(t)
 		source := mine.makes("own", func(*corev1.PersistentVolumeClaim) {})
@@ -199,7 +199,7 @@ func TestTenant(t *testing.T) {
 		claim = mine.makes("by-path", from(path))
 		f.event(claim, fmt.Sprintf("read its source, claim %q: invalid resource name", path))
 		f.pending(claim)
-		// In the pool of others, with a class of theirs.
+		// In another tenant's pool, with a class of that pool.
 		claim = mine.makes("elsewhere", func(c *corev1.PersistentVolumeClaim) {
 			from(source.Name)(c)
 			c.Spec.StorageClassName = ptr.To(theirClass.Name)
@@ -220,7 +220,7 @@ func TestTenant(t *testing.T) {
 	}
 }
 
-// checkRights has the tenant try what would lead around the provisioner.
+// checkRights makes the tenant try what would lead around the provisioner.
 func (t *tenant) checkRights(test *testing.T, theirs *fixture, volume *corev1.PersistentVolume) {
 	const class = "---\n" + `{apiVersion: storage.k8s.io/v1, kind: StorageClass, metadata: {name: mine}, provisioner: ceph.com/rbd}`
 	pv := "---\n" + `{apiVersion: v1, kind: PersistentVolume, metadata: {name: mine}, spec: {capacity: {storage: 1Gi}, accessModes: [ReadWriteOnce],
@@ -249,7 +249,7 @@ func (t *tenant) checkRights(test *testing.T, theirs *fixture, volume *corev1.Pe
 	}
 }
 
-// checkOwn checks that a volume is what its class says and the claim's alone. of
+// checkOwn checks that a volume is what its class says and belongs to the claim alone. of
 // is the fixture of the class.
 func (t *tenant) checkOwn(test *testing.T, of *fixture, claim *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, class *storagev1.StorageClass) {
 	test.Helper()

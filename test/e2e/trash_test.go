@@ -52,7 +52,7 @@ func (f *fixture) allowManager() {
 	f.must(err)
 }
 
-// purgedBy waits until the log says who removed a volume's image from the trash.
+// purgedBy waits until the log says what removed a volume's image from the trash.
 func (f *fixture) purgedBy(pv *corev1.PersistentVolume, by string) {
 	f.Helper()
 	f.eventually(func(context.Context) error {
@@ -69,7 +69,7 @@ func (f *fixture) purgedBy(pv *corev1.PersistentVolume, by string) {
 }
 
 // The volume of a large image is gone as soon as that of a small one. The image is
-// removed later: by Ceph's manager if the user may ask it, or else by us.
+// removed later: by Ceph's manager if the user may ask it, otherwise by us.
 func TestLargeVolume(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -96,8 +96,8 @@ func TestLargeVolume(t *testing.T) {
 	}
 }
 
-// A manager that does not answer is done without. When it does after all, it does
-// no harm. Not parallel: it is everybody's.
+// A manager that does not answer is not needed, and does no harm when it answers after
+// all. Not parallel, since all tests share it.
 func TestPausedManager(t *testing.T) {
 	f := newFixture(t)
 	f.allowManager()
@@ -112,7 +112,7 @@ func TestPausedManager(t *testing.T) {
 	f.purgedBy(pv, "provisioner")
 	f.must(resume())
 
-	// In a pool that nothing is known of, it is asked again.
+	// In a pool about which nothing is known, it is asked again.
 	other := newFixture(t)
 	other.allowManager()
 	claim = other.claim("second", other.class("a", nil), nil)
@@ -125,8 +125,8 @@ func TestPausedManager(t *testing.T) {
 // documentedVolume is the PersistentVolume in docs/trash.md.
 var documentedVolume = regexp.MustCompile("(?s)```yaml\n(apiVersion: v1\nkind: PersistentVolume\n.*?)```")
 
-// A claim that was deleted by mistake is brought back with the commands of
-// docs/trash.md, and deleted again.
+// A claim that was deleted by mistake is restored with the commands of docs/trash.md, and
+// deleted again.
 func TestTrashRetention(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -169,7 +169,7 @@ func TestTrashRetention(t *testing.T) {
 	again.Spec.RBD.RadosUser, again.Spec.RBD.SecretRef.Name = pv.Spec.RBD.RadosUser, pv.Spec.RBD.SecretRef.Name
 	_, err = rig.Kube.Client.CoreV1().PersistentVolumes().Create(t.Context(), &again, metav1.CreateOptions{})
 	f.must(err)
-	// A claim that comes before Kubernetes has seen the volume gets another one.
+	// A claim that is made before Kubernetes has seen the volume gets another one.
 	f.eventually(func(ctx context.Context) error {
 		pv, err := rig.Kube.Client.CoreV1().PersistentVolumes().Get(ctx, again.Name, metav1.GetOptions{})
 		if err == nil && pv.Status.Phase != corev1.VolumeAvailable {
@@ -189,7 +189,7 @@ func TestTrashRetention(t *testing.T) {
 	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
 }
 
-// What others have in the trash stays there.
+// Images that others put into the trash stay there.
 func TestTrashOfOthers(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)

@@ -15,8 +15,8 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-// A volume says all that kubelet and the deletion need, its image is what the
-// claim asked for, and both go with the claim. The Ceph users have minimal caps.
+// A volume has all that kubelet and the deletion need. Its image is what the claim asked
+// for, and both are deleted with the claim. The Ceph users have minimal caps.
 func TestVolume(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)

@@ -19,7 +19,7 @@ import (
 	"ceph.com/rbd-provisioner/test/cluster"
 )
 
-// restricted is a provisioner of its own name that lacks one right.
+// restricted is a provisioner with its own name that lacks one right.
 type restricted struct {
 	*fixture
 	// ns is the namespace of its account, secrets and lease.
@@ -28,20 +28,20 @@ type restricted struct {
 	process             *cluster.Provisioner
 }
 
-// shortLease makes a lease that can't be renewed known soon.
+// shortLease makes a lease that can't be renewed show soon.
 var shortLease = []string{
 	"-leader-election-lease-duration=3s", "-leader-election-renew-deadline=2s", "-leader-election-retry-period=500ms",
 }
 
-// without says for each right what comes of its absence: fails returns when that
-// has happened.
+// without has, for each right, a function that returns when its absence has the effect
+// that it must have.
 var without = map[string]struct {
 	fails func(*restricted)
 	env   string
 	args  []string
 }{
-	// By default client-go lets the API server stream its lists, where it can,
-	// and that needs watch alone.
+	// By default, client-go lets the API server stream its lists where possible, which
+	// needs only watch.
 	"list persistentvolumes":              {fails: neverReady("persistentvolumes"), env: noStreaming},
 	"list persistentvolumeclaims":         {fails: neverReady("persistentvolumeclaims"), env: noStreaming},
 	"list storageclasses.storage.k8s.io":  {fails: neverReady("storageclasses"), env: noStreaming},
@@ -105,7 +105,7 @@ var without = map[string]struct {
 		claim := r.claim(r.ns, r.class, block)
 		r.bound(claim)
 		r.ask(claim, "2Gi")
-		// All else works, also what comes after it.
+		// All else works, and later requests do, too.
 		r.served(r.claim(r.ns+"-later", r.class, nil))
 		if events := r.events(r.Context(), claim.UID); strings.Contains(events, "external-resizer") {
 			r.Errorf("it tries all the same: %s", events)
@@ -141,7 +141,7 @@ var without = map[string]struct {
 // noStreaming makes client-go fill its caches with plain lists.
 const noStreaming = "KUBE_FEATURE_WatchListClient=false"
 
-// No right is idle: without each single one something fails, and with it all is
+// No right is superfluous: without each single one something fails, and with it all is
 // well. Each case is a process of its own, with an account of its own.
 func TestNoRightIsIdle(t *testing.T) {
 	t.Parallel()
@@ -157,14 +157,14 @@ func TestNoRightIsIdle(t *testing.T) {
 		r := newRestricted(t, f, "all", all, right{}, nil, nil)
 		claim := r.claim(r.ns, r.class, nil)
 		r.served(claim)
-		// What stands against readsAllAgain.
+		// readsAllAgain wants more.
 		for _, kind := range []string{"PersistentVolume", "PersistentVolumeClaim", "StorageClass"} {
 			if n := r.lists(kind); n != 1 {
 				r.Errorf("the cache of %s was filled %d times, want once", kind, n)
 			}
 		}
 		r.event(claim, "ProvisioningSucceeded")
-		// It would have come before.
+		// It would be here by now.
 		if events := r.events(t.Context(), claim.UID); strings.Contains(events, " Provisioning ") {
 			r.Errorf("the library's event was sent: %s", events)
 		}
@@ -223,7 +223,7 @@ func newRestricted(t *testing.T, parent *fixture, suffix string, all []right, la
 			r.process.Kill()
 		}
 		ctx := context.WithoutCancel(ctx)
-		// The rig goes anyway: this only keeps it small.
+		// The rig is removed anyway: this only keeps it small.
 		if err := errors.Join(
 			rig.Kube.Client.CoreV1().Namespaces().Delete(ctx, r.ns, metav1.DeleteOptions{}),
 			rig.Kube.Client.RbacV1().ClusterRoleBindings().Delete(ctx, r.ns, metav1.DeleteOptions{}),
@@ -235,7 +235,7 @@ func newRestricted(t *testing.T, parent *fixture, suffix string, all []right, la
 	return r
 }
 
-// named are rights for the lease that this provisioner has.
+// named returns the rights for the lease that this provisioner has.
 func (r *restricted) named(all []right) []right {
 	all = slices.Clone(all)
 	for i := range all {
@@ -246,7 +246,7 @@ func (r *restricted) named(all []right) []right {
 	return all
 }
 
-// heal adds the right that lacked, whereupon a claim is served.
+// heal adds the missing right, after which a claim is served.
 func (r *restricted) heal(all []right) {
 	r.Helper()
 	r.grant(r.ns, r.named(all), r.named(all))
@@ -266,8 +266,8 @@ func (r *restricted) heal(all []right) {
 	}
 }
 
-// served waits until a claim has its volume, and, when it is deleted, until that
-// is gone.
+// served waits until a claim has its volume and, when the claim is deleted, until the
+// volume is gone.
 func (r *restricted) served(claim *corev1.PersistentVolumeClaim) {
 	r.Helper()
 	pv := r.bound(claim)
@@ -282,7 +282,7 @@ func (r *restricted) released() *corev1.PersistentVolume {
 	pv := r.bound(claim)
 	r.delete(claim)
 	r.Cleanup(func() {
-		// Healed by now.
+		// The right is back by now.
 		if !r.Failed() {
 			if err := r.goneBy(context.WithoutCancel(r.Context()), pv); err != nil {
 				r.Error(err)
@@ -292,7 +292,7 @@ func (r *restricted) released() *corev1.PersistentVolume {
 	return pv
 }
 
-// stays checks what has become of a volume that was to be deleted.
+// stays checks what has become of a volume whose deletion must fail.
 func (r *restricted) stays(pv *corev1.PersistentVolume, as func(*corev1.PersistentVolume) bool) {
 	r.Helper()
 	r.eventually(func(ctx context.Context) error {
@@ -304,8 +304,8 @@ func (r *restricted) stays(pv *corev1.PersistentVolume, as func(*corev1.Persiste
 	})
 }
 
-// refused waits until a request was refused, not counting the questions about
-// permissions at the start.
+// refused waits until a request was refused, not counting the permission checks at the
+// start.
 func (r *restricted) refused(text string) {
 	r.Helper()
 	r.eventually(func(context.Context) error {
@@ -320,7 +320,7 @@ func (r *restricted) refused(text string) {
 func (r *restricted) notLeading() {
 	r.Helper()
 	claim := r.claim(r.ns, r.class, nil)
-	// Said by Kubernetes' own controller: the claim was handed over to us.
+	// Kubernetes' own controller says that the claim was handed to us.
 	r.event(claim, "Waiting for a volume to be created")
 	r.pending(claim)
 	if strings.Contains(log(r.T, r.process), `"Leading"`) {
@@ -328,7 +328,7 @@ func (r *restricted) notLeading() {
 	}
 }
 
-// lists is how often the cache of a kind was filled with everything.
+// lists returns how often the cache of a kind was filled with everything.
 func (r *restricted) lists(kind string) int {
 	return strings.Count(log(r.T, r.process), `"Caches populated" type="*v1.`+kind+`"`)
 }
@@ -361,7 +361,7 @@ func neverReady(resource string) func(*restricted) {
 	}
 }
 
-// counts are those of the events that this provisioner sent about a claim.
+// counts returns the counts of the events that this provisioner sent about a claim.
 func (r *restricted) counts(ctx context.Context, claim *corev1.PersistentVolumeClaim) []int32 {
 	r.Helper()
 	list, err := rig.Kube.Client.CoreV1().Events(claim.Namespace).List(ctx, metav1.ListOptions{
