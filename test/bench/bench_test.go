@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// TestBench runs the whole benchmark in its shortest form. No time is asserted,
-// just that nothing is missing.
+// TestBench runs the whole benchmark in its shortest form. It checks that nothing is
+// missing, and no times.
 func TestBench(t *testing.T) {
 	o := &options{
 		Root: filepath.Join("..", ".."), Out: t.TempDir(),
@@ -30,7 +30,7 @@ func TestBench(t *testing.T) {
 	}
 	var out bytes.Buffer
 	if err := run(t.Context(), o, &out); err != nil {
-		// Last, since that is where one looks.
+		// Last, because people look there.
 		t.Fatalf("%s\n%v", out.String(), err)
 	}
 	read := func(name string) []byte {
@@ -69,8 +69,8 @@ func TestBench(t *testing.T) {
 	checkSVG(t, read(plotFile))
 }
 
-// checkRows checks that the table has a figure in each row, and every row that
-// has to meet something.
+// checkRows checks that the table has a figure in each row, and every row with a
+// requirement.
 func checkRows(t *testing.T, rows []row) {
 	t.Helper()
 	required := []string{

@@ -35,8 +35,8 @@ func contains(list []string, name string) bool { return slices.Contains(list, na
 const (
 	// claimNamespace holds the claims.
 	claimNamespace = "bench"
-	// systemNamespace holds accounts and secrets. That of the provisioner are
-	// those of rbac/.
+	// systemNamespace holds accounts and secrets. Those of the provisioner are as in
+	// rbac/.
 	systemNamespace = "kube-system"
 	thisAccount     = "rbd-provisioner"
 	otherAccount    = "bench-contender"
@@ -45,23 +45,23 @@ const (
 	cephUser        = "bench"
 )
 
-// contender is one of those that are measured.
+// contender is one of the programs that are measured.
 type contender struct {
 	name        string
 	provisioner string
 	binary      string
 	account     string
-	// pool is empty for one without storage. It is the name of the class, too.
+	// pool is also the name of the class. It is empty for a contender without storage.
 	pool string
-	// rest is how long its request limit takes to be full again.
+	// rest is how long it takes until its request limit is full again.
 	rest time.Duration
-	// children says that it starts processes, which count as its own.
+	// children says that it starts processes, whose use counts as its own.
 	children bool
 	bursts   []int
 	singles  int
 }
 
-// contenders describes those that are asked for, in the given order.
+// contenders describes the contenders of the given names, in that order.
 func contenders(o *options, binary, built string) []*contender {
 	all := map[string]*contender{
 		ceiling: {
@@ -93,8 +93,8 @@ func contenders(o *options, binary, built string) []*contender {
 // class is the name of the contender's StorageClass.
 func (c *contender) class() string { return "bench-" + c.name }
 
-// build compiles the contenders into the rig's folder, with the flags of "make
-// build", which has most packages compiled already.
+// build compiles the contenders into the rig's folder, with the flags of "make build",
+// for which most packages are compiled already.
 func build(ctx context.Context, root, dir string) error {
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-tags", "netgo,osusergo", "-o", dir+string(filepath.Separator), "./test/bench/ceiling", "./test/bench/baseline")
 	cmd.Dir = root
@@ -150,8 +150,8 @@ func (b *bench) prepare(ctx context.Context) error {
 	return nil
 }
 
-// addClass makes a pool, if it has a name, and a class for it, with more parameters
-// if there are some.
+// addClass makes a pool, if it has a name, and a class for it, with more parameters if
+// there are any.
 func (b *bench) addClass(ctx context.Context, name, provisioner, pool string, more map[string]string) error {
 	if pool != "" {
 		if err := b.rig.Ceph.CreatePool(ctx, pool); err != nil {
@@ -190,7 +190,7 @@ func (b *bench) start(ctx context.Context, c *contender) (*process, error) {
 	p, err := b.rig.StartProvisioner(ctx, cluster.ProvisionerConfig{
 		Binary: c.binary,
 		Env:    []string{"PROVISIONER_NAME=" + c.provisioner, "CEPH_CONF=" + os.DevNull},
-		// Neither flags nor verbosity: as it comes.
+		// With its defaults for flags and verbosity.
 		Namespace: systemNamespace, ServiceAccount: c.account,
 	})
 	if err != nil {

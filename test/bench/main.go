@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command bench measures the provisioner beside two others: the ceiling, which is
-// the same library without any storage, and the baseline, which works the way of
-// the retired provisioner. All three are processes of their own on one rig, one at
-// a time, round by round, so that what is compared was measured side by side.
+// Command bench measures the provisioner beside two others: the ceiling, which is the
+// same library without any storage, and the baseline, which works like the retired
+// provisioner. All three are processes of their own on one rig, one at a time, in turns,
+// so that all figures come from the same conditions.
 //
-// It is what "make bench" runs. docs/performance.md says what each row of its
-// table means. A measurement that fails ends it with an error: no figure is left
-// out silently.
+// "make bench" runs it. docs/performance.md says what each row of its table means. If a
+// measurement fails, the command ends with an error: no figure is left out silently.
 package main
 
 import (
@@ -42,7 +41,7 @@ func main() {
 
 // options say how much is measured.
 type options struct {
-	// Root is the checkout.
+	// Root is the root folder of the repository.
 	Root string `json:"-"`
 	// Out is the folder for report.json, table.txt, table.md and performance.svg.
 	Out string `json:"-"`
@@ -53,21 +52,21 @@ type options struct {
 	Rounds     int      `json:"rounds"`
 	// Bursts are numbers of claims made at once, in rising order.
 	Bursts []int `json:"bursts"`
-	// BaselineBurst stands for all of them but 1 in the baseline, whose rate does
-	// not depend on it.
+	// BaselineBurst stands for all of them but 1 in the baseline, whose rate does not
+	// depend on the number.
 	BaselineBurst int `json:"baselineBurst"`
 	// Singles is the number of single claims per round, BaselineSingles that of
 	// the baseline, which has to wait for its request limit before each.
 	Singles         int `json:"singles"`
 	BaselineSingles int `json:"baselineSingles"`
-	// Volumes is how many there are in the populated cluster.
+	// Volumes is how many volumes the populated cluster has.
 	Volumes int `json:"volumes"`
 	// Sizes is the number of volumes of each size that are deleted.
 	Sizes int    `json:"sizes"`
 	Large string `json:"large"`
-	// Idle is how long the provisioner is watched doing nothing.
+	// Idle is how long the idle provisioner is watched.
 	Idle time.Duration `json:"idleNanoseconds"`
-	// Settling bounds the wait for a process to come to rest between measurements.
+	// Settling bounds the wait between measurements until a process is at rest.
 	Settling time.Duration `json:"-"`
 	// ControllerQPS limits the requests per second of kube-controller-manager.
 	ControllerQPS int `json:"controllerQPS"`
@@ -125,11 +124,11 @@ func (o *options) validate() error {
 // top is the largest burst, the one that the requirements are about.
 func (o *options) top() int { return o.Bursts[len(o.Bursts)-1] }
 
-// run measures, and writes what it found.
+// run measures, and writes the results.
 func run(ctx context.Context, o *options, out io.Writer) (err error) {
 	begin := time.Now()
 	say := func(line string) {
-		// Progress that cannot be shown is no reason to stop.
+		// If progress can't be shown, that is no reason to stop.
 		_, _ = fmt.Fprintf(out, "%6.1f s  %s\n", time.Since(begin).Seconds(), line)
 	}
 	binary := filepath.Join(o.Root, "bin", "rbd-provisioner")

@@ -24,8 +24,8 @@ const senders = 10
 
 const small = "1Gi"
 
-// alone is how long nothing happens before a single claim. The provisioner reads a
-// secret once a second at most: a claim that is alone has it read.
+// alone is how long nothing happens before a single claim. The provisioner reads a secret
+// at most once a second: for a claim that is alone, it reads the secret.
 const alone = 1100 * time.Millisecond
 
 // bench is one run.
@@ -58,7 +58,7 @@ func newBench(ctx context.Context, o *options, rig *cluster.Cluster, binary stri
 
 func (b *bench) close() { b.watch.close() }
 
-// measure does all of it, in this order.
+// measure takes all measurements, in this order.
 func (b *bench) measure(ctx context.Context) error {
 	for round := range b.Rounds {
 		for _, c := range turn(b.contenders, round) {
@@ -76,7 +76,7 @@ func (b *bench) measure(ctx context.Context) error {
 	}
 	for round := range b.Rounds {
 		for _, c := range turn(b.contenders, round) {
-			// The baseline has no more to tell here.
+			// There is nothing more to learn about the baseline here.
 			if c.name == baseline {
 				continue
 			}
@@ -91,7 +91,7 @@ func (b *bench) measure(ctx context.Context) error {
 	return nil
 }
 
-// turn lets another one begin each round.
+// turn makes another contender begin each round.
 func turn(list []*contender, round int) []*contender {
 	n := round % len(list)
 	return slices.Concat(list[n:], list[:n])
@@ -101,12 +101,12 @@ func (b *bench) contender(name string) *contender {
 	return b.contenders[slices.IndexFunc(b.contenders, func(c *contender) bool { return c.name == name })]
 }
 
-// session measures one process from start to end, with volumes of others in the
+// session measures one process from its start to its end, with other volumes in the
 // cluster.
 func (b *bench) session(ctx context.Context, c *contender, round int, bursts []int, volumes int) error {
 	defer b.watch.forget()
 	s := session{Contender: c.name, Round: round + 1, Volumes: volumes}
-	// A claim that waits already when the process starts, and warms it up.
+	// A claim that waits when the process starts, and warms it up.
 	first, err := b.create(ctx, c.class(), 1, small)
 	if err != nil {
 		return err
@@ -217,7 +217,7 @@ func parallel(n int, do func(int) error) error {
 	return errors.Join(errs...)
 }
 
-// single makes one claim, and deletes it, while nothing else is going on.
+// single makes one claim, and deletes it, while nothing else happens.
 func (b *bench) single(ctx context.Context, c *contender) (single, error) {
 	var s single
 	if err := pause(ctx, max(c.rest, alone)); err != nil {
@@ -249,8 +249,7 @@ func (b *bench) single(ctx context.Context, c *contender) (single, error) {
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// pause lets time pass. Where that is done, the passing of time is what is
-// measured or what refills a limit.
+// pause lets time pass, where that is what is measured or what refills a limit.
 func pause(ctx context.Context, d time.Duration) error {
 	if d == 0 {
 		return nil
@@ -263,11 +262,11 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// burst makes n claims at once and deletes them. CPU and requests are counted
-// until nothing of them is left, in the pool either.
+// burst makes n claims at once and deletes them. It counts CPU and requests until nothing
+// of them is left, in the pool either.
 func (b *bench) burst(ctx context.Context, c *contender, p *process, n int) (burst, error) {
 	result := burst{Claims: n}
-	// The claims before it may still be removed in the background.
+	// Claims of before may still be removed in the background.
 	if err := b.emptied(ctx, c.pool); err != nil {
 		return result, err
 	}
@@ -288,7 +287,7 @@ func (b *bench) burst(ctx context.Context, c *contender, p *process, n int) (bur
 	if err != nil {
 		return result, err
 	}
-	// What is done after that, as events, does not belong to the deletion.
+	// What comes after that, such as events, is no part of the deletion.
 	if _, err := p.settled(ctx); err != nil {
 		return result, err
 	}
@@ -313,8 +312,8 @@ func (b *bench) burst(ctx context.Context, c *contender, p *process, n int) (bur
 	return result, nil
 }
 
-// emptied waits until a pool has neither images nor trash: what is removed in the
-// background must not disturb the next measurement, on the same cores.
+// emptied waits until a pool has neither images nor trash: removals in the background use
+// the same cores, and would disturb the next measurement.
 func (b *bench) emptied(ctx context.Context, pool string) error {
 	if pool == "" {
 		return nil

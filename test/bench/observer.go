@@ -21,17 +21,17 @@ import (
 // patience bounds each wait. The baseline needs the most of it.
 const patience = 5 * time.Minute
 
-// observer notes when volumes and claims are seen through a watch.
+// observer records when a watch shows volumes and claims.
 type observer struct {
 	factory informers.SharedInformerFactory
 	stop    context.CancelFunc
 
 	mu sync.Mutex // guards what follows
-	// saved and bound are when a claim's volume was seen and when the claim was
-	// seen bound; gone is when the volume was seen to be deleted. By the claim's
-	// UID.
+	// saved and bound are when a claim's volume was first seen and when the claim was
+	// seen bound; gone is when the volume was seen to be deleted. The keys are UIDs of
+	// claims.
 	saved, bound, gone map[types.UID]time.Time
-	// changed is closed, and made anew, when any of them changes.
+	// changed is closed and replaced when any of them changes.
 	changed chan struct{}
 }
 
@@ -86,7 +86,7 @@ func (o *observer) close() {
 	o.factory.Shutdown()
 }
 
-// shrink leaves what note reads.
+// shrink keeps only what note reads.
 func shrink(obj any) (any, error) {
 	switch full := obj.(type) {
 	case *corev1.PersistentVolume:
@@ -131,7 +131,7 @@ func (o *observer) note(obj any, deleted bool) {
 	o.changed = make(chan struct{})
 }
 
-// forget drops what was noted; it is for times at which nobody waits.
+// forget drops all records. Call it only while nothing waits.
 func (o *observer) forget() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -140,8 +140,8 @@ func (o *observer) forget() {
 	clear(o.gone)
 }
 
-// wait waits until each claim is in times, which is one of o's, and returns when
-// the last one got there.
+// wait waits until each claim is in times, which is one of o's maps, and returns when the
+// last one got there.
 func (o *observer) wait(ctx context.Context, what string, times map[types.UID]time.Time, claims []types.UID) (time.Time, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("not within %s", patience))
 	defer cancel()

@@ -17,9 +17,9 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// sizes deletes volumes of both sizes, each pair in a pool of its own, which goes
-// after that. Their class keeps deleted images in the trash: Ceph's manager would
-// be busy with each of the large ones for half a minute.
+// sizes deletes volumes of both sizes, each pair in its own pool, which is removed
+// afterwards. Their class keeps deleted images in the trash: otherwise Ceph's manager
+// would be busy with each large one for half a minute.
 func (b *bench) sizes(ctx context.Context) error {
 	defer b.watch.forget()
 	c := b.contender(this)
@@ -71,9 +71,8 @@ func (b *bench) sizes(ctx context.Context) error {
 	return err
 }
 
-// populate puts volumes and claims into the API that are like those which the
-// contender makes, for they are copies of one of its; just their images do not
-// exist.
+// populate puts volumes and claims into the API that are copies of one of the
+// contender's. Only their images do not exist.
 func (b *bench) populate(ctx context.Context, c *contender) error {
 	defer b.watch.forget()
 	p, err := b.start(ctx, c)
@@ -109,9 +108,9 @@ func (b *bench) populate(ctx context.Context, c *contender) error {
 	if _, err := p.stop(); err != nil {
 		return err
 	}
-	// The controller manager would take a claim whose volume comes a moment
-	// later for one that has lost it. Started again, it finds all as it should
-	// be and has nothing to do.
+	// If a volume came a moment after its claim, the controller manager would count the
+	// claim as lost. When it is started afterwards, it finds all in order and has nothing
+	// to do.
 	manager := b.rig.Kube.ControllerManager
 	if err := manager.Stop(); err != nil {
 		return err
@@ -134,8 +133,8 @@ func addCopy(ctx context.Context, client kubernetes.Interface, claim *corev1.Per
 	claim, volume = claim.DeepCopy(), volume.DeepCopy()
 	old := string(claim.UID)
 	claim.ObjectMeta = fresh(claim.ObjectMeta, name)
-	// The volume's name follows from the claim's UID, which the API server
-	// chooses: not yet.
+	// The volume's name follows from the claim's UID, which the API server has not chosen
+	// yet.
 	claim.Spec.VolumeName = "pvc-" + name
 	claims := client.CoreV1().PersistentVolumeClaims(claimNamespace)
 	live, err := claims.Create(ctx, claim, metav1.CreateOptions{})
@@ -163,7 +162,7 @@ func addCopy(ctx context.Context, client kubernetes.Interface, claim *corev1.Per
 	return err
 }
 
-// fresh leaves out what the API server writes. Managed fields it makes anew.
+// fresh leaves out what the API server writes; it makes managed fields anew.
 func fresh(meta metav1.ObjectMeta, name string) metav1.ObjectMeta {
 	return metav1.ObjectMeta{
 		Namespace: meta.Namespace, Name: name,
@@ -171,9 +170,9 @@ func fresh(meta metav1.ObjectMeta, name string) metav1.ObjectMeta {
 	}
 }
 
-// checkCopies makes sure that the controller manager is content with all of them.
+// checkCopies checks that the controller manager accepts all of them.
 func (b *bench) checkCopies(ctx context.Context, client kubernetes.Interface) error {
-	// One claim made and bound behind them shows that it has gone through them.
+	// A claim that is made and bound after them shows that it has seen them all.
 	c := b.contender(this)
 	p, err := b.start(ctx, c)
 	if err != nil {
@@ -216,7 +215,7 @@ func (b *bench) checkCopies(ctx context.Context, client kubernetes.Interface) er
 	return nil
 }
 
-// idle watches the provisioner doing nothing in the populated cluster.
+// idle watches the provisioner while it has nothing to do in the populated cluster.
 func (b *bench) idle(ctx context.Context, c *contender) error {
 	p, err := b.start(ctx, c)
 	if err != nil {

@@ -25,10 +25,10 @@ const (
 	tick = 10 * time.Millisecond
 	// sampling is how often the memory of a process and its children is read.
 	sampling = 20 * time.Millisecond
-	// calm is how long a settled process has sent no request and used hardly
-	// any CPU. The provisioner clears its journal once a second.
+	// calm is how long a settled process has sent no request and used hardly any CPU. The
+	// provisioner clears its journal once a second.
 	calm = 1500 * time.Millisecond
-	// asking is how often it is asked whether it is settled.
+	// asking is how often the process is asked whether it is settled.
 	asking = 500 * time.Millisecond
 )
 
@@ -36,8 +36,8 @@ const (
 type process struct {
 	*cluster.Provisioner
 	say func(string)
-	// settling is after which time it is not waited for any more to be settled: on
-	// a machine that is overloaded, being asked costs more than it may use.
+	// settling is how long to wait until it is settled: on an overloaded machine, asking
+	// alone costs more than a settled process may use.
 	settling     time.Duration
 	stopSampling context.CancelFunc
 	sampled      chan struct{} // closed after family was written last
@@ -46,8 +46,8 @@ type process struct {
 	family int64
 }
 
-// watchProcess begins to sample the memory of the process and its children, if it
-// may have some. The kernel keeps the peak of one process by itself.
+// watchProcess begins to sample the memory of the process and its children, if it may
+// have some. For a single process, the kernel keeps the peak.
 func (b *bench) watchProcess(p *cluster.Provisioner, children bool) *process {
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &process{Provisioner: p, say: b.say, settling: b.Settling, stopSampling: cancel, sampled: make(chan struct{})}
@@ -78,8 +78,8 @@ func (p *process) stop() (int64, error) {
 	return max(peak, p.family), errors.Join(err, p.Stop())
 }
 
-// familyMemory adds up what a process and its children have resident. Pages that
-// they share count for each. Children that end meanwhile count nothing.
+// familyMemory adds up the resident memory of a process and its children. Pages that they
+// share count for each. Children that end meanwhile do not count.
 func familyMemory(pid int) int64 {
 	sum, err := statusBytes(pid, "VmRSS")
 	if err != nil {
@@ -123,8 +123,8 @@ func statusBytes(pid int, field string) (int64, error) {
 type usage struct {
 	// cpu is user and system time, with that of children that have ended.
 	cpu time.Duration
-	// requests went to the API server; leases are those of them that renewed a
-	// lease (the only PUT of a provisioner, which updates nothing else).
+	// requests went to the API server; leases are those among them that renewed a lease
+	// (the only PUT requests of a provisioner, which updates nothing else).
 	requests, leases float64
 	// kinds are the requests by method and status.
 	kinds map[string]float64
@@ -138,7 +138,7 @@ func (u usage) since(before usage) usage {
 		}
 	}
 	return usage{
-		// Not nothing, but less than can be seen.
+		// Not nothing, but less than can be measured.
 		cpu:      max(u.cpu-before.cpu, tick),
 		requests: u.requests - before.requests,
 		leases:   u.leases - before.leases,
@@ -196,8 +196,8 @@ func label(metric *dto.Metric, name string) string {
 // parseCPU reads user and system time of a process and of its children that have
 // ended from /proc/PID/stat.
 func parseCPU(stat []byte) (time.Duration, error) {
-	// "pid (name) state ...", and the name may hold anything. The times are the
-	// 14th to 17th field; the state is the third.
+	// "pid (name) state ...", and the name may have any characters. The times are fields
+	// 14 to 17; the state is the third.
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	if len(fields) < 15 {
 		return 0, fmt.Errorf("not a line of /proc/PID/stat: %q", stat)
@@ -213,11 +213,11 @@ func parseCPU(stat []byte) (time.Duration, error) {
 	return time.Duration(sum) * tick, nil
 }
 
-// settled waits until the process has nothing to do any more, and returns what it
-// has used by then. One that does not come to rest spoils figures, but ends nothing.
+// settled waits until the process has nothing more to do, and returns what it has used
+// until then. A process that does not come to rest spoils figures, but ends nothing.
 func (p *process) settled(ctx context.Context) (usage, error) {
 	begin := time.Now()
-	// Asking costs the process some time, so it is done seldom.
+	// Asking costs the process time, so it is done rarely.
 	ticker := time.NewTicker(asking)
 	defer ticker.Stop()
 	var base usage
@@ -233,7 +233,7 @@ func (p *process) settled(ctx context.Context) (usage, error) {
 				p.Name, p.settling, time.Since(since).Round(time.Second), used.cpu, used.kinds))
 			return now, nil
 		}
-		// Being asked costs a tick now and then, as does the lease.
+		// Being asked costs a tick now and then, and so does the lease.
 		if since.IsZero() || now.requests-now.leases != base.requests-base.leases || now.cpu-base.cpu > 5*tick {
 			base, since = now, time.Now()
 		}

@@ -23,14 +23,14 @@ const (
 	plotFile     = "performance.svg"
 )
 
-// The lines of docs/performance.md between which the last table stands.
+// The last table is between these lines of docs/performance.md.
 const (
 	docsBegin = "<!-- Written by make bench, from here"
 	docsEnd   = "<!-- to here. -->"
 )
 
-// publish writes the report, and what is made from it. The report itself comes
-// first, so that nothing measured is lost.
+// publish writes the report, and what is made from it. The report comes first, so that no
+// result is lost.
 func publish(ctx context.Context, o *options, r *report, out io.Writer) error {
 	evaluated := r.evaluate()
 	if err := os.MkdirAll(o.Out, 0o755); err != nil {
@@ -64,8 +64,7 @@ func publish(ctx context.Context, o *options, r *report, out io.Writer) error {
 	return err
 }
 
-// intro says what was measured on what, and what was set otherwise than users
-// have it.
+// intro says what was measured on what, and which settings differ from a user's.
 func (r *report) intro() string {
 	return fmt.Sprintf(`%s, revision %s: %d cores, Kubernetes %s, Ceph %s, %s; %d rounds in %.0f minutes.
 kube-controller-manager has --kube-api-qps=%d and --kube-api-burst=%d (its defaults, 20 and 30,
@@ -109,8 +108,8 @@ func markdownTable(rows []row) string {
 	return b.String()
 }
 
-// drawPlot runs the program that draws, which is a module of its own: what it
-// needs is no dependency of the provisioner.
+// drawPlot runs the program that draws. It is a module of its own, so that its
+// dependencies are not the provisioner's.
 func drawPlot(ctx context.Context, root, from, to string) error {
 	from, err := filepath.Abs(from)
 	if err != nil {
@@ -127,7 +126,7 @@ func drawPlot(ctx context.Context, root, from, to string) error {
 	return nil
 }
 
-// updateDocs replaces table and plot in docs/.
+// updateDocs replaces the table and the plot in docs/.
 func updateDocs(root, markdown, plot string) error {
 	path := filepath.Join(root, "docs", "performance.md")
 	text, err := os.ReadFile(path)

@@ -15,11 +15,11 @@ import (
 	"ceph.com/rbd-provisioner/test/cluster"
 )
 
-// report is all that was measured, as it is written to report.json.
+// report has all results, as written to report.json.
 type report struct {
 	Begin   time.Time `json:"begin"`
 	Seconds float64   `json:"seconds"`
-	// Setting says what it was measured on.
+	// Setting describes the machine and the versions.
 	Setting setting  `json:"setting"`
 	Options *options `json:"options"`
 
@@ -45,10 +45,9 @@ type setting struct {
 type session struct {
 	Contender string `json:"contender"`
 	Round     int    `json:"round"`
-	// Volumes is the number of others' volumes in the cluster.
+	// Volumes is the number of other volumes in the cluster.
 	Volumes int `json:"volumes"`
-	// StartSeconds is from the start of the process until a claim that waited
-	// had its volume.
+	// StartSeconds is from the start of the process until a waiting claim had its volume.
 	StartSeconds float64  `json:"startSeconds"`
 	Singles      []single `json:"singles"`
 	Bursts       []burst  `json:"bursts"`
@@ -63,15 +62,15 @@ type single struct {
 	GoneMs  float64 `json:"goneMs"`
 }
 
-// burst are claims made at once, and deleted at once. CPU and requests are those
-// of the process, for both.
+// burst are claims made at once, and deleted at once. CPU and requests are those of the
+// process for both.
 type burst struct {
 	Claims       int     `json:"claims"`
 	SavedSeconds float64 `json:"savedSeconds"`
 	BoundSeconds float64 `json:"boundSeconds"`
 	GoneSeconds  float64 `json:"goneSeconds"`
 	CPUSeconds   float64 `json:"cpuSeconds"`
-	// Requests leaves out renewals of the lease, which time makes and not claims.
+	// Requests leaves out renewals of the lease: time causes them, not claims.
 	Requests float64 `json:"requests"`
 	// Kinds are all requests by method and status.
 	Kinds map[string]float64 `json:"kinds"`
@@ -132,7 +131,7 @@ type figure struct {
 	Medians map[string]float64   `json:"medians"`
 }
 
-// newFigure takes one value from each session that pick has one for.
+// newFigure takes one value from each session for which pick has one.
 func (r *report) newFigure(name, unit string, volumes int, pick func(session) (float64, bool)) figure {
 	f := figure{Name: name, Unit: unit, Rounds: map[string][]float64{}, Medians: map[string]float64{}}
 	for _, contender := range r.Options.Contenders {
@@ -148,7 +147,7 @@ func (r *report) newFigure(name, unit string, volumes int, pick func(session) (f
 	return f
 }
 
-// of are the sessions of a contender, by round.
+// of returns the sessions of a contender, by round.
 func (r *report) of(contender string, volumes int) []session {
 	var list []session
 	for _, s := range r.Sessions {
@@ -184,8 +183,9 @@ func (f figure) compare(m must) (value float64, text string, err error) {
 
 func median(values []float64) float64 { return percentile(values, 50) }
 
-// percentile is the smallest value that p percent of the values do not exceed
-// (the nearest rank); for the median of an even number the middle of two.
+// percentile is the smallest value that p percent of the values do not exceed (the
+// nearest rank). For the median of an even number of values, it is the mean of the middle
+// two.
 func percentile(values []float64, p float64) float64 {
 	if len(values) == 0 {
 		return math.NaN()
@@ -198,14 +198,14 @@ func percentile(values []float64, p float64) float64 {
 	return sorted[max(int(math.Ceil(p/100*float64(n))), 1)-1]
 }
 
-// singleFigure is a percentile of single claims; over all rounds in the medians
-// column it would hide a slow round, so it is taken per round, too.
+// singleFigure is a percentile of single claims. It is also taken per round, since the
+// percentile over all rounds would hide a slow round.
 func (r *report) singleFigure(name string, volumes int, p float64, pick func(single) float64) figure {
 	f := r.newFigure(name, "ms", volumes, func(s session) (float64, bool) {
 		return percentile(picked(s.Singles, pick), p), len(s.Singles) > 0
 	})
-	// Of a few claims a high percentile is the slowest one: all rounds together
-	// say more.
+	// With few claims, a high percentile is just the slowest one: all rounds together say
+	// more.
 	for contender := range f.Medians {
 		var all []float64
 		for _, s := range r.of(contender, volumes) {

@@ -67,7 +67,7 @@ func TestCompare(t *testing.T) {
 	}
 }
 
-// TestEvaluateRefusesHoles takes one sample after the other out of a report.
+// TestEvaluateRefusesHoles removes one sample after the other from a report.
 func TestEvaluateRefusesHoles(t *testing.T) {
 	whole := func() *report {
 		r := &report{

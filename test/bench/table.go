@@ -21,8 +21,8 @@ type row struct {
 	Met      string `json:"met"`
 }
 
-// notMeasured stands where there is nothing to measure, or where a contender was
-// left out on request; a measurement that failed never gets here.
+// notMeasured is for cells where there is nothing to measure, or whose contender was left
+// out on request. A failed measurement never gets here.
 const notMeasured = "–"
 
 func (r row) cells() []string {
@@ -31,7 +31,7 @@ func (r row) cells() []string {
 
 var heading = []string{"figure", "ceiling", "baseline", "this", "measured", "must", "met"}
 
-// table collects rows and figures; the first error stands.
+// table collects rows and figures; the first error is kept.
 type table struct {
 	*report
 	err error
@@ -39,11 +39,10 @@ type table struct {
 
 // must is a requirement: a ratio or a difference to another contender, or an own limit.
 type must struct {
-	// than is the other contender; empty for a limit of this one's own value.
+	// than is the other contender; empty for a limit on the contender's own value.
 	than  string
 	limit float64
-	// least says that the limit is the smallest value, otherwise it is the
-	// largest.
+	// least says that the limit is the smallest allowed value, not the largest.
 	least bool
 	// plus says that the limit is a difference to the other contender, not a ratio.
 	plus bool
@@ -99,7 +98,7 @@ func (r *report) evaluate() error {
 
 func (t *table) fail(err error) { t.err = errors.Join(t.err, err) }
 
-// among says of a figure how many volumes are in the cluster.
+// among says how many volumes are in the cluster, for a figure's name.
 func among(name string, volumes int) string {
 	if volumes == 0 {
 		return name
@@ -166,7 +165,7 @@ func (t *table) costs(volumes int) {
 	}), true, memory...)
 }
 
-// only are the rows that are about this provisioner alone.
+// only are the rows about this provisioner alone.
 func (t *table) only() {
 	volumes := t.Options.Volumes
 	peak := func(volumes int) float64 {
@@ -210,7 +209,7 @@ func (t *table) only() {
 	t.row(row{Figure: among("idle, renewals of the lease per minute", volumes), This: number(t.Idle.RenewalsPerMinute), Must: "stated", Met: "yes"})
 }
 
-// add makes a figure part of the report, with a row for each requirement, or one
+// add makes a figure part of the report, with a row for each requirement, or one row
 // without any.
 func (t *table) add(f figure, plot bool, musts ...must) {
 	f.Plot = plot
@@ -243,7 +242,7 @@ func (t *table) add(f figure, plot bool, musts ...must) {
 	}
 }
 
-// row adds a line; cells that it leaves open have nothing to say.
+// row adds a line; empty cells have nothing to say.
 func (t *table) row(r row) {
 	for _, cell := range []*string{&r.Ceiling, &r.Baseline, &r.This, &r.Measured, &r.Must, &r.Met} {
 		if *cell == "" {

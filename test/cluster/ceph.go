@@ -22,20 +22,20 @@ import (
 // Ceph is a cluster of one monitor, one manager and one OSD that keeps its data
 // in memory, with the pool "rbd".
 //
-// What happens to the data: Stop and Restart of the OSD keep it, for the OSD
-// writes it to the rig's folder when SIGTERM ends it. Kill loses all that came
-// since its last such end, and with it the cluster; to make the OSD unreachable
-// use Pause. A client that was waiting while the OSD was away notices its return
-// within five seconds (objecter_tick_interval). The monitor keeps its data
-// whatever happens to it; the manager has none.
+// What happens to the data: Stop and Restart of the OSD keep it, because the OSD writes
+// it to the rig's folder when SIGTERM ends it. Kill loses everything since its last such
+// end, and with it the cluster; to make the OSD unreachable, use Pause. A client that
+// waited while the OSD was away notices its return within five seconds
+// (objecter_tick_interval). The monitor keeps its data whatever happens to it; the
+// manager has none.
 type Ceph struct {
-	// Conf is the path of ceph.conf, for CEPH_CONF. It names the keyring too, so
-	// that whoever uses it is client.admin.
+	// Conf is the path of ceph.conf, for CEPH_CONF. It names the keyring too, so every
+	// program that uses it is client.admin.
 	Conf string
 	// Keyring is the path of the keyring; it holds client.admin's key and the
 	// daemons'.
 	Keyring string
-	// FSID is the cluster's id.
+	// FSID is the cluster's ID.
 	FSID string
 	// MonitorV1 and MonitorV2 are the monitor's addresses, as "127.0.0.1:6789",
 	// for Ceph's old and new message protocol. Kubelets map with the old one.
@@ -51,8 +51,8 @@ type Ceph struct {
 	erasureErr error
 }
 
-// secret makes a cephx key: its type (1, AES), the time of its making, the
-// length of what follows, 16 random bytes.
+// secret makes a cephx key: its type (1, AES), its creation time, the length of the rest,
+// and 16 random bytes.
 func secret() string {
 	key := binary.LittleEndian.AppendUint16(nil, 1)
 	key = binary.LittleEndian.AppendUint32(key, uint32(time.Now().Unix()))
@@ -66,9 +66,9 @@ func secret() string {
 func (c *Cluster) startCeph(ctx context.Context) (*Ceph, error) {
 	begin := time.Now()
 	dir := filepath.Join(c.Dir, "ceph")
-	// Those that Ceph is known by. Whoever is given an address with another port,
-	// as kubelet gives it to "rbd", tries both protocols there, and waits five
-	// minutes before it tells of a wrong key.
+	// Ceph's usual ports. With another port, as in the addresses that kubelet gives to
+	// "rbd", a client tries both protocols, and waits five minutes before it reports a
+	// wrong key.
 	v1, v2 := 6789, 3300
 	var err error
 	if c.Address == loopback {
@@ -99,8 +99,8 @@ func (c *Cluster) startCeph(ctx context.Context) (*Ceph, error) {
 		return nil, err
 	}
 
-	// The manager needs three seconds to load its modules; the OSD starts and
-	// gets its pool meanwhile.
+	// The manager needs three seconds to load its modules. Meanwhile the OSD starts and
+	// gets its pool.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
@@ -242,7 +242,7 @@ func (ceph *Ceph) startMgr(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		// The monitor needs half a minute to see that a manager was killed.
+		// The monitor needs half a minute to notice that a manager was killed.
 		if !mgr.Available || mgr.GID == gid {
 			return errors.New("no manager is active")
 		}
@@ -281,9 +281,9 @@ func (ceph *Ceph) startOSD(ctx context.Context, id int, location ...string) (*Da
 	return d, nil
 }
 
-// osdIsUp returns nil when the monitor knows the OSD's present process to be up.
-// An OSD's addresses carry its process id, which tells it from a predecessor
-// whose end the monitor has not seen.
+// osdIsUp returns nil when the monitor knows that the OSD's present process is up. An
+// OSD's addresses have its process ID, which tells the process from a predecessor whose
+// end the monitor has not noticed.
 func (ceph *Ceph) osdIsUp(ctx context.Context, id, pid int) error {
 	var dump struct {
 		OSDs []struct {

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package cluster is the test rig: a real Ceph cluster, a real Kubernetes
-// control plane and the provisioner as a process beside them, all in one folder
-// and on free ports of 127.0.0.1. On demand it has a node that runs Pods, too.
+// Package cluster is the test rig: a real Ceph cluster, a real Kubernetes control plane
+// and the provisioner as a process beside them, all in one folder and on free ports of
+// 127.0.0.1. If asked to, it adds a node that runs Pods.
 //
-// A rig leaves nothing behind. When the process that started it ends, in
-// whatever way (a failing test, a panic, ctrl-C, kill -9), a small shell that
-// waits for just that kills every server and removes the folder; see reaper.sh.
-// Several rigs can run at once.
+// A rig leaves nothing behind. However the process ends that started it (a failing test,
+// a panic, ctrl-C, kill -9), a small shell that waits for exactly that kills every server
+// and removes the folder; see reaper.sh. Several rigs can run at once.
 //
-// The package owns starting, stopping and disturbing servers. What is tested on
-// them is not its business.
+// The package starts, stops and disturbs servers. It does not care what is tested on
+// them.
 package cluster
 
 import (
@@ -34,9 +33,9 @@ type Config struct {
 	// KubernetesVersion is the version to run, as "1.30.14". Empty is the
 	// environment's K8S_VERSION, and DefaultKubernetesVersion without it.
 	KubernetesVersion string
-	// ControllerQPS limits the requests per second of kube-controller-manager.
-	// Zero is 200: its own default of 20 binds about four claims a second, which
-	// would hide what the provisioner does.
+	// ControllerQPS limits the requests per second of kube-controller-manager. Zero is
+	// 200: its own default of 20 binds about four claims a second, which would hide the
+	// provisioner's speed.
 	ControllerQPS int
 	// SkipCeph and SkipKubernetes leave that half out; the field of Cluster is
 	// nil then.
@@ -54,7 +53,7 @@ type Config struct {
 
 // Cluster is a running rig.
 type Cluster struct {
-	// Dir is the rig's folder. Files put into it go when the rig goes.
+	// Dir is the rig's folder. Files in it are removed with the rig.
 	Dir string
 	// Address is where all servers listen.
 	Address string
@@ -76,10 +75,9 @@ type Cluster struct {
 	provisioners int // started so far
 }
 
-// Start starts a rig and waits until it is ready, which takes under ten seconds
-// on an idle machine, and with a node most of a minute. ctx bounds the start
-// alone. When Start fails nothing is left behind. Whoever gets a Cluster calls
-// Stop or Detach.
+// Start starts a rig and waits until it is ready, which takes under ten seconds on an
+// idle machine, and most of a minute with a node. ctx bounds only the start. When Start
+// fails, nothing is left behind. The caller must Stop or Detach the Cluster.
 func Start(ctx context.Context, cfg Config) (*Cluster, error) {
 	if cfg.Dir == "" {
 		cfg.Dir = filepath.Join(os.TempDir(), "rbd-rig-"+rand.Text()[:10])
@@ -148,10 +146,9 @@ func (c *Cluster) start(ctx context.Context, cfg Config, programs *programs, nod
 	return errors.Join(cephErr, kubeErr)
 }
 
-// Stop ends everything and removes the folder. The provisioners that still run
-// are stopped with SIGTERM first, and how they end is reported as by
-// Daemon.Stop: an exit status of theirs may be a finding. The servers are
-// killed.
+// Stop ends everything and removes the folder. It first stops the provisioners that still
+// run, with SIGTERM, and reports how they end like Daemon.Stop, because their exit status
+// may be a finding. It kills the servers.
 func (c *Cluster) Stop() error {
 	daemons := c.Daemons()
 	var errs []error
@@ -170,8 +167,8 @@ func (c *Cluster) Stop() error {
 	return errors.Join(errs...)
 }
 
-// Detach leaves the rig running when this process ends; Remove(c.Dir) ends it
-// then. The Cluster must not be used any more.
+// Detach leaves the rig running when this process ends; later, Remove(c.Dir) ends it. The
+// Cluster must not be used any more.
 func (c *Cluster) Detach() error {
 	defer c.ports.close()
 	return c.folder.detach()
@@ -194,7 +191,7 @@ func (c *Cluster) DumpLogs(w io.Writer) {
 		} else if r.ended() {
 			state = "ended: " + ended(r).Error()
 		}
-		// A log that cannot be shown must not hide the failure it belongs to.
+		// If a log can't be shown, that must not hide the failure.
 		_, _ = fmt.Fprintf(w, "=== %s (%s)\n%s", d.Name, state, d.tails(40))
 	}
 }

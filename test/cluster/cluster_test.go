@@ -55,7 +55,7 @@ func TestTwoRigsAtOnce(t *testing.T) {
 	t.Run("faults", func(t *testing.T) { t.Parallel(); testFaults(t, rigs[1]) })
 }
 
-// stop ends a rig and looks that nothing of it is left.
+// stop ends a rig and checks that nothing of it is left.
 func stop(t *testing.T, c *Cluster) {
 	t.Helper()
 	if t.Failed() {
@@ -103,7 +103,7 @@ spec:
 		if _, err := k.Kubectl(ctx, object, "apply", "-f", "-"); err != nil {
 			t.Fatal(err)
 		}
-		// A claim that the controller sees before its volume waits 15 s for the
+		// If the controller sees a claim before its volume, the claim waits 15 s for the
 		// next full pass.
 		eventually(t, func(ctx context.Context) error {
 			volumes, err := k.Client.CoreV1().PersistentVolumes().List(ctx, metav1.ListOptions{})
@@ -202,7 +202,7 @@ func testProvisioner(t *testing.T, c *Cluster) {
 		}
 	}
 	for _, p := range two {
-		// It has said all that before it was ready.
+		// It said all that before it was ready.
 		text, err := os.ReadFile(p.Log)
 		if want := "get configmaps: false\nget secrets: true\nextra: word\n"; err != nil || string(text) != want {
 			t.Errorf("got %q, want %q: %v", text, want, err)
@@ -216,8 +216,8 @@ func testProvisioner(t *testing.T, c *Cluster) {
 	}
 }
 
-// testFaults pauses, resumes and restarts every daemon of a rig and looks that
-// nothing was lost.
+// testFaults pauses, resumes and restarts every daemon of a rig and checks that nothing
+// was lost.
 func testFaults(t *testing.T, c *Cluster) {
 	ctx := t.Context()
 	if _, err := c.Ceph.Run(ctx, "rbd", "create", "--size", "8", "kept"); err != nil {

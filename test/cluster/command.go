@@ -13,8 +13,8 @@ import (
 	"syscall"
 )
 
-// run runs a command of the rig to its end and returns its standard output. Its
-// error holds what it wrote to standard error. When ctx ends it is killed.
+// run runs a command of the rig to its end and returns its standard output. Its error has
+// what the command wrote to standard error. When ctx ends, the command is killed.
 func (f *folder) run(ctx context.Context, stdin io.Reader, env []string, path string, args ...string) (string, error) {
 	what := strings.Join(append([]string{filepath.Base(path)}, args...), " ")
 	var out, complaint bytes.Buffer

@@ -10,9 +10,9 @@ import (
 	"slices"
 )
 
-// cpio packs files into an archive as the kernel unpacks it into the first root
-// file system ("newc"): hack/node/initrd.sh takes them from there. Keys are
-// paths; their folders come with them. Only root may read the files.
+// cpio packs files into an archive that the kernel unpacks into the first root file
+// system ("newc"): hack/node/initrd.sh takes them from there. Keys are paths; their
+// folders are added. Only root may read the files.
 func cpio(files map[string][]byte) []byte {
 	var b bytes.Buffer
 	inode := 0
@@ -29,7 +29,7 @@ func cpio(files map[string][]byte) []byte {
 	}
 	folders := map[string]bool{".": true}
 	for _, name := range slices.Sorted(maps.Keys(files)) {
-		// A folder stands before what is in it.
+		// A folder comes before its content.
 		var missing []string
 		for dir := path.Dir(name); !folders[dir]; dir = path.Dir(dir) {
 			folders[dir] = true

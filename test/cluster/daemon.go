@@ -21,15 +21,14 @@ const (
 	// stopGrace is how long a daemon may take to end after SIGTERM. Each of them
 	// ends within three seconds on an idle machine.
 	stopGrace = 30 * time.Second
-	// startLimit bounds the wait for a daemon to answer. It is met in seconds,
-	// and only a machine that is overloaded or a daemon that is broken needs it.
+	// startLimit bounds the wait for a daemon to answer. That takes seconds, unless a
+	// machine is overloaded or a daemon broken.
 	startLimit = 2 * time.Minute
 )
 
-// Daemon is one server of the rig: a process in a process group of its own,
-// which can be stopped, killed, paused and started again with the same
-// arguments. Its methods may be called from several goroutines, but what two of
-// them do to one process at the same time is theirs to order.
+// Daemon is one server of the rig: a process in a process group of its own, which can be
+// stopped, killed, paused and started again with the same arguments. Several goroutines
+// may call its methods, but must agree on the order of what they do to one process.
 type Daemon struct {
 	// Name is unique within the rig, as "osd.0" or "kube-apiserver".
 	Name string
@@ -41,15 +40,15 @@ type Daemon struct {
 	path   string
 	args   []string
 	env    []string
-	// ready is asked until it returns nil; nil means that the start alone counts.
+	// ready is called until it returns nil; if it is nil, starting is enough.
 	ready func(context.Context) error
 	// limit bounds the wait for it; zero is startLimit.
 	limit time.Duration
 	// logs are further files that it writes to, shown with its log.
 	logs []string
-	// end is the signal with which Stop ends it; zero is SIGTERM.
+	// end is the signal by which Stop ends it; zero is SIGTERM.
 	end syscall.Signal
-	// gentle daemons get a SIGTERM before the rig goes.
+	// gentle daemons get a SIGTERM before the rig is removed.
 	gentle bool
 
 	mu  sync.Mutex // guards run
@@ -75,8 +74,7 @@ func (d *Daemon) PID() int { return d.current().cmd.Process.Pid }
 // Done is closed when the present process has ended.
 func (d *Daemon) Done() <-chan struct{} { return d.current().done }
 
-// ExitCode is how the process ended: -1 while it runs and when a signal ended
-// it.
+// ExitCode returns how the process ended: -1 while it runs, and when a signal ended it.
 func (d *Daemon) ExitCode() int {
 	r := d.current()
 	select {
@@ -87,8 +85,8 @@ func (d *Daemon) ExitCode() int {
 	}
 }
 
-// Start runs a daemon that has ended once more, with the same arguments, and
-// waits until it is ready.
+// Start starts an ended daemon again, with the same arguments, and waits until it is
+// ready.
 func (d *Daemon) Start(ctx context.Context) error {
 	if r := d.current(); r != nil && !r.ended() {
 		return fmt.Errorf("start %s: it runs already, as process %d", d.Name, r.cmd.Process.Pid)
@@ -121,7 +119,7 @@ func (d *Daemon) waitReady(ctx context.Context, r *run) error {
 	if d.ready == nil {
 		return nil
 	}
-	// A daemon that has ended never answers: do not wait out the limit.
+	// A daemon that has ended never answers: do not wait for the limit.
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	finished := make(chan struct{})
@@ -148,7 +146,7 @@ func (r *run) ended() bool {
 	}
 }
 
-// ended says how a process ended that was not asked to.
+// ended describes how a process ended that was not asked to.
 func ended(r *run) error {
 	if r.err != nil {
 		return r.err
@@ -156,10 +154,10 @@ func ended(r *run) error {
 	return errors.New("exit status 0")
 }
 
-// Stop ends the process with SIGTERM (kube-apiserver with SIGKILL), paused or
-// not, and waits for its end. A process that ends with a status other than 0, that had ended by itself
-// before, or that had to be killed because SIGTERM did not end it within half a
-// minute, is an error; it has ended all the same.
+// Stop ends the process with SIGTERM (kube-apiserver with SIGKILL), paused or not, and
+// waits until it has ended. It is an error if the process ends with a status other than
+// 0, had ended on its own before, or had to be killed because SIGTERM did not end it
+// within half a minute. The process has ended in any case.
 func (d *Daemon) Stop() error {
 	r := d.current()
 	if r.ended() {
@@ -184,8 +182,8 @@ func (d *Daemon) Stop() error {
 	return nil
 }
 
-// Kill ends the process with SIGKILL, paused or not, and waits for its end. One
-// that has ended is success.
+// Kill ends the process with SIGKILL, paused or not, and waits until it has ended. A
+// process that had ended is no error.
 func (d *Daemon) Kill() {
 	r := d.current()
 	d.signal(r, syscall.SIGKILL)
@@ -201,9 +199,9 @@ func (d *Daemon) Restart(ctx context.Context) error {
 	return d.Start(ctx)
 }
 
-// Pause halts the process with SIGSTOP, as if its machine hung: it keeps its
-// memory, its connections and its ports, and does nothing. When Pause returns
-// all its threads stand still.
+// Pause halts the process with SIGSTOP, as if its machine hung: it keeps its memory, its
+// connections and its ports, and does nothing. When Pause returns, all its threads are
+// halted.
 func (d *Daemon) Pause(ctx context.Context) error {
 	r := d.current()
 	if r.ended() {
@@ -216,7 +214,7 @@ func (d *Daemon) Pause(ctx context.Context) error {
 	return nil
 }
 
-// Resume lets a paused process go on.
+// Resume lets a paused process continue.
 func (d *Daemon) Resume() error {
 	r := d.current()
 	if r.ended() {
@@ -226,8 +224,8 @@ func (d *Daemon) Resume() error {
 	return nil
 }
 
-// signal reaches the process and its children. It may find none: processes end
-// when they like, and every caller looks at done.
+// signal signals the process and its children. There may be none: processes end at any
+// time, and every caller looks at done.
 func (d *Daemon) signal(r *run, sig syscall.Signal) {
 	if !r.ended() {
 		_ = syscall.Kill(-r.cmd.Process.Pid, sig)
@@ -248,7 +246,7 @@ func halted(pid int) error {
 		if err != nil {
 			continue // that thread has ended
 		}
-		// "pid (name) state ...", and the name may hold anything
+		// "pid (name) state ...", and the name may have any characters.
 		after := bytes.TrimSpace(text[bytes.LastIndexByte(text, ')')+1:])
 		if len(after) == 0 || after[0] != 'T' {
 			return fmt.Errorf("%s is not stopped yet", stat)
@@ -269,7 +267,7 @@ func (d *Daemon) tails(lines int) string {
 	return text
 }
 
-// tail returns the last lines of a file that are not empty, or why it cannot.
+// tail returns the last lines of a file that are not empty, or why it can't.
 func tail(path string, lines int) string {
 	f, err := os.Open(path)
 	if err != nil {
@@ -282,7 +280,7 @@ func tail(path string, lines int) string {
 		return err.Error() + "\n"
 	}
 	text := make([]byte, min(info.Size(), most))
-	// A log that shrank meanwhile is not worth a word.
+	// If a log shrank meanwhile, that needs no message.
 	n, _ := f.ReadAt(text, info.Size()-int64(len(text)))
 	var last []string
 	for line := range strings.Lines(string(text[:n])) {

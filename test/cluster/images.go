@@ -15,8 +15,8 @@ import (
 const trashPatience = 90 * time.Second
 
 // ImagesMatchVolumes returns nil when a pool holds exactly the images that
-// PersistentVolumes name, and once nothing is left in its trash. What is being
-// made or deleted meanwhile may show as a difference. The rig needs both halves.
+// PersistentVolumes name, and its trash is empty. Images that are being made or deleted
+// meanwhile may show as a difference. The rig needs both halves.
 func (c *Cluster) ImagesMatchVolumes(ctx context.Context, pool string) error {
 	volumes, err := c.Kube.Client.CoreV1().PersistentVolumes().List(ctx, metav1.ListOptions{})
 	if err != nil {

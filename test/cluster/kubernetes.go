@@ -30,7 +30,7 @@ import (
 // kube-controller-manager with its default controllers, each of which has the
 // rights of its own service account. A scheduler and a kubelet come with a Node.
 type Kubernetes struct {
-	// Kubeconfig is the path of a kubeconfig that is cluster admin.
+	// Kubeconfig is the path of a kubeconfig with the rights of a cluster admin.
 	Kubeconfig string
 	// KubectlPath is the kubectl of the same version.
 	KubectlPath string
@@ -38,7 +38,7 @@ type Kubernetes struct {
 	URL string
 	// Version is what the API server says it is, as "v1.30.14".
 	Version string
-	// Client is cluster admin, and not limited in its requests per second.
+	// Client is a cluster admin, without a limit of requests per second.
 	Client kubernetes.Interface
 
 	Etcd, APIServer, ControllerManager *Daemon
@@ -123,7 +123,7 @@ func (k *Kubernetes) prepare(dir string) error {
 		return fmt.Errorf("read %s: %w", k.Kubeconfig, err)
 	}
 	k.config.QPS = -1 // no limit
-	// Nor a proxy, which the environment may name: none leads here.
+	// No proxy either: the environment may name one, and none leads here.
 	k.config.Proxy = http.ProxyURL(nil)
 	if k.Client, err = kubernetes.NewForConfig(k.config); err != nil {
 		return fmt.Errorf("make client: %w", err)
@@ -154,15 +154,16 @@ func (k *Kubernetes) startEtcd(ctx context.Context, path, dir string, port, peer
 	var err error
 	k.Etcd, err = k.cluster.startDaemon(ctx, "etcd",
 		func(ctx context.Context) error { return k.healthy(ctx, url+"/health") },
-		// Debian's etcd takes only amd64 without this.
+		// Without this, Debian's etcd accepts only amd64.
 		[]string{"ETCD_UNSUPPORTED_ARCH=" + runtime.GOARCH}, path,
 		"--name=rig",
 		"--data-dir="+filepath.Join(dir, "etcd"),
 		"--listen-client-urls="+url, "--advertise-client-urls="+url,
 		"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer, "--initial-cluster=rig="+peer,
-		// The folder goes with the rig: nothing to save from a power cut.
+		// The folder is removed with the rig, so there is nothing to protect from a power
+		// cut.
 		"--unsafe-no-fsync",
-		// The only member elects itself, after this long (default 1 s).
+		// The only member elects itself after this time (default 1 s).
 		"--heartbeat-interval=50", "--election-timeout=250",
 	)
 	return err
@@ -199,8 +200,8 @@ func (k *Kubernetes) startAPIServer(ctx context.Context, path, dir string, etcdP
 	if err != nil {
 		return err
 	}
-	// On SIGTERM it waits a minute for its clients to end their watches. All that
-	// it knows is in etcd.
+	// On SIGTERM it would wait a minute for its clients to end their watches. All its
+	// state is in etcd.
 	k.APIServer.end = syscall.SIGKILL
 	return nil
 }
@@ -213,7 +214,7 @@ func (k *Kubernetes) startControllerManager(ctx context.Context, path, dir strin
 			if err := k.healthy(ctx, "https://"+k.cluster.endpoint(port)+"/healthz"); err != nil {
 				return err
 			}
-			// Written by one of the controllers: they run.
+			// One of the controllers writes it, so they run.
 			for _, namespace := range []string{metav1.NamespaceDefault, metav1.NamespaceSystem} {
 				if _, err := k.Client.CoreV1().ServiceAccounts(namespace).Get(ctx, "default", metav1.GetOptions{}); err != nil {
 					return err
@@ -255,8 +256,8 @@ func (k *Kubernetes) healthy(ctx context.Context, url string) error {
 	return nil
 }
 
-// RESTConfig is a copy of the configuration of Client: cluster admin, not
-// limited in its requests per second.
+// RESTConfig returns a copy of the configuration of Client: a cluster admin, without a
+// limit of requests per second.
 func (k *Kubernetes) RESTConfig() *rest.Config { return rest.CopyConfig(k.config) }
 
 // Kubectl runs kubectl as cluster admin and returns its standard output; its
@@ -270,9 +271,9 @@ func (k *Kubernetes) KubectlAs(ctx context.Context, kubeconfig, stdin string, ar
 	return k.cluster.folder.run(ctx, strings.NewReader(stdin), []string{"KUBECONFIG=" + kubeconfig}, k.KubectlPath, args...)
 }
 
-// ServiceAccountKubeconfig logs in as a service account, which must exist, and
-// returns the path of a kubeconfig that holds nothing but its token. What the
-// token allows is what RBAC grants that account.
+// ServiceAccountKubeconfig logs in as a service account, which must exist, and returns
+// the path of a kubeconfig that has nothing but the account's token. RBAC decides what
+// the account may do.
 func (k *Kubernetes) ServiceAccountKubeconfig(ctx context.Context, namespace, name string) (string, error) {
 	seconds := int64(validFor.Seconds())
 	token, err := k.Client.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, name, &authenticationv1.TokenRequest{

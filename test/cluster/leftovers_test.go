@@ -15,7 +15,7 @@ import (
 	"testing"
 )
 
-// TestNothingIsLeft ends processes that own a rig in each way a test can end.
+// TestNothingIsLeft ends processes that own a rig in each way in which a test can end.
 func TestNothingIsLeft(t *testing.T) {
 	tests := []struct {
 		name, role string

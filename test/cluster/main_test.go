@@ -43,11 +43,11 @@ func TestMain(m *testing.M) {
 	os.Exit(0)
 }
 
-// startAndWait starts a rig in the folder that the test chose and waits to be
-// killed. Of its own end nothing is left to it: no deferred call, no handler.
+// startAndWait starts a rig in the folder that the test chose and waits to be killed. It
+// can't do anything about its end: no deferred call, no handler.
 func startAndWait(cfg Config) error {
 	if signal.Ignored(os.Interrupt) {
-		// A shell that starts something in the background lets it ignore ctrl-C.
+		// A shell that starts a program in the background lets it ignore ctrl-C.
 		interrupted := make(chan os.Signal, 1)
 		signal.Notify(interrupted, os.Interrupt)
 		go func() { <-interrupted; os.Exit(130) }()
@@ -99,8 +99,8 @@ func startSmall(cfg Config) (*Cluster, error) {
 	return c, nil
 }
 
-// playProvisioner asks the API server what it may do as whom it was logged in,
-// writes that into its log, says that it is ready, and waits for SIGTERM.
+// playProvisioner asks the API server what it may do with its login, writes that into its
+// log, says that it is ready, and waits for SIGTERM.
 func playProvisioner() error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
@@ -152,7 +152,7 @@ func playProvisioner() error {
 	return nil
 }
 
-// eventually fails the test when condition does not come true within a minute.
+// eventually fails the test unless condition comes true within a minute.
 func eventually(t *testing.T, condition func(context.Context) error) {
 	t.Helper()
 	if err := Eventually(t.Context(), time.Minute, condition); err != nil {
@@ -160,8 +160,7 @@ func eventually(t *testing.T, condition func(context.Context) error) {
 	}
 }
 
-// nothingLeft returns nil when neither a process nor the folder of a rig is
-// left.
+// nothingLeft returns nil when neither a process nor the folder of a rig is left.
 func nothingLeft(dir string) error {
 	pids, err := Processes(dir)
 	if err != nil {

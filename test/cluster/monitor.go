@@ -10,15 +10,15 @@ import (
 	"strings"
 )
 
-// python is Debian's, for which Ceph's packages bring the module of librados.
+// python is Debian's, for which Ceph's packages have the module of librados.
 const python = "/usr/bin/python3"
 
 //go:embed monitor.py
 var monitorScript string
 
-// monitor sends a command to the monitor, as the program ceph does with the prefix as
-// its words, and returns the answer. It is for what tests do often: ceph costs 0.4 s
-// of CPU each time, this 0.1 s.
+// monitor sends a command to the monitor, like the program ceph with the prefix as its
+// words, and returns the answer. It is for frequent commands: ceph costs 0.4 s of CPU
+// each time, this 0.1 s.
 func (ceph *Ceph) monitor(ctx context.Context, prefix string, args map[string]any) (string, error) {
 	command := map[string]any{"prefix": prefix}
 	maps.Copy(command, args)

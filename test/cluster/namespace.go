@@ -15,16 +15,15 @@ import (
 const (
 	// loopback is where a rig without a node listens.
 	loopback = "127.0.0.1"
-	// hostAddress is where a rig with a node listens: on the host's end of the
-	// wire between the two, as the kernel's rbd driver insists that the monitor
-	// has the address by which it knows itself.
+	// hostAddress is where a rig with a node listens: the host's end of the wire between
+	// the two, because the kernel's rbd driver insists on the address by which the
+	// monitor knows itself.
 	hostAddress = "10.77.0.1"
 	// nodeAddress is the node's end; hack/node/init.sh sets it.
 	nodeAddress = "10.77.0.2"
-	// podRange is where the node's Pods have theirs; hack/node/cni.conflist
-	// says so.
+	// podRange has the addresses of the node's Pods, as in hack/node/cni.conflist.
 	podRange = "10.88.0.0/24"
-	// serviceAddress is that of the service kubernetes.default, by which Pods know
+	// serviceAddress is the address of the service kubernetes.default, by which Pods know
 	// the API server; hack/node/init.sh leads it there.
 	serviceAddress = "10.0.0.1"
 	// tapDevice is the host's end of the wire.
@@ -33,15 +32,15 @@ const (
 	namespaceVariable = "RBD_PROVISIONER_NETNS"
 )
 
-// EnterNamespace gives this program a network namespace of its own, in which a
-// rig with a node can have addresses and a device that no one else sees. The
-// namespace holds a loopback device that is down, and goes with the last process
-// in it: nothing can be left behind.
+// EnterNamespace gives this program a network namespace of its own, in which a rig with a
+// node can have addresses and a device that no other program sees. The namespace has a
+// loopback device that is down, and ends with the last process in it, so nothing can be
+// left behind.
 //
-// Namespaces belong to threads, and Go has many: so the program is started anew,
-// as the same process with the same arguments, and all that it did before is
-// lost. It is to be called first in main or TestMain. In the second run it
-// returns nil. It needs root.
+// Namespaces belong to threads, and Go has many of these. So the program is started
+// again, as the same process with the same arguments, and everything that it did before
+// is lost. Call it first in main or TestMain. In the second run it returns nil. It needs
+// root.
 func EnterNamespace() error {
 	if inside, err := inNamespace(); inside || err != nil {
 		return err
@@ -50,8 +49,8 @@ func EnterNamespace() error {
 	if err != nil {
 		return fmt.Errorf("enter a network namespace: %w", err)
 	}
-	// Exec keeps what the calling thread has. A thread whose exec failed is in
-	// the wrong namespace and stays locked, so that nothing else uses it.
+	// Exec keeps the state of the calling thread. A thread whose exec failed is in the
+	// wrong namespace and stays locked, so that nothing else uses it.
 	runtime.LockOSThread()
 	if err := syscall.Unshare(syscall.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("make a network namespace, which root may: %w", err)
@@ -60,7 +59,7 @@ func EnterNamespace() error {
 	if err != nil {
 		return fmt.Errorf("enter a network namespace: %w", err)
 	}
-	// In the place of one that a caller has left, who was in another.
+	// This replaces one that a caller in another namespace may have left.
 	if err := os.Setenv(namespaceVariable, own); err != nil {
 		return fmt.Errorf("enter a network namespace: %w", err)
 	}
@@ -68,8 +67,8 @@ func EnterNamespace() error {
 	return fmt.Errorf("enter a network namespace: %w", err)
 }
 
-// inNamespace tells whether EnterNamespace has done its work. The variable alone
-// could come from a caller that is elsewhere.
+// inNamespace reports whether EnterNamespace has done its work. The variable alone could
+// come from a caller in another namespace.
 func inNamespace() (bool, error) {
 	own, err := os.Readlink("/proc/self/ns/net")
 	if err != nil {

@@ -16,14 +16,13 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
-// nodeLimit bounds the wait for the node. It is ready within half a minute on an
-// idle machine; emulated, it feels every neighbour.
+// nodeLimit bounds the wait for the node. On an idle machine it is ready within half a
+// minute; since it is emulated, any other load slows it down.
 const nodeLimit = 5 * time.Minute
 
-// Node is a machine that runs Pods: a guest of qemu with a kernel of its own,
-// whose rbd driver maps volumes, with kubelet and containerd. Its processor is
-// emulated, so that it runs where KVM does not. What it writes to its disk goes
-// with it.
+// Node is a machine that runs Pods: a qemu guest with a kernel of its own, whose rbd
+// driver maps volumes, with kubelet and containerd. Its processor is emulated, so that it
+// runs where KVM does not. Its disk is lost with it.
 type Node struct {
 	// Name is that of the Node object.
 	Name string
@@ -31,14 +30,14 @@ type Node struct {
 	// registry: Pods must say imagePullPolicy Never or IfNotPresent.
 	Image string
 	// Guest is qemu. It ends when kubelet does. Its log is the guest's console;
-	// kubelet.log and containerd.log are beside it.
+	// kubelet.log and containerd.log are in the same folder.
 	Guest *Daemon
 	// Scheduler is kube-scheduler.
 	Scheduler *Daemon
 }
 
-// kubeletConfig fits a machine without systemd, swap or a firewall, whose disk
-// nobody minds to be full, and which is to be quick in what tests wait for.
+// kubeletConfig is for a machine without systemd, swap or a firewall, whose disk may be
+// full, and which must be quick where tests wait.
 const kubeletConfig = `apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
@@ -76,7 +75,7 @@ func (c *Cluster) startNode(ctx context.Context, programs *nodePrograms, images 
 	n.Guest.limit = nodeLimit
 	n.Guest.ready = func(ctx context.Context) error { return c.Kube.nodeReady(ctx, n.Name) }
 	begin := time.Now()
-	// It starts quickly, and the node takes long: no need to do both at once.
+	// It starts quickly, while the node takes long: they need not start at once.
 	if n.Scheduler, err = c.Kube.startScheduler(ctx, programs.scheduler); err != nil {
 		return nil, err
 	}
@@ -87,8 +86,8 @@ func (c *Cluster) startNode(ctx context.Context, programs *nodePrograms, images 
 	return n, nil
 }
 
-// nodeInitrd writes the initrd of one run: that of the guest, and behind it what
-// kubelet needs to log in.
+// nodeInitrd writes the initrd of one run: the guest's, followed by what kubelet needs to
+// log in.
 func (c *Cluster) nodeInitrd(node, dir, guest string) (string, error) {
 	certificate, key, err := c.Kube.authority.issue("system:node:"+node, "system:nodes")
 	if err != nil {
@@ -108,7 +107,7 @@ func (c *Cluster) nodeInitrd(node, dir, guest string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("make the node's initrd: %w", err)
 	}
-	// The kernel takes an archive for one only where a header may stand.
+	// The kernel recognises an archive only where a header may be.
 	for len(initrd)%4 != 0 {
 		initrd = append(initrd, 0)
 	}
@@ -125,19 +124,19 @@ func (c *Cluster) nodeInitrd(node, dir, guest string) (string, error) {
 	return path, nil
 }
 
-// guestArgs are the arguments of qemu. Each image is a disk of its own, which
-// hack/node/init.sh reads as the archive that it is.
+// guestArgs returns the arguments of qemu. Each image is a disk of its own, which
+// hack/node/init.sh reads as an archive.
 func guestArgs(guest, initrd, logs string, images []string) []string {
 	args := []string{
 		"-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max", "-smp", "2", "-m", "1024",
 		"-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-kernel", filepath.Join(guest, "vmlinuz"), "-initrd", initrd,
 		"-append", "console=ttyS0 net.ifnames=0 panic=-1 quiet mitigations=off random.trust_cpu=on",
-		// One disk serves all rigs: what a guest writes goes into a file in TMPDIR
-		// that has no name.
+		// One disk serves all rigs: what a guest writes goes into a file without a name
+		// in TMPDIR.
 		"-drive", "if=virtio,format=raw,snapshot=on,file=" + filepath.Join(guest, "root.ext4"),
 		"-netdev", "tap,id=wire,script=no,downscript=no,ifname=" + tapDevice,
-		// Without what boots from the network, which is another package.
+		// Without network boot, which needs another package.
 		"-device", "virtio-net-pci,netdev=wire,romfile=",
 		"-device", "virtio-serial-pci",
 	}
@@ -165,7 +164,7 @@ func (k *Kubernetes) nodeReady(ctx context.Context, name string) error {
 		if condition.Status != corev1.ConditionTrue {
 			return fmt.Errorf("node %s is not ready: %s", name, condition.Message)
 		}
-		// The controller manager takes them away when it has seen the condition.
+		// The controller manager removes them once it has seen the condition.
 		if len(node.Spec.Taints) > 0 {
 			return fmt.Errorf("node %s has the taints %v", name, node.Spec.Taints)
 		}

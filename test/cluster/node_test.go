@@ -12,7 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestCpio unpacks an archive with what unpacks everyone else's.
+// TestCpio unpacks an archive with the usual program.
 func TestCpio(t *testing.T) {
 	t.Parallel()
 	files := map[string][]byte{

@@ -10,24 +10,24 @@ import (
 	"sync"
 )
 
-// CreateUser makes client.ID with the given caps, as in
-// CreateUser(ctx, "kube", "mon", "profile rbd", "osd", "profile rbd pool=rbd"),
-// and returns its key. A user that exists gets these caps and keeps its key.
+// CreateUser makes client.ID with the given caps, as in CreateUser(ctx, "kube", "mon",
+// "profile rbd", "osd", "profile rbd pool=rbd"), and returns its key. An existing user
+// gets these caps and keeps its key.
 func (ceph *Ceph) CreateUser(ctx context.Context, id string, caps ...string) (key string, err error) {
 	user := map[string]any{"entity": "client." + id, "caps": caps}
-	// One command for a new user: each costs a start of Python.
+	// One command for a new user, because each one starts Python.
 	out, err := ceph.monitor(ctx, "auth get-or-create-key", user)
 	if err == nil {
 		return strings.TrimSpace(out), nil
 	}
-	// It refuses a user that exists with other caps.
+	// It refuses an existing user with other caps.
 	if _, err := ceph.monitor(ctx, "auth caps", user); err != nil {
 		return "", err
 	}
 	return ceph.Key(ctx, id)
 }
 
-// DeleteUser removes client.ID. One that does not exist is success.
+// DeleteUser removes client.ID. It is no error if there is none.
 func (ceph *Ceph) DeleteUser(ctx context.Context, id string) error {
 	_, err := ceph.monitor(ctx, "auth rm", map[string]any{"entity": "client." + id})
 	return err
@@ -39,8 +39,8 @@ func (ceph *Ceph) Key(ctx context.Context, id string) (string, error) {
 	return strings.TrimSpace(out), err
 }
 
-// CreatePool makes a replicated pool and initialises it for images. One that
-// exists is success.
+// CreatePool makes a replicated pool and initialises it for images. It is no error if the
+// pool exists.
 func (ceph *Ceph) CreatePool(ctx context.Context, name string) error {
 	if _, err := ceph.monitor(ctx, "osd pool create", map[string]any{"pool": name}); err != nil {
 		return err
@@ -49,13 +49,12 @@ func (ceph *Ceph) CreatePool(ctx context.Context, name string) error {
 	return err
 }
 
-// CreateErasurePool makes an erasure-coded pool that can hold the data of
-// images (rbd create --data-pool). One that exists is success.
+// CreateErasurePool makes an erasure-coded pool that can hold the data of images (rbd
+// create --data-pool). It is no error if the pool exists.
 //
-// Ceph's smallest code has two data chunks and one coding chunk, each on an OSD
-// of its own. The first call therefore starts three more OSDs; they stand
-// outside the tree from which the other pools take theirs, so that pausing
-// Ceph.OSD still stops those pools.
+// Ceph's smallest code has two data chunks and one coding chunk, each on an OSD of its
+// own. So the first call starts three more OSDs. They are outside the tree from which the
+// other pools take theirs, so a pause of Ceph.OSD still stops those pools.
 func (ceph *Ceph) CreateErasurePool(ctx context.Context, name string) error {
 	ceph.erasure.Do(func() { ceph.erasureErr = ceph.startErasureOSDs(ctx) })
 	if ceph.erasureErr != nil {
@@ -88,7 +87,7 @@ func (ceph *Ceph) startErasureOSDs(ctx context.Context) error {
 	return err
 }
 
-// DeletePool removes a pool and all that is in it.
+// DeletePool removes a pool with all its content.
 func (ceph *Ceph) DeletePool(ctx context.Context, name string) error {
 	_, err := ceph.monitor(ctx, "osd pool delete", map[string]any{
 		"pool": name, "pool2": name, "yes_i_really_really_mean_it": true,

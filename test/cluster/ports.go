@@ -13,20 +13,19 @@ import (
 	"sync"
 )
 
-// Ports are taken from here, less what the kernel gives to outgoing
-// connections: such a connection could otherwise sit on a port between our
-// choice and the server's bind, or while a server restarts.
+// Ports are taken from here, except those that the kernel gives to outgoing connections:
+// such a connection could take a port between our choice and the server's bind, or while
+// a server restarts.
 const (
 	lowestPort  = 10000
 	highestPort = 32000
 )
 
-// ports hands out TCP ports of one address that no other rig of this machine gets
-// until it is closed. The reservation is an abstract unix socket named after
-// the port: the kernel makes it exclusive, scopes it to the network namespace
-// like the port itself, and drops it when the process ends, so nothing can be
-// left behind as a lock file can. It does not hold the port itself, which
-// stays free for the server and for its restarts.
+// ports hands out TCP ports of one address that no other rig of this machine gets until
+// it is closed. The reservation is an abstract unix socket named after the port. The
+// kernel makes it exclusive, scopes it to the network namespace like the port itself, and
+// drops it when the process ends, so it can't be left behind like a lock file. It does
+// not hold the port itself, which stays free for the server and its restarts.
 type ports struct {
 	address string
 
@@ -46,7 +45,7 @@ func (p *ports) reserve() (int, error) {
 		if err != nil {
 			continue // another rig has it
 		}
-		// Something that is no rig may use it.
+		// A program that is no rig may use it.
 		probe, err := net.Listen("tcp4", net.JoinHostPort(p.address, strconv.Itoa(port)))
 		if err != nil {
 			_ = lock.Close()
@@ -73,8 +72,8 @@ func (p *ports) close() {
 	p.held = nil
 }
 
-// ephemeralPorts is the range of ports that the kernel gives to outgoing
-// connections; its usual default where it cannot be read.
+// ephemeralPorts returns the range of ports that the kernel gives to outgoing
+// connections, or its usual default if it can't be read.
 func ephemeralPorts() (low, high int) {
 	low, high = 32768, 60999
 	if text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range"); err == nil {

@@ -22,9 +22,9 @@ type programs struct {
 	version, cache                              string
 }
 
-// findPrograms looks the programs up: first in KUBEBUILDER_ASSETS, then in the
-// cache folder that hack/kubernetes/build.sh fills, etcd also in PATH. It
-// builds and downloads nothing.
+// findPrograms looks for the programs in KUBEBUILDER_ASSETS, then in the cache folder
+// that hack/kubernetes/build.sh fills, and for etcd also in PATH. It builds and downloads
+// nothing.
 func findPrograms(version string) (*programs, error) {
 	version = strings.TrimPrefix(cmp.Or(version, os.Getenv("K8S_VERSION"), DefaultKubernetesVersion), "v")
 	cache, err := CacheDir()
@@ -80,8 +80,8 @@ type nodePrograms struct {
 	guest string
 }
 
-// findNodePrograms looks for what hack/node/build.sh builds, of the control
-// plane's version, and for qemu.
+// findNodePrograms looks for what hack/node/build.sh builds for the control plane's
+// version, and for qemu.
 func findNodePrograms(p *programs) (*nodePrograms, error) {
 	build := "make node"
 	if p.version != DefaultKubernetesVersion {
@@ -92,7 +92,7 @@ func findNodePrograms(p *programs) (*nodePrograms, error) {
 	if _, err := exec.LookPath(n.scheduler); err != nil {
 		errs = append(errs, fmt.Errorf("kube-scheduler is not built: run %q: %w", build, err))
 	}
-	// The link names the guest that was built last; this run stays with it.
+	// The link names the guest that was built last; this run keeps using that one.
 	var err error
 	if n.guest, err = filepath.EvalSymlinks(filepath.Join(p.cache, "node", "v"+p.version)); err != nil {
 		errs = append(errs, fmt.Errorf("the node is not built: run %q: %w", build, err))
@@ -103,8 +103,8 @@ func findNodePrograms(p *programs) (*nodePrograms, error) {
 	return n, errors.Join(errs...)
 }
 
-// CacheDir is the folder outside the checkout that holds what is built once (by
-// hack/kubernetes/build.sh and hack/node/build.sh) and the demo.
+// CacheDir is the folder outside the repository for what is built once (by
+// hack/kubernetes/build.sh and hack/node/build.sh) and for the demo.
 func CacheDir() (string, error) {
 	if dir := os.Getenv("XDG_CACHE_HOME"); dir != "" {
 		return filepath.Join(dir, "rbd-provisioner"), nil

@@ -16,14 +16,13 @@ type ProvisionerConfig struct {
 	Binary string
 	// Args follow -kubeconfig and -http-endpoint.
 	Args []string
-	// Env are variables as KEY=VALUE. Beside them the process gets PATH, HOME,
-	// LC_ALL, TMPDIR and POD_NAMESPACE, and nothing of the caller's environment.
+	// Env are variables as KEY=VALUE. Besides them, the process gets PATH, HOME, LC_ALL,
+	// TMPDIR and POD_NAMESPACE, and nothing of the caller's environment.
 	Env []string
-	// Namespace and ServiceAccount say whom it logs in as; the account must
-	// exist. Its rights are those that RBAC grants the account.
+	// Namespace and ServiceAccount name the account for its login, which must exist. RBAC
+	// decides about the account's rights.
 	Namespace, ServiceAccount string
-	// NoWait takes it for started as soon as its process runs, for one that will
-	// not become ready.
+	// NoWait does not wait until it is ready, for a provisioner that will not be.
 	NoWait bool
 }
 
@@ -46,7 +45,7 @@ func (c *Cluster) StartProvisioner(ctx context.Context, cfg ProvisionerConfig) (
 	if err != nil {
 		return nil, fmt.Errorf("start provisioner: %w", err)
 	}
-	// Without this, a program that is not there would show in its log alone.
+	// Without this, only its log would show that a program is missing.
 	if _, err := exec.LookPath(binary); err != nil {
 		return nil, fmt.Errorf("start provisioner: %w: run \"make build\"", err)
 	}

@@ -19,12 +19,11 @@ import (
 //go:embed reaper.sh
 var reaperScript string
 
-// launchScript is how every process of a rig starts: not at all once the reaper
-// has begun. The folder is $0.
+// launchScript starts every process of a rig, unless the reaper has begun. The folder is
+// $0.
 const launchScript = `if [ -d "$0" ] && [ ! -e "$0/reaping" ]; then exec "$@"; fi; exit 125`
 
-// folder is the place of one rig on disk, together with the process that clears
-// it away.
+// folder is the place of one rig on disk, together with the process that removes it.
 type folder struct {
 	dir    string
 	reaper *exec.Cmd
@@ -34,8 +33,8 @@ type folder struct {
 // mark is the environment variable by which the processes of a rig are known.
 func mark(dir string) string { return "RBD_PROVISIONER_RIG=" + dir }
 
-// newFolder makes dir, which must not exist, and starts its reaper. The reaper
-// makes it, so that no moment is left in which the folder exists without one.
+// newFolder makes dir, which must not exist, and starts its reaper. The reaper makes the
+// folder, so that it never exists without one.
 func newFolder(dir string) (*folder, error) {
 	cmd := reaper(dir, "make")
 	in, err := cmd.StdinPipe()
@@ -61,8 +60,8 @@ func newFolder(dir string) (*folder, error) {
 
 func reaper(dir, verb string) *exec.Cmd {
 	cmd := exec.Command("sh", "-c", reaperScript, "reaper", dir, mark(dir), verb)
-	// Without the mark, or it would kill itself. In a session of its own, so that
-	// neither ctrl-C nor a kill of the process group reaches it.
+	// Without the mark, or it would kill itself. In a session of its own, so that neither
+	// ctrl-C nor a kill of the process group reaches it.
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Dir = "/"
@@ -88,9 +87,9 @@ func (f *folder) detach() error {
 	return nil
 }
 
-// command prepares a process of the rig: marked, in a session of its own (so
-// that ctrl-C in a terminal does not reach it, and signals to its group do),
-// with no variable of ours beside PATH.
+// command prepares a process of the rig: with the mark, in a session of its own (so that
+// ctrl-C in a terminal does not reach it, but signals to its group do), and without
+// variables of ours except PATH.
 func (f *folder) command(env []string, path string, args ...string) *exec.Cmd {
 	cmd := exec.Command("sh", append([]string{"-c", launchScript, f.dir, path}, args...)...)
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + f.dir, "LC_ALL=C.UTF-8", mark(f.dir)}, env...)
@@ -98,9 +97,8 @@ func (f *folder) command(env []string, path string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// Remove ends a rig that was detached: it kills every process of it and removes
-// its folder. A folder that is not there is success; one that is no rig's is an
-// error and stays untouched.
+// Remove ends a detached rig: it kills all its processes and removes its folder. It is no
+// error if there is no folder. A folder that is no rig's is an error and stays as it is.
 func Remove(dir string) error {
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -115,8 +113,8 @@ func Remove(dir string) error {
 	return nil
 }
 
-// Processes lists the ids of the running processes that belong to the rig in
-// dir, whoever started it.
+// Processes returns the IDs of the running processes that belong to the rig in dir,
+// whatever started them.
 func Processes(dir string) ([]int, error) {
 	entries, err := filepath.Glob("/proc/[0-9]*/environ")
 	if err != nil {
@@ -125,8 +123,8 @@ func Processes(dir string) ([]int, error) {
 	want := []byte(mark(dir))
 	var pids []int
 	for _, entry := range entries {
-		// Processes end while we look, and other users' cannot be read: neither
-		// is ours.
+		// Processes may end meanwhile, and those of other users can't be read: neither
+		// are ours.
 		environ, err := os.ReadFile(entry)
 		if err != nil {
 			continue

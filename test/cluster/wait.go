@@ -10,13 +10,12 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 )
 
-// polling asks often at first, and once a second after some ten seconds: asking
-// takes from the servers what the answer waits for.
+// polling asks often at first, and once a second after some ten seconds: asking costs the
+// servers time, too.
 var polling = wait.Backoff{Duration: 50 * time.Millisecond, Factor: 1.1, Cap: time.Second, Steps: 100}
 
-// Eventually calls condition until it returns nil, and returns its last error
-// when the timeout or ctx ends first. condition gets a context that ends by
-// then.
+// Eventually calls condition until it returns nil. If the timeout or ctx ends first, it
+// returns the last error. condition gets a context that ends by then.
 func Eventually(ctx context.Context, timeout time.Duration, condition func(context.Context) error) error {
 	var last error
 	start := time.Now()
@@ -24,8 +23,7 @@ func Eventually(ctx context.Context, timeout time.Duration, condition func(conte
 	defer cancel()
 	err := polling.DelayFunc().Until(limited, true, false, func(ctx context.Context) (bool, error) {
 		err := condition(ctx)
-		// An attempt that the end of the wait cut short says less than the one
-		// before it.
+		// An attempt that was cut short at the end says less than the one before it.
 		if ctx.Err() == nil || last == nil {
 			last = err
 		}

@@ -14,7 +14,7 @@ func TestUpAndDown(t *testing.T) {
 	t.Chdir("../..") // where make runs it
 	dir := filepath.Join(t.TempDir(), "demo")
 	var out strings.Builder
-	// Not detached: should this test be killed, the demo goes with it.
+	// Not detached: if this test is killed, the demo ends with it.
 	c, err := start(t.Context(), &out, dir, false)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out.String())
@@ -57,7 +57,7 @@ func TestUpAndDown(t *testing.T) {
 	}
 }
 
-// A machine that lost power has the folder and none of its processes.
+// After a power cut, the folder is left and none of its processes.
 func TestAfterAReboot(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "demo")
 	if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(filepath.Join(dir, "rig"), nil, 0o600)); err != nil {

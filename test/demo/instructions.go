@@ -12,16 +12,15 @@ import (
 )
 
 const (
-	// instructionsFile is the last that start writes: a demo whose folder has it
-	// is complete.
+	// instructionsFile is written last: a demo whose folder has it is complete.
 	instructionsFile = "instructions"
-	// shellFile is, with a node, the script that leads to where the demo can be
-	// reached.
+	// shellFile is, with a node, the script that leads to the network in which the demo
+	// can be reached.
 	shellFile = "shell"
 )
 
-// writeInstructions leaves in the demo's folder how to use it, and returns the
-// same text.
+// writeInstructions writes into the demo's folder how to use it, and returns the same
+// text.
 func writeInstructions(c *cluster.Cluster, url string) (string, error) {
 	if c.Node != nil {
 		script := shellScript(c, c.Kube.Etcd.PID())
@@ -33,8 +32,8 @@ func writeInstructions(c *cluster.Cluster, url string) (string, error) {
 	return text, os.WriteFile(filepath.Join(c.Dir, instructionsFile), []byte(text), 0o600)
 }
 
-// instructions say how to use a demo and how to end it. The provisioner answers
-// at url.
+// instructions returns how to use a demo and how to end it. The provisioner answers at
+// url.
 func instructions(c *cluster.Cluster, url string) string {
 	if c.Node != nil {
 		return fmt.Sprintf(`Kubernetes %[1]s with a node, Ceph and the provisioner keep running, in a
@@ -62,10 +61,10 @@ There are no nodes, so no Pod will run; make demo NODE=1 has one. To end it all:
 		filepath.Join(c.Dir, "log"), url)
 }
 
-// shellScript runs a command or a shell where kubectl, rbd and ceph are those of
-// a demo with a node. The way into its network namespace is a process of the
-// demo, whose id a stranger may have when the demo has ended without make
-// demo-down: hence the look at its arguments. No proxy can be reached from there.
+// shellScript runs a command or a shell in which kubectl, rbd and ceph are those of a
+// demo with a node. It enters the demo's network namespace through a process of the demo.
+// If the demo ended without make demo-down, another process may have that ID, so the
+// script checks its arguments. No proxy can be reached from there.
 func shellScript(c *cluster.Cluster, pid int) string {
 	return fmt.Sprintf(`#!/bin/sh
 # Runs a command, or without one a shell, in the network namespace of the demo.
@@ -83,5 +82,5 @@ exec nsenter --net=/proc/%[2]d/ns/net -- "$@"
 `, quote(c.Dir), pid, quote(c.Kube.Kubeconfig), quote(c.Ceph.Conf), quote(filepath.Dir(c.Kube.KubectlPath)))
 }
 
-// quote makes one word of a shell's out of text.
+// quote turns text into one word for a shell.
 func quote(text string) string { return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'" }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command demo shows the provisioner at work: "up" starts Ceph, Kubernetes and
-// the provisioner on this machine, makes a volume from the files that a user
-// would apply, and leaves everything running; with "-node" there is a node, too,
-// and a Pod that uses the volume; "down" ends it. It is what "make demo" and
-// "make demo-down" run, from the root of the checkout.
+// Command demo shows the provisioner at work. "up" starts Ceph, Kubernetes and the
+// provisioner on this machine, makes a volume from the files that a user would apply, and
+// leaves everything running; with "-node" it adds a node, and a Pod that uses the volume.
+// "down" ends all that. "make demo" and "make demo-down" run it, from the root of the
+// repository.
 package main
 
 import (
@@ -41,7 +41,7 @@ func run(ctx context.Context, out io.Writer, args []string) error {
 		return errors.New(usage)
 	}
 	if node {
-		// Starts this program anew, and so comes first.
+		// This starts the program again, and so comes first.
 		if err := cluster.EnterNamespace(); err != nil {
 			return err
 		}
@@ -72,13 +72,13 @@ func down(out io.Writer, dir string) error {
 	return err
 }
 
-// steps prints what is being done and since when.
+// steps prints what is being done, and for how long.
 type steps struct {
 	out   io.Writer
 	begin time.Time
 }
 
 func (s *steps) say(text string) {
-	// Progress that cannot be shown is no reason to stop.
+	// If progress can't be shown, that is no reason to stop.
 	_, _ = fmt.Fprintf(s.out, "%5.1f s  %s\n", time.Since(s.begin).Seconds(), text)
 }

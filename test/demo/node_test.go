@@ -16,8 +16,8 @@ import (
 	"ceph.com/rbd-provisioner/test/cluster"
 )
 
-// A demo with a node takes minutes on a busy machine. These are its parts that
-// need none.
+// A demo with a node takes minutes on a busy machine. These tests are about the parts
+// that need none.
 
 func TestStayingPod(t *testing.T) {
 	pod, err := stayingPod("../../examples/pod.yaml")
@@ -35,7 +35,7 @@ func TestStayingPod(t *testing.T) {
 	}
 }
 
-// nodeDemo is what the instructions for a demo with a node are made from.
+// nodeDemo is the input of the instructions for a demo with a node.
 func nodeDemo(dir string) *cluster.Cluster {
 	return &cluster.Cluster{
 		Dir:  dir,
@@ -59,8 +59,8 @@ func TestInstructionsWithNode(t *testing.T) {
 	}
 }
 
-// TestShell runs the script with a process in another network namespace in the
-// place of a demo.
+// TestShell runs the script with a process in another network namespace instead of a
+// demo.
 func TestShell(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "it's here")
 	c := nodeDemo(dir)
@@ -75,7 +75,7 @@ echo "$KUBECONFIG $CEPH_CONF proxy=$HTTPS_PROXY$https_proxy $*"
 	); err != nil {
 		t.Fatal(err)
 	}
-	// It ends with this process, should that be killed.
+	// It ends with this process, even if that is killed.
 	demo := exec.CommandContext(t.Context(), "tail", fmt.Sprintf("--pid=%d", os.Getpid()), "-f", c.Kube.Kubeconfig)
 	demo.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 	if err := demo.Start(); err != nil {

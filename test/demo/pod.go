@@ -21,12 +21,12 @@ const (
 	// podName and podFile are those of examples/pod.yaml.
 	podName = "rbd-pod"
 	podFile = "/data/times"
-	// podPatience bounds the wait for the Pod, whose node is emulated. Alone, it
-	// runs within half a minute.
+	// podPatience bounds the wait for the Pod, whose node is emulated. On an idle machine
+	// it runs within half a minute.
 	podPatience = 3 * time.Minute
 )
 
-// stayingPod reads the example and lets it stay when its work is done, so that
+// stayingPod reads the example and keeps the Pod running when its work is done, so that
 // there is something to look at.
 func stayingPod(path string) (*corev1.Pod, error) {
 	text, err := os.ReadFile(path)
@@ -41,7 +41,7 @@ func stayingPod(path string) (*corev1.Pod, error) {
 		return nil, fmt.Errorf("read the example Pod %s: it does not run one script", path)
 	}
 	pod.Spec.Containers[0].Command[2] += " && sleep infinity"
-	// sleep, as process 1, does not hear SIGTERM.
+	// As process 1, sleep ignores SIGTERM.
 	pod.Spec.TerminationGracePeriodSeconds = ptr.To[int64](1)
 	return pod, nil
 }
@@ -73,7 +73,7 @@ func runPod(ctx context.Context, c *cluster.Cluster) error {
 		})
 	}
 	if err != nil {
-		// The events say why; without them the first error stands alone.
+		// The events say why. If there are none, the first error has to do.
 		events, _ := c.Kube.Kubectl(ctx, "", "describe", "pod", pod.Name)
 		return fmt.Errorf("wait for the Pod: %w\n%s", err, events)
 	}

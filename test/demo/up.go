@@ -24,8 +24,8 @@ import (
 
 const binary = "bin/rbd-provisioner"
 
-// up starts the demo, or says how to use the one that runs. When it fails or is
-// interrupted nothing is left behind.
+// up starts the demo, or says how to use the one that runs. If it fails or is
+// interrupted, nothing is left behind.
 func up(ctx context.Context, out io.Writer, dir string, node bool) error {
 	unlock, err := lock(filepath.Dir(dir))
 	if err != nil {
@@ -45,9 +45,8 @@ func up(ctx context.Context, out io.Writer, dir string, node bool) error {
 	return err
 }
 
-// lock keeps a second "make demo" from taking one that is starting for one that
-// broke off. The folder itself is locked: no file is left, and the lock goes
-// with the process.
+// lock keeps a second "make demo" from taking a starting demo for one that was cut off.
+// It locks the folder itself, so no file is left, and the lock ends with the process.
 func lock(folder string) (unlock func(), err error) {
 	f, err := os.Open(folder)
 	if err != nil {
@@ -84,8 +83,8 @@ func start(ctx context.Context, out io.Writer, dir string, node bool) (*cluster.
 	return c, nil
 }
 
-// alreadyUp says whether a complete demo runs, and tells how to use it. What is
-// left of one that broke off, as after a reboot, it clears away.
+// alreadyUp reports whether a complete demo runs, and prints how to use it. It removes
+// the leftovers of one that was cut off, as by a reboot.
 func alreadyUp(out io.Writer, dir string) (bool, error) {
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return false, nil
@@ -102,8 +101,8 @@ func alreadyUp(out io.Writer, dir string) (bool, error) {
 	return true, err
 }
 
-// fill makes a volume on the fresh cluster, the way a user would, and a Pod that
-// uses it where there is a node. It shows them and tells how to go on.
+// fill makes a volume on the fresh cluster, as a user would, and, with a node, a Pod that
+// uses it. It shows them and prints what to do next.
 func fill(ctx context.Context, c *cluster.Cluster, steps *steps) error {
 	steps.say("Applying rbac/")
 	if _, err := c.Kube.Kubectl(ctx, "", "apply", "-f", "rbac/", "-f", "examples/rbac-extra-namespace.yaml"); err != nil {
@@ -155,7 +154,7 @@ func fill(ctx context.Context, c *cluster.Cluster, steps *steps) error {
 	return err
 }
 
-// storageClass reads the example and puts in the monitor of the demo.
+// storageClass reads the example and inserts the demo's monitor.
 func storageClass(file, monitors string) (*storagev1.StorageClass, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -211,7 +210,7 @@ func bind(ctx context.Context, c *cluster.Cluster) (*corev1.PersistentVolumeClai
 		return err
 	})
 	if err != nil {
-		// The events say why; without them the first error stands alone.
+		// The events say why. If there are none, the first error has to do.
 		events, _ := c.Kube.Kubectl(ctx, "", "describe", "pvc", name)
 		return nil, fmt.Errorf("wait for the volume: %w\n%s", err, events)
 	}

@@ -34,8 +34,8 @@ func TestExamplesStateTheirNamespace(t *testing.T) {
 	}
 }
 
-// The program takes the classes' parameters, all classes have the same ones, and
-// the secrets that they name are in secrets.yaml.
+// The program accepts the classes' parameters, all classes have the same ones, and the
+// secrets that they name are in secrets.yaml.
 func TestExampleClassesFit(t *testing.T) {
 	objects := load(t, "examples")
 	classes := all[*storagev1.StorageClass](objects)
@@ -68,7 +68,7 @@ func TestExampleClassesFit(t *testing.T) {
 		t.Errorf("there is no secret %+v of type kubernetes.io/rbd with exactly one entry", params.UserSecret)
 	}
 
-	// The further Role is for exactly that user secret.
+	// The additional Role is for exactly that user secret.
 	role := one[*rbacv1.Role](t, objects)
 	if role.Namespace != params.UserSecret.Namespace {
 		t.Errorf("the further Role is in %q, the user secret in %q", role.Namespace, params.UserSecret.Namespace)
@@ -89,7 +89,7 @@ func TestExamplesHoldNoKey(t *testing.T) {
 	}
 }
 
-// storageclass.yaml shows all parameters, those left out as comments.
+// storageclass.yaml shows all parameters; unused ones are comments.
 func TestExampleClassShowsAllParameters(t *testing.T) {
 	data, err := os.ReadFile(filepath.Join(root, "examples/storageclass.yaml"))
 	if err != nil {
@@ -101,7 +101,7 @@ func TestExampleClassShowsAllParameters(t *testing.T) {
 	}
 	var got []string
 	for _, m := range regexp.MustCompile(`(?m)^  (?:# )?([A-Za-z]+): \S`).FindAllStringSubmatch(parameters, -1) {
-		// A sentence may have a colon too: "Default: none".
+		// A sentence may have a colon, too: "Default: none".
 		if m[1] != "Default" {
 			got = append(got, m[1])
 		}

@@ -49,8 +49,8 @@ func TestKustomizationHasAllFiles(t *testing.T) {
 	}
 }
 
-// Everything is in one namespace, stated: "kubectl apply -f" puts what does not
-// state one into whatever the user's context says.
+// Everything is in one namespace, and says so: "kubectl apply -f" puts objects without a
+// namespace into that of the user's context.
 func TestInstallIsInOneNamespace(t *testing.T) {
 	for _, o := range load(t, installDirs...) {
 		want := "kube-system"
@@ -130,7 +130,7 @@ func TestRulesGrantNoMoreThanPromised(t *testing.T) {
 	}
 }
 
-// The lease that may be renewed is the one that the program makes of its name.
+// The lease that may be renewed is the one that the program derives from its name.
 func TestLeaseIsNamedAfterTheProvisioner(t *testing.T) {
 	install := load(t, installDirs...)
 	want := []string{strings.ReplaceAll(provisionerName(t, install), "/", "-")}
@@ -194,7 +194,7 @@ func TestSelectorsAndPortsFit(t *testing.T) {
 	}
 }
 
-// The Pods pass the Pod Security Standard "restricted", and more.
+// The Pods meet the Pod Security Standard "restricted", and more.
 func TestPodsAreConfined(t *testing.T) {
 	deployment := one[*appsv1.Deployment](t, load(t, "deploy"))
 	if *deployment.Spec.Replicas != 2 {
@@ -230,7 +230,7 @@ func TestPodsAreConfined(t *testing.T) {
 	}
 }
 
-// provisionerName is what the Deployment's Pods serve.
+// provisionerName is the name that the Deployment's Pods serve.
 func provisionerName(t *testing.T, objects []object) string {
 	t.Helper()
 	for _, e := range one[*appsv1.Deployment](t, objects).Spec.Template.Spec.Containers[0].Env {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package manifests checks the manifests that people copy: that the API would
-// take every field of them, and that what belongs together fits together. It
-// needs no server; "make deploy-check" applies them to one.
+// Package manifests checks the manifests that people copy: that the API would accept
+// every field, and that the files match each other. It needs no server; "make
+// deploy-check" applies them to one.
 package manifests
 
 import (
@@ -21,22 +21,22 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 )
 
-// root is the checkout.
+// root is the root folder of the repository.
 const root = "../.."
 
-// installDirs hold what an installation consists of.
+// installDirs hold the parts of an installation.
 var installDirs = []string{"rbac", "deploy"}
 
 // object is one YAML document.
 type object struct {
-	// file is relative to the checkout, with slashes.
+	// file is relative to the root folder, with slashes.
 	file string
 	meta metav1.Object
 	obj  runtime.Object
 }
 
-// load decodes all documents of some folders. A field that the API does not
-// know, or one that is there twice, is an error.
+// load decodes all documents of some folders. A field that the API does not know, or that
+// is there twice, is an error.
 func load(t *testing.T, dirs ...string) []object {
 	t.Helper()
 	decoder := serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
@@ -69,8 +69,8 @@ func load(t *testing.T, dirs ...string) []object {
 	return all
 }
 
-// yamlFiles lists what "kubectl apply -f DIR" would take, and fails on anything
-// else that it would pass over in silence.
+// yamlFiles returns the files that "kubectl apply -f DIR" would apply. It fails if there
+// are others, which kubectl would pass over in silence.
 func yamlFiles(t *testing.T, dirs ...string) []string {
 	t.Helper()
 	var files []string
@@ -124,7 +124,7 @@ func find[T interface {
 	return *new(T), false
 }
 
-// deref returns what a pointer of the API points to, or what nil stands for.
+// deref returns the value of a pointer of the API, or the meaning of nil.
 func deref[T any](p *T, otherwise T) T {
 	if p == nil {
 		return otherwise

@@ -16,17 +16,17 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// TestCloneBesideItsSource has two Pods of one node use a volume and its clone at the
-// same time. The second reads what the first had written, and neither sees what the
-// other one changes; the clone's Pod goes on when the source is deleted, and while the
-// clone is flattened. The clone is larger than the source, and so is its file system.
+// TestCloneBesideItsSource: two Pods of one node use a volume and its clone at the same
+// time. The second reads what the first had written, and neither sees the other's
+// changes. The clone's Pod continues when the source is deleted, and while the clone is
+// flattened. The clone is larger than the source, and so is its file system.
 func TestCloneBesideItsSource(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		fsType, options string
 	}{
 		{"ext4", ""},
-		// Its UUID is that of the source.
+		// Its UUID is the source's.
 		{"xfs", "nouuid"},
 	} {
 		if !tested(test.fsType, "xfs") {
@@ -43,7 +43,7 @@ func TestCloneBesideItsSource(t *testing.T) {
 			source := f.claim("data", small)
 			f.start(f.newPodWith("source", "data", "sleep 3600", filesystem))
 			f.running("source")
-			// Enough for some objects of the image.
+			// Enough for several objects of the image.
 			f.does("source", "head -c 9000000 /dev/urandom >/data/bytes; echo 'from before' >/data/file; sync")
 
 			f.hideKey()        // the claim is one that grows
@@ -110,7 +110,7 @@ func TestCloneBesideItsSource(t *testing.T) {
 	}
 }
 
-// does runs a script in a Pod that runs, which must succeed, and returns what it wrote.
+// does runs a script in a running Pod, which must succeed, and returns what it wrote.
 func (f *fixture) does(pod, script string) string {
 	f.Helper()
 	out, err := f.exec(pod, script)

@@ -17,8 +17,8 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-// TestDeployment looks at the replicas from within: what the manifests promise
-// is what the kernel enforces.
+// TestDeployment looks at the replicas from within: the kernel enforces what the
+// manifests promise.
 func TestDeployment(t *testing.T) {
 	f := newFixture(t, nil)
 	pods, err := replicas(t.Context())
@@ -51,7 +51,7 @@ func TestDeployment(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "Read-only file system") {
 			t.Errorf("writing to the root of %s: %v", pod.Name, err)
 		}
-		// Both are ready, one leads; each tells that itself.
+		// Both are ready and one leads; each says so.
 		metrics, err := get(t.Context(), "http://"+pod.Status.PodIP+":8080/metrics")
 		f.must(err)
 		want := "0"
@@ -79,8 +79,8 @@ func TestDeployment(t *testing.T) {
 	}
 }
 
-// TestLeaderKilled kills the leader while claims are pending; their Pods come up
-// nevertheless. Nothing is asked of the leader that is killed: it gets SIGKILL.
+// TestLeaderKilled kills the leader while claims are pending; their Pods start
+// nevertheless. The leader has no chance to do anything: it gets SIGKILL.
 func TestLeaderKilled(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, nil)
@@ -111,17 +111,17 @@ func TestLeaderKilled(t *testing.T) {
 	for _, claim := range names[9:11] {
 		f.run("pod-of-"+claim, claim, "echo written >/data/file", filesystem)
 	}
-	// Kubelet starts it again, for the tests behind this one.
+	// Kubelet starts it again, for the tests after this one.
 	f.eventually(deployed)
 }
 
-// leader is the name of the Pod that holds the lease.
+// leader returns the name of the Pod that holds the lease.
 func leader(ctx context.Context) (string, error) {
 	lease, err := rig.Kube.Client.CoordinationV1().Leases(namespace).Get(ctx, "ceph.com-rbd", metav1.GetOptions{})
 	if err != nil {
 		return "", err
 	}
-	// The host's name in a Pod is the Pod's.
+	// In a Pod, the host's name is the Pod's.
 	name, _, found := strings.Cut(ptr.Deref(lease.Spec.HolderIdentity, ""), "_")
 	if !found {
 		return "", errors.New("nobody holds the lease")
@@ -129,13 +129,13 @@ func leader(ctx context.Context) (string, error) {
 	return name, nil
 }
 
-// killer starts a Pod that sees the node's processes. What it returns kills the
-// provisioner in the Pod of a name.
+// killer starts a Pod that sees the node's processes. The function that it returns kills
+// the provisioner in the Pod with a name.
 func (f *fixture) killer() func(pod string) {
 	f.Helper()
 	pod := f.newPod("killer", "sleep 3600")
 	pod.Spec.HostPID = true
-	// To read which Pod a process of another user is in.
+	// To read to which Pod a process of another user belongs.
 	pod.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{
 		Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"SYS_PTRACE"}},
 	}

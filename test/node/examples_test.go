@@ -14,11 +14,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// TestExamples applies the examples as they are but for the monitors and the
-// keys. Their Pods find the image that they name on the node.
+// TestExamples applies the examples as they are, except for the monitors and the keys.
+// Their Pods find the image that they name on the node.
 //
-// The StatefulSet's claims name no class, so they get the default one. Its Pods
-// come up one after the other, and a new set finds what the old one has written.
+// The StatefulSet's claims name no class, so they get the default one. Its Pods start one
+// after the other, and a new set finds the data of the old one.
 func TestExamples(t *testing.T) {
 	t.Parallel()
 	f := &fixture{T: t, name: metav1.NamespaceDefault}
@@ -71,9 +71,9 @@ func TestExamples(t *testing.T) {
 	kubectl("delete", "storageclass-default", "storageclass", "rbac-extra-namespace", "secrets")
 }
 
-// setReady waits until the three Pods of the example's StatefulSet are ready, and
-// checks that each was made when the one before it was. It returns what each has
-// written so far.
+// setReady waits until the three Pods of the example's StatefulSet are ready, and checks
+// that each was made when the one before it was ready. It returns what each has written
+// so far.
 func (f *fixture) setReady() map[string]string {
 	f.Helper()
 	written := map[string]string{}
@@ -109,7 +109,7 @@ func (f *fixture) setReady() map[string]string {
 	return written
 }
 
-// noPods returns nil when none of the Pods is there.
+// noPods returns nil when none of the Pods exists.
 func (f *fixture) noPods(ctx context.Context, names map[string]string) error {
 	list, err := f.pods().List(ctx, metav1.ListOptions{})
 	if err != nil {

@@ -16,9 +16,9 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-// TestFileSystemGrowsUnderAPod raises the request of a claim that a Pod uses: the
-// Pod sees the larger file system without being started anew, and still has its
-// file. The claim then says so.
+// TestFileSystemGrowsUnderAPod raises the request of a claim that a Pod uses: the Pod
+// sees the larger file system without a restart, and keeps its file. Then the claim says
+// so.
 func TestFileSystemGrowsUnderAPod(t *testing.T) {
 	t.Parallel()
 	for _, fsType := range []string{"ext4", "xfs"} {
@@ -64,8 +64,8 @@ func TestFileSystemGrowsUnderAPod(t *testing.T) {
 	}
 }
 
-// hideKey gives the admin's secret a type that kube-controller-manager does not
-// take: in the rig it has the rbd command, and would grow the image itself.
+// hideKey gives the admin's secret a type that kube-controller-manager does not accept:
+// the rig has the rbd command, so it would grow the image itself.
 func (f *fixture) hideKey() {
 	f.Helper()
 	secrets := rig.Kube.Client.CoreV1().Secrets(namespace)
@@ -80,7 +80,7 @@ func (f *fixture) hideKey() {
 	f.must(err)
 }
 
-// sizeMiB is the size of the file system that a Pod has in /data.
+// sizeMiB returns the size of the file system that a Pod has in /data.
 func (f *fixture) sizeMiB(pod string) int {
 	f.Helper()
 	out, err := f.exec(pod, "df -m /data | tail -n 1")

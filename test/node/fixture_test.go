@@ -22,8 +22,8 @@ import (
 	"ceph.com/rbd-provisioner/test/cluster"
 )
 
-// fixture is what one test works with. Its name is that of its namespace, its
-// pool and its class.
+// fixture has the objects of one test. Its name is that of its namespace, its pool and
+// its class.
 type fixture struct {
 	*testing.T
 	name string
@@ -31,9 +31,9 @@ type fixture struct {
 	userSecretNamespace string
 }
 
-// newFixture makes a namespace, a pool, two Ceph users with minimal caps with
-// their secrets, and a class: the user's secret is in the namespace of the claims.
-// When the test ends they are deleted, and the pool must then be empty.
+// newFixture makes a namespace, a pool, two Ceph users with minimal caps and their
+// secrets, and a class. The user's secret is in the namespace of the claims. When the
+// test ends, all this is deleted, and the pool must then be empty.
 func newFixture(t *testing.T, change func(*storagev1.StorageClass)) *fixture {
 	t.Helper()
 	f := &fixture{T: t, name: "node-" + strings.ToLower(rand.Text()[:8])}
@@ -121,8 +121,8 @@ func (f *fixture) bound(name string) *corev1.PersistentVolume {
 	return volume
 }
 
-// claim makes a claim like create and waits for its volume: a Pod made before
-// that is looked at only after some 20 s more.
+// claim makes a claim like create and waits for its volume: a Pod that is made before
+// that is looked at only some 20 s later.
 func (f *fixture) claim(name string, change func(*corev1.PersistentVolumeClaim)) *corev1.PersistentVolume {
 	f.Helper()
 	f.create(name, change)
@@ -134,7 +134,7 @@ func (f *fixture) newPod(name, script string) *corev1.Pod {
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Spec: corev1.PodSpec{
-			// Without a name server there is none to put before the node's own.
+			// Without a name server, none is put before the node's own.
 			DNSPolicy:                     corev1.DNSDefault,
 			RestartPolicy:                 corev1.RestartPolicyNever,
 			AutomountServiceAccountToken:  ptr.To(false),
@@ -178,7 +178,7 @@ func (f *fixture) running(name string) {
 	f.eventually(func(ctx context.Context) error { return f.phase(ctx, name, corev1.PodRunning) })
 }
 
-// succeeded waits until a Pod has ended well.
+// succeeded waits until a Pod has ended without an error.
 func (f *fixture) succeeded(name string) {
 	f.Helper()
 	f.eventually(func(ctx context.Context) error { return f.phase(ctx, name, corev1.PodSucceeded) })
@@ -196,8 +196,8 @@ func (f *fixture) run(name, claim, script string, mode corev1.PersistentVolumeMo
 	return string(out)
 }
 
-// phase returns nil when a Pod is in the phase. A Pod that has failed ends the
-// test, as it will not get there.
+// phase returns nil when a Pod is in the phase. A failed Pod ends the test, because it
+// will not get there.
 func (f *fixture) phase(ctx context.Context, name string, want corev1.PodPhase) error {
 	pod, err := f.pods().Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
@@ -226,7 +226,7 @@ func (f *fixture) deletePod(name string) {
 	})
 }
 
-// exec runs a script in a Pod that runs, and returns what it wrote.
+// exec runs a script in a running Pod, and returns what it wrote.
 func (f *fixture) exec(pod, script string) (string, error) {
 	return rig.Kube.Kubectl(f.Context(), "", "exec", "-n", f.name, pod, "--", "sh", "-euc", script)
 }
@@ -248,7 +248,7 @@ func (f *fixture) claims() clientcorev1.PersistentVolumeClaimInterface {
 	return rig.Kube.Client.CoreV1().PersistentVolumeClaims(f.name)
 }
 
-// events are the events about the object of a name, in words.
+// events returns the events about the object with a name as text.
 func (f *fixture) events(ctx context.Context, name string) string {
 	list, err := rig.Kube.Client.CoreV1().Events("").List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.name=" + name})
 	if err != nil {
@@ -256,8 +256,7 @@ func (f *fixture) events(ctx context.Context, name string) string {
 	}
 	texts := []string{"events:"}
 	for _, e := range list.Items {
-		// Tests give the same name to their Pods and claims; volumes have no
-		// namespace.
+		// Tests use one name for Pods and claims; volumes have no namespace.
 		if ns := e.InvolvedObject.Namespace; ns != "" && ns != f.name {
 			continue
 		}
@@ -281,7 +280,7 @@ func (f *fixture) must(err error) {
 	}
 }
 
-// end deletes what the test has made; its claims' images must go.
+// end deletes what the test has made; its claims' images must be removed.
 func (f *fixture) end() {
 	ctx := context.WithoutCancel(f.Context())
 	core := rig.Kube.Client.CoreV1()
@@ -293,7 +292,7 @@ func (f *fixture) end() {
 	if err != nil {
 		f.Errorf("after the test: %v", err)
 	}
-	// The rig goes anyway: this only keeps it small.
+	// The rig is removed anyway: this only keeps it small.
 	err = errors.Join(
 		core.Namespaces().Delete(ctx, f.name, metav1.DeleteOptions{}),
 		core.Secrets(namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: "test=" + f.name}),
@@ -305,8 +304,8 @@ func (f *fixture) end() {
 	}
 }
 
-// noImages returns nil when no volume of the test is left, nor an image in the
-// pool or its trash.
+// noImages returns nil when the test has no volume left, and the pool no image, nor its
+// trash.
 func (f *fixture) noImages(ctx context.Context) error {
 	volumes, err := rig.Kube.Client.CoreV1().PersistentVolumes().List(ctx, metav1.ListOptions{})
 	if err != nil {

@@ -17,8 +17,8 @@ import (
 	"ceph.com/rbd-provisioner/test/cluster"
 )
 
-// holdVariable makes this test binary start a rig with a node in the folder that
-// it names, and hold it until it is killed.
+// holdVariable makes this test binary start a rig with a node in the folder that it
+// names, and hold it until it is killed.
 const holdVariable = "RIG_TEST_HOLD"
 
 // hold returns only when it fails.
@@ -41,15 +41,14 @@ func hold() error {
 	return err
 }
 
-// TestNothingIsLeft kills a process that has started a rig with a node, while the
-// guest starts: no process stays, and so no network namespace, and with it no
-// device.
+// TestNothingIsLeft kills a process that has started a rig with a node, while the guest
+// starts. No process is left, hence no network namespace and no device.
 func TestNothingIsLeft(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "rig")
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), holdVariable+"="+dir)
-	// Elsewhere than this test, whose network namespace it would take for its own.
+	// In another network namespace than this test's, which it would take for its own.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Cloneflags: syscall.CLONE_NEWNET}
 	out, err := cmd.StdoutPipe()
 	if err != nil {

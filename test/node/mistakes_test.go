@@ -14,9 +14,9 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// What a user sees when the nodes could not map a volume: told on the claim where
-// the provisioner can know it, otherwise by kubelet on the Pod. The text that the
-// documentation has to be searched by stands there word for word.
+// What a user sees if the nodes could not map a volume: on the claim if the provisioner
+// can know it, otherwise on the Pod, from kubelet. The part of the text
+// that a user would search for is in the documentation, word for word.
 func TestMistakes(t *testing.T) {
 	t.Parallel()
 	documentation, err := os.ReadFile(filepath.Join(root, "docs", "troubleshooting.md"))
@@ -39,7 +39,7 @@ func TestMistakes(t *testing.T) {
 			change: func(class *storagev1.StorageClass) { class.Parameters["monitors"] = "v2:" + rig.Ceph.MonitorV2 },
 		},
 		{
-			// Well-formed, and nobody's.
+			// Well-formed, but no user's.
 			name: "the key of somebody else", on: "pod", want: "fail to check rbd image status",
 			secret: map[string][]byte{"key": []byte("AQD0NvBmAAAAABAAPq0Pm2IoBGzJhgKkm4VwSw==")},
 		},
@@ -68,7 +68,7 @@ func TestMistakes(t *testing.T) {
 			f.event("pod", test.want)
 			t.Log(f.events(t.Context(), "pod"))
 
-			// Mended, it heals without a new Pod.
+			// Once it is corrected, it works without a new Pod.
 			key, err := rig.Ceph.Key(t.Context(), f.name+"-user")
 			f.must(err)
 			patch := `{"stringData":{"key":"` + key + `"}}`

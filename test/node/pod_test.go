@@ -28,7 +28,7 @@ func TestPodReadsWhatAnotherHasWritten(t *testing.T) {
 	for _, test := range []struct {
 		fsType  string
 		options []string
-		// mounted is what the kernel says of options.
+		// mounted is what the kernel says about mount options.
 		mounted string
 	}{
 		{"ext4", []string{"noatime", "commit=31"}, "rw,noatime,commit=31"},
@@ -79,8 +79,8 @@ func TestBlockVolumeHoldsWhatAPodHasWritten(t *testing.T) {
 	}
 }
 
-// TestSharedOnANode has two Pods write to a volume at the same time, as
-// ReadWriteOnce allows on one node, and two others read it at the same time.
+// TestSharedOnANode: two Pods write to a volume at the same time, as ReadWriteOnce allows
+// on one node, and two others read it at the same time.
 func TestSharedOnANode(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, nil)
@@ -119,9 +119,9 @@ func TestSharedOnANode(t *testing.T) {
 	}
 }
 
-// TestScheduledPodGetsItsVolume: nothing is made for a claim that waits for its
-// first consumer. The scheduler then picks the node, and says so on the claim.
-// The one secret of all claims is elsewhere, its user restricted to the pool.
+// TestScheduledPodGetsItsVolume: nothing is made for a claim that waits for its first
+// consumer. Then the scheduler picks the node, and writes it into the claim. The one
+// secret of all claims is in another namespace, and its user is restricted to the pool.
 func TestScheduledPodGetsItsVolume(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, func(class *storagev1.StorageClass) {
@@ -142,10 +142,10 @@ func TestScheduledPodGetsItsVolume(t *testing.T) {
 	}
 }
 
-// TestVolumeOfARunningPodStays deletes the claim of a Pod that runs: the Pod
-// keeps its volume. Kubernetes' own protection is then taken off by force, so
-// that the provisioner is asked to delete what is in use, and refuses. The image
-// goes when the Pod has gone, without anybody's help.
+// TestVolumeOfARunningPodStays deletes the claim of a running Pod: the Pod keeps its
+// volume. Then the test removes Kubernetes' own protection by force, so that the
+// provisioner is asked to delete a volume in use, and refuses. The image is removed
+// without help when the Pod is gone.
 func TestVolumeOfARunningPodStays(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, nil)
@@ -169,7 +169,7 @@ func TestVolumeOfARunningPodStays(t *testing.T) {
 	f.eventually(f.noImages)
 }
 
-// watchers returns nil when an image has as many.
+// watchers returns nil when an image has that many.
 func watchers(ctx context.Context, image string, want int) error {
 	var status struct {
 		Watchers []struct {

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package node tests what users want volumes for: Pods that write to them. The
-// node is real but emulated (see cluster.Node), and the provisioner runs on it as
-// a user installs it: the image that the Dockerfile makes, rbac/ and deploy/.
+// Package node tests what users want volumes for: Pods that write to them. The node is
+// real but emulated (see cluster.Node), and the provisioner runs on it as a user installs
+// it: the image that the Dockerfile makes, rbac/ and deploy/.
 //
-// One rig serves all tests. Each has a namespace, a pool and a class of its own.
-// What needs no Pod is tested in test/e2e, which is much quicker.
+// One rig serves all tests. Each has its own namespace, pool and class. Tests that need
+// no Pod are in test/e2e, which is much quicker.
 //
-// In the short form, a test that is about a file system has one of ext4 and xfs, so
-// that each is formatted, mounted and checked by some test. NODE_FILE_SYSTEMS=all is
-// the long form, in which it has both.
+// In the short form, a test about a file system uses either ext4 or xfs, so that some
+// test formats, mounts and checks each of them. With NODE_FILE_SYSTEMS=all, the long
+// form, it uses both.
 package node
 
 import (
@@ -30,27 +30,26 @@ import (
 )
 
 const (
-	// root is the checkout.
+	// root is the root folder of the repository.
 	root = "../.."
-	// namespace is that of rbac/ and deploy/; deployment is the Deployment's name,
-	// which its Pods have as label, too.
+	// namespace is that of rbac/ and deploy/; deployment is the Deployment's name, and a
+	// label of its Pods.
 	namespace  = "kube-system"
 	deployment = "rbd-provisioner"
 	podLabel   = "app.kubernetes.io/name=" + deployment
-	// patience bounds each wait. Alone, a Pod is done within half a minute.
+	// patience bounds each wait. On an idle machine, a Pod is done within half a minute.
 	patience = 3 * time.Minute
-	// archiveVariable holds the path of the image, as hack/image/build.sh prints
-	// it.
+	// archiveVariable holds the path of the image, as hack/image/build.sh prints it.
 	archiveVariable = "PROVISIONER_ARCHIVE"
 )
 
-// tested says whether a test runs with a file system, of which the short form has the
+// tested reports whether a test runs with a file system. The short form has only the
 // given one.
 func tested(fsType, short string) bool {
 	return fsType == short || os.Getenv("NODE_FILE_SYSTEMS") == "all"
 }
 
-// rig is what all tests share. It is set before the first one runs.
+// rig is shared by all tests, and set before the first one runs.
 var rig *cluster.Cluster
 
 func TestMain(m *testing.M) {
@@ -96,8 +95,8 @@ func runTests(m *testing.M) (code int, err error) {
 	return m.Run(), nil
 }
 
-// install does what the README says, with the files as they are: the image has
-// the name that the Deployment says, and its pull policy takes what is there.
+// install does what the README says, with the files as they are: the image has the name
+// that the Deployment says, and its pull policy uses the present one.
 func install(ctx context.Context) error {
 	args := []string{"apply"}
 	for _, folder := range []string{"rbac", "deploy"} {
@@ -134,15 +133,15 @@ func replicas(ctx context.Context) ([]corev1.Pod, error) {
 	return list.Items, nil
 }
 
-// dumpDeployment writes what a person would ask for when the Deployment does not
-// do what it should.
+// dumpDeployment writes what a person would want to know when the Deployment does not
+// work.
 func dumpDeployment(ctx context.Context, w io.Writer) {
 	for _, args := range [][]string{
 		{"describe", "pods", "-n", namespace, "-l", podLabel},
 		{"logs", "-n", namespace, "-l", podLabel, "--prefix", "--tail=60"},
 		{"get", "pods,pvc,pv", "-A"},
 	} {
-		// What can't be had must not hide the failure that it belongs to.
+		// If this can't be read, that must not hide the failure.
 		out, err := rig.Kube.Kubectl(ctx, "", args...)
 		if err != nil {
 			out += err.Error()

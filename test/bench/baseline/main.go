@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command baseline works the way of the retired rbd-provisioner: an "rbd" process
-// for each step, the key in its arguments, the secret and the class read from the
-// API each time, and the defaults of the library and of client-go. It is a model
-// to measure against; nobody should run it.
+// Command baseline works like the retired rbd-provisioner: an "rbd" process for each
+// step, the key in its arguments, the secret and the class read from the API each time,
+// and the defaults of the library and of client-go. It is a model to measure against; do
+// not run it for anything else.
 package main
 
 import (
@@ -31,8 +31,8 @@ const commandTimeout = 5 * time.Second
 
 func main() {
 	contender.Main(func(config *rest.Config) {
-		// The library and client-go had these by default; said here, so that a
-		// new version does not change the model.
+		// These are the defaults of the library and client-go, given here so that a new
+		// version does not change the model.
 		config.QPS, config.Burst = 5, 10
 		config.WarningHandlerWithContext = rest.NoWarnings{}
 	}, work)
@@ -112,8 +112,7 @@ func (b *byCommand) key(ctx context.Context, p map[string]string) (string, error
 	return string(secret.Data["key"]), nil
 }
 
-// rbd runs one command. Its error does not hold the arguments, as they hold the
-// key.
+// rbd runs one command. Its error leaves out the arguments, because one is the key.
 func rbd(ctx context.Context, p map[string]string, key, verb, image string, args ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command ceiling is the fastest that a provisioner on this library can be: it
-// has the settings of cmd/rbd-provisioner, and neither makes nor removes
-// anything.
+// Command ceiling is the fastest provisioner that this library allows: it has the
+// settings of cmd/rbd-provisioner, but makes and removes nothing.
 package main
 
 import (
@@ -24,7 +23,7 @@ import (
 	"ceph.com/rbd-provisioner/test/bench/contender"
 )
 
-// What cmd/rbd-provisioner has by default.
+// The defaults of cmd/rbd-provisioner.
 const (
 	workers = 100
 	qps     = 500

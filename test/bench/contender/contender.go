@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package contender is what the programs that the benchmark compares with have
-// in common: flags, a client, readiness, and the count of requests to the API
-// server. The benchmark starts them as it starts the provisioner.
+// Package contender is what the programs have in common that the benchmark compares:
+// flags, a client, readiness, and the count of requests to the API server. The benchmark
+// starts them as it starts the provisioner.
 package contender
 
 import (
@@ -24,8 +24,8 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// Main is a contender's main: it serves /readyz and /metrics, and runs work,
-// which blocks, until SIGTERM. limits sets the client up.
+// Main is a contender's main: it serves /readyz and /metrics, and runs work, which
+// blocks, until SIGTERM. limits sets the client's limits.
 func Main(limits func(*rest.Config), work func(ctx context.Context, client kubernetes.Interface, name string) error) {
 	kubeconfig := flag.String("kubeconfig", "", "kubeconfig `file`")
 	endpoint := flag.String("http-endpoint", "", "`address` for /readyz and /metrics")
@@ -59,8 +59,8 @@ func run(ctx context.Context, kubeconfig, endpoint string, limits func(*rest.Con
 	mux.Handle("/metrics", legacyregistry.Handler())
 	server := &http.Server{Addr: endpoint, Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	ended := make(chan error, 2)
-	// Both end with the process: the library under its own leader election
-	// exits with status 1 when its context ends, so that is not given.
+	// Both end with the process. With its own leader election, the library exits with
+	// status 1 when its context ends, so it does not get one that does.
 	go func() { ended <- server.ListenAndServe() }()
 	go func() { ended <- work(context.WithoutCancel(ctx), client, name) }()
 	select {

@@ -2,7 +2,7 @@
 
 // Command plot draws what the benchmark measured: plot REPORT.json OUT.svg.
 //
-// It is a module of its own, as no other program here needs what draws.
+// It is a module of its own, because no other program here needs its dependencies.
 package main
 
 import (
@@ -19,10 +19,10 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-// columns is how many panels stand beside each other.
+// columns is how many panels are side by side.
 const columns = 3
 
-// colours are those of the contenders, told apart by colour-blind people, too
+// colours are those of the contenders; colour-blind people can tell them apart, too
 // (Okabe and Ito).
 var colours = map[string]color.Color{
 	"ceiling":  color.RGBA{R: 153, G: 153, B: 153, A: 255},
@@ -30,7 +30,7 @@ var colours = map[string]color.Color{
 	"this":     color.RGBA{G: 114, B: 178, A: 255},
 }
 
-// report is the part of the benchmark's report that is drawn.
+// report has the parts of the benchmark's report that are drawn.
 type report struct {
 	Options struct {
 		Contenders []string `json:"contenders"`
@@ -80,7 +80,7 @@ func run(from, to string) error {
 		}
 	}
 	canvas := vgsvg.New(columns*8*vg.Centimeter, vg.Length(rows)*5*vg.Centimeter)
-	// Some viewers show what has no background on black.
+	// Some viewers show a picture without a background on black.
 	canvas.SetColor(color.White)
 	canvas.Fill(vg.Rectangle{Max: vg.Point{X: columns * 8 * vg.Centimeter, Y: vg.Length(rows) * 5 * vg.Centimeter}}.Path())
 	tiles := draw.Tiles{Rows: rows, Cols: columns, PadX: 4 * vg.Millimeter, PadY: 4 * vg.Millimeter, PadTop: vg.Millimeter * 2, PadBottom: vg.Millimeter * 2, PadLeft: vg.Millimeter * 2, PadRight: vg.Millimeter * 2}
