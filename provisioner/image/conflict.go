@@ -35,7 +35,10 @@ func (w Wanted) differs(image rbd.Image) string {
 	// Ceph sets and clears this feature as the image gains and loses parents and clones.
 	has := slices.DeleteFunc(slices.Clone(image.Features), func(f string) bool { return f == rbd.FeatureOperations })
 	whose := volume.Foreign(image.Metadata, w.Owner)
-	fresh, bare, marked := w.isFresh(image), w.mayBeBare(image), w.isMarked(image)
+	fresh, marked := w.isFresh(image), w.isMarked(image)
+	// Before Ceph writes a clone's parent, the clone is empty and has no owner metadata.
+	bare := w.Source != nil && w.Source.ID != "" && image.Parent == "" &&
+		image.Metadata[volume.MetaVolume] == "" && image.Metadata[volume.MetaIdentity] == ""
 	switch {
 	case !fresh && volume.ForeignCluster(image.Metadata, w.Owner.Cluster) != "":
 		return whose // that cluster may be using it: no advice to remove it
@@ -69,13 +72,6 @@ func (w Wanted) isFresh(image rbd.Image) bool {
 	return s != nil && s.ID != "" && image.Parent == s.ID && volume.Foreign(image.Metadata, volume.Owner{
 		Volume: s.Volume, Identity: w.Owner.Identity, Cluster: w.Owner.Cluster,
 	}) == ""
-}
-
-// mayBeBare reports whether an image may be a clone before Ceph writes its parent: without
-// owner metadata, and empty.
-func (w Wanted) mayBeBare(image rbd.Image) bool {
-	return w.Source != nil && w.Source.ID != "" && image.Parent == "" &&
-		image.Metadata[volume.MetaVolume] == "" && image.Metadata[volume.MetaIdentity] == ""
 }
 
 // isMarked reports whether an image's metadata names the owner's volume.
