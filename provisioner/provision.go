@@ -30,12 +30,9 @@ func (p *Provisioner) Provision(ctx context.Context, options controller.Provisio
 
 	pv, changed, err := p.provision(ctx, options)
 	if err == nil && !p.config.Lease.Held() {
-		err = lease.ErrNotLeading // only the leader may save the volume
+		pv, err = nil, lease.ErrNotLeading // only the leader may save the volume
 	}
-	if err != nil {
-		return nil, state(err, changed), err
-	}
-	return pv, state(nil, changed), nil
+	return pv, state(err, changed), err
 }
 
 // state says what an error of Provision means to the library. changed says that there
@@ -68,8 +65,8 @@ func state(err error, changed bool) controller.ProvisioningState {
 	}
 }
 
-// provision makes the image and returns the volume. Beside an error, changed says that
-// there may be an image for the claim, made by this call or an earlier one.
+// provision makes the image and returns the volume, or nil and an error. Beside that,
+// changed says that there may be an image for the claim, of this call or an earlier one.
 func (p *Provisioner) provision(ctx context.Context, options controller.ProvisionOptions) (pv *corev1.PersistentVolume, changed bool, err error) {
 	ask, err := p.newRequest(options)
 	if err != nil {

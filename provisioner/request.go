@@ -16,8 +16,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// imagePrefix begins the names of images; ceph-csi recognises migrated volumes
-// by it.
+// imagePrefix begins the names of images: ceph-csi recognises migrated volumes by it.
 const imagePrefix = "kubernetes-dynamic-pvc-"
 
 // supportedModes are the access modes that kubelet's rbd plugin implements.
