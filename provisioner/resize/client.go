@@ -51,14 +51,9 @@ type fencedVolumes struct {
 
 // Patch implements PersistentVolumeInterface.
 func (v fencedVolumes) Patch(ctx context.Context, name string, kind types.PatchType, data []byte, options metav1.PatchOptions, subresources ...string) (*corev1.PersistentVolume, error) {
-	ctx, end, err := v.lease.Begin(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer end()
-	ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
-	defer cancel()
-	return v.PersistentVolumeInterface.Patch(ctx, name, kind, data, options, subresources...)
+	return fenced(ctx, v.lease, func(ctx context.Context) (*corev1.PersistentVolume, error) {
+		return v.PersistentVolumeInterface.Patch(ctx, name, kind, data, options, subresources...)
+	})
 }
 
 type fencedClaims struct {
@@ -68,12 +63,18 @@ type fencedClaims struct {
 
 // Patch implements PersistentVolumeClaimInterface.
 func (c fencedClaims) Patch(ctx context.Context, name string, kind types.PatchType, data []byte, options metav1.PatchOptions, subresources ...string) (*corev1.PersistentVolumeClaim, error) {
-	ctx, end, err := c.lease.Begin(ctx)
+	return fenced(ctx, c.lease, func(ctx context.Context) (*corev1.PersistentVolumeClaim, error) {
+		return c.PersistentVolumeClaimInterface.Patch(ctx, name, kind, data, options, subresources...)
+	})
+}
+
+func fenced[T any](ctx context.Context, guard *lease.Guard, patch func(context.Context) (*T, error)) (*T, error) {
+	ctx, end, err := guard.Begin(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer end()
 	ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
 	defer cancel()
-	return c.PersistentVolumeClaimInterface.Patch(ctx, name, kind, data, options, subresources...)
+	return patch(ctx)
 }

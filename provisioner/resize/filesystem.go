@@ -13,13 +13,14 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
-	corelisters "k8s.io/client-go/listers/core/v1"
+	coreinformers "k8s.io/client-go/informers/core/v1"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
 
+	"ceph.com/rbd-provisioner/provisioner/access"
 	"ceph.com/rbd-provisioner/provisioner/volume"
+	"ceph.com/rbd-provisioner/provisioner/work"
 )
 
 // fileSystems makes kubelet grow the file systems of clones that are larger than their
@@ -29,82 +30,63 @@ import (
 // acts on that.
 type fileSystems struct {
 	*Loop
-	client  kubernetes.Interface
-	volumes corelisters.PersistentVolumeLister
-	claims  corelisters.PersistentVolumeClaimLister
-	queue   workqueue.TypedRateLimitingInterface[string]
+	client  corev1client.CoreV1Interface
+	volumes coreinformers.PersistentVolumeInformer
+	queue   *work.Queue[string]
 }
 
 func newFileSystems(l *Loop) *fileSystems {
-	c := l.config
-	core := c.Factory.Core().V1()
 	return &fileSystems{
 		Loop:    l,
-		client:  fencedClient{c.Client, c.Lease},
-		volumes: core.PersistentVolumes().Lister(),
-		claims:  core.PersistentVolumeClaims().Lister(),
-		queue: workqueue.NewTypedRateLimitingQueue(
-			workqueue.NewTypedItemExponentialFailureRateLimiter[string](c.BackoffStart, c.BackoffCap)),
+		client:  fencedClient{l.config.Client, l.config.Lease}.CoreV1(),
+		volumes: l.config.Factory.Core().V1().PersistentVolumes(),
+		queue:   work.NewQueue[string](),
 	}
 }
 
 // run works until ctx ends. The next leader finds what is left to do.
-func (f *fileSystems) run(ctx context.Context) error {
-	informer := f.config.Factory.Core().V1().PersistentVolumes().Informer()
-	handler, err := informer.AddEventHandler(cache.FilteringResourceEventHandler{
-		FilterFunc: func(obj any) bool {
-			pv, ok := obj.(*corev1.PersistentVolume)
-			return ok && pv.Annotations[volume.AnnFileSystemSize] != ""
-		},
-		Handler: cache.ResourceEventHandlerFuncs{
-			AddFunc:    f.add,
-			UpdateFunc: func(_, obj any) { f.add(obj) },
-		},
+func (f *fileSystems) run(ctx context.Context) {
+	see := func(obj any) {
+		if pv, ok := obj.(*corev1.PersistentVolume); ok && pv.Annotations[volume.AnnFileSystemSize] != "" {
+			f.queue.Add(pv.Name)
+		}
+	}
+	_, err := f.volumes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    see,
+		UpdateFunc: func(_, obj any) { see(obj) },
 	})
 	if err != nil {
-		return err
+		klog.FromContext(ctx).Error(err, "The file systems of clones that are larger than their sources are not grown")
+		return
 	}
-	defer func() { _ = informer.RemoveEventHandler(handler) }() // no error for its own handler
-	stop := context.AfterFunc(ctx, f.queue.ShutDown)
-	defer stop()
-	for {
-		name, done := f.queue.Get()
-		if done {
-			return nil
-		}
-		if err := f.settle(ctx, name); err != nil {
+	f.queue.Run(ctx, 1, func(ctx context.Context, name string) error {
+		err := f.settle(ctx, name)
+		if err != nil {
 			klog.FromContext(ctx).V(2).Info("The file system of a clone could not be grown, will retry", "PV", name, "err", err)
-			f.queue.AddRateLimited(name)
-		} else {
-			f.queue.Forget(name)
 		}
-		f.queue.Done(name)
-	}
-}
-
-func (f *fileSystems) add(obj any) {
-	if pv, ok := obj.(*corev1.PersistentVolume); ok {
-		f.queue.Add(pv.Name)
-	}
+		return err
+	})
 }
 
 // settle gives the claim of a volume the size of its file system, and then removes the
 // annotation from the volume. Doing it twice after a crash is harmless: kubelet finds that
 // the file system already has its size.
 func (f *fileSystems) settle(ctx context.Context, name string) error {
-	pv, err := f.volumes.Get(name)
+	pv, err := f.volumes.Lister().Get(name)
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	text := pv.Annotations[volume.AnnFileSystemSize]
-	if text == "" || pv.Spec.ClaimRef == nil || !f.owns(pv) {
+	text, ref := pv.Annotations[volume.AnnFileSystemSize], pv.Spec.ClaimRef
+	if text == "" || ref == nil || !f.owns(pv) {
 		return nil
 	}
-	ref := pv.Spec.ClaimRef
-	claim, err := f.claims.PersistentVolumeClaims(ref.Namespace).Get(ref.Name)
+	ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
+	defer cancel()
+	// Not from the cache, which has no sizes of claims.
+	claim, err := f.client.PersistentVolumeClaims(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err), err == nil && claim.UID != ref.UID:
 		return nil // Kubernetes will release the volume
@@ -122,10 +104,9 @@ func (f *fileSystems) settle(ctx context.Context, name string) error {
 			"from", text, "to", pv.Spec.Capacity.Storage().String())
 	}
 	// This also removes an annotation that can't be read: it is of no use.
-	return f.patch(map[string]any{"metadata": map[string]any{"annotations": map[string]any{volume.AnnFileSystemSize: nil}}}, func(data []byte) error {
-		_, err := f.client.CoreV1().PersistentVolumes().Patch(ctx, name, types.MergePatchType, data, metav1.PatchOptions{})
-		return err
-	})
+	patch := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:null}}}`, volume.AnnFileSystemSize)
+	_, err = f.client.PersistentVolumes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{})
+	return err
 }
 
 // patchStatus gives a claim that capacity and sets the condition that goes with it, because
@@ -137,20 +118,14 @@ func (f *fileSystems) patchStatus(ctx context.Context, claim *corev1.PersistentV
 		LastTransitionTime: metav1.Now(),
 		Message:            "The volume is larger than the one it was cloned from: its file system grows once a Pod uses it",
 	})
-	return f.patch(map[string]any{
+	patch, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{"uid": claim.UID, "resourceVersion": claim.ResourceVersion},
 		"status":   map[string]any{"capacity": corev1.ResourceList{corev1.ResourceStorage: has}, "conditions": conditions},
-	}, func(data []byte) error {
-		_, err := f.client.CoreV1().PersistentVolumeClaims(claim.Namespace).
-			Patch(ctx, claim.Name, types.MergePatchType, data, metav1.PatchOptions{}, "status")
-		return err
 	})
-}
-
-func (f *fileSystems) patch(change map[string]any, send func([]byte) error) error {
-	data, err := json.Marshal(change)
 	if err != nil {
 		return err
 	}
-	return send(data)
+	_, err = f.client.PersistentVolumeClaims(claim.Namespace).
+		Patch(ctx, claim.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
+	return err
 }

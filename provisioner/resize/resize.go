@@ -79,11 +79,7 @@ func (l *Loop) Run(ctx context.Context) {
 	c := l.config
 	var clones sync.WaitGroup
 	defer clones.Wait()
-	clones.Go(func() {
-		if err := newFileSystems(l).run(ctx); err != nil {
-			klog.FromContext(ctx).Error(err, "The file systems of clones that are larger than their sources are not grown")
-		}
-	})
+	clones.Go(func() { newFileSystems(l).run(ctx) })
 	// Handling drivers that can't grow volumes in use takes a cache of Pods; images can
 	// grow at any time.
 	const handleVolumeInUseError = false
