@@ -6,12 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"reflect"
 	goruntime "runtime"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -74,6 +72,7 @@ func fullClaim(name, volume string) *corev1.PersistentVolumeClaim {
 			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}},
 		},
 		Status: corev1.PersistentVolumeClaimStatus{
+			Phase:    corev1.ClaimBound,
 			Capacity: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")},
 		},
 	}
@@ -81,51 +80,71 @@ func fullClaim(name, volume string) *corev1.PersistentVolumeClaim {
 	return claim
 }
 
-func trimmed[T any](t *testing.T, trimmer *trimmer, object T) T {
+func trimmed[T any](t *testing.T, object T) T {
 	t.Helper()
-	got, err := trimmer.trim(object)
+	got, err := trim(object)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return got.(T)
 }
 
-// TestTrim checks what is cached of an object, beside that it is equal.
+// TestTrim checks what is cached of an object.
 func TestTrim(t *testing.T) {
-	var trimmer trimmer
-	bare := func(object *metav1.ObjectMeta) {
-		object.ManagedFields = nil
-		delete(object.Annotations, corev1.LastAppliedConfigAnnotation)
+	bare := func(pv *corev1.PersistentVolume) {
+		pv.ManagedFields, pv.Labels = nil, nil
+		delete(pv.Annotations, corev1.LastAppliedConfigAnnotation)
 	}
 	ours := fullVolume("a")
-	bare(&ours.ObjectMeta)
+	bare(ours)
 	foreign := fullVolume("b")
 	foreign.Spec.PersistentVolumeSource = corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: "other"}}
 	wantForeign := foreign.DeepCopy()
-	bare(&wantForeign.ObjectMeta)
-	wantForeign.Spec.PersistentVolumeSource, wantForeign.Spec.NodeAffinity = corev1.PersistentVolumeSource{}, nil
+	bare(wantForeign)
+	wantForeign.Spec.PersistentVolumeSource, wantForeign.Spec.NodeAffinity, wantForeign.Spec.Capacity = corev1.PersistentVolumeSource{}, nil, nil
 	csi := fullVolume("c")
 	csi.Spec.PersistentVolumeSource = corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{
 		Driver: "rbd.csi.ceph.com", VolumeHandle: "image", VolumeAttributes: map[string]string{"pool": "kube", "clusterID": "c"},
 	}}
 	wantCSI := csi.DeepCopy()
-	bare(&wantCSI.ObjectMeta)
+	bare(wantCSI)
 	delete(wantCSI.Spec.CSI.VolumeAttributes, "clusterID")
-	wantCSI.Spec.NodeAffinity = nil
-	bound := fullClaim("a", "a")
-	bare(&bound.ObjectMeta)
+	wantCSI.Spec.NodeAffinity, wantCSI.Spec.Capacity = nil, nil
+	settled := &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "a", UID: "uid-of-a", ResourceVersion: "7"},
+		Spec:       corev1.PersistentVolumeClaimSpec{VolumeName: "a"},
+		Status:     corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimBound},
+	}
+	smaller := fullClaim("a", "a")
+	smaller.Spec.Resources.Requests[corev1.ResourceStorage] = resource.MustParse("900Mi")
+	deleted, wantDeleted := fullClaim("a", "a"), settled.DeepCopy()
+	deleted.DeletionTimestamp = new(metav1.Now())
+	wantDeleted.DeletionTimestamp = deleted.DeletionTimestamp
 	waiting := fullClaim("c", "")
 	waiting.ManagedFields = nil
+	growing := fullClaim("a", "a")
+	growing.Spec.Resources.Requests[corev1.ResourceStorage] = resource.MustParse("2Gi")
+	wantGrowing := growing.DeepCopy()
+	wantGrowing.ManagedFields = nil
+	binding := fullClaim("a", "a")
+	binding.Status = corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimPending}
+	wantBinding := binding.DeepCopy()
+	wantBinding.ManagedFields = nil
 	for _, test := range []struct {
 		name      string
 		full, got any
 	}{
-		{"a volume", ours, trimmed(t, &trimmer, fullVolume("a"))},
-		{"one that is trimmed already", ours, trimmed(t, &trimmer, trimmed(t, &trimmer, fullVolume("a")))},
-		{"one of another kind of storage", wantForeign, trimmed(t, &trimmer, foreign)},
-		{"one of a CSI driver that names an image", wantCSI, trimmed(t, &trimmer, csi)},
-		{"a claim", bound, trimmed(t, &trimmer, fullClaim("a", "a"))},
-		{"a claim that waits", waiting, trimmed(t, &trimmer, fullClaim("c", ""))},
+		{"a volume", ours, trimmed(t, fullVolume("a"))},
+		{"one that is trimmed already", ours, trimmed(t, trimmed(t, fullVolume("a")))},
+		{"one of another kind of storage", wantForeign, trimmed(t, foreign)},
+		{"one of a CSI driver that names an image", wantCSI, trimmed(t, csi)},
+		{"a claim", settled, trimmed(t, fullClaim("a", "a"))},
+		{"a claim that is trimmed already", settled, trimmed(t, trimmed(t, fullClaim("a", "a")))},
+		{"a claim whose volume is larger than it asked for", settled, trimmed(t, smaller)},
+		{"a claim that is being deleted", wantDeleted, trimmed(t, deleted)},
+		{"a claim that waits", waiting, trimmed(t, fullClaim("c", ""))},
+		{"a claim that waits for growth", wantGrowing, trimmed(t, growing)},
+		{"a claim that is not bound yet", wantBinding, trimmed(t, binding)},
 	} {
 		if diff := cmp.Diff(test.full, test.got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", test.name, diff)
@@ -133,68 +152,17 @@ func TestTrim(t *testing.T) {
 	}
 }
 
-// TestTrimShares checks that equal maps of several objects are one, and others
-// are not.
-func TestTrimShares(t *testing.T) {
-	var trimmer trimmer
-	claim := trimmed(t, &trimmer, fullClaim("a", "a"))
-	volume := trimmed(t, &trimmer, fullVolume("a"))
-	larger := fullClaim("b", "b")
-	larger.Spec.Resources.Requests[corev1.ResourceStorage] = resource.MustParse("2Gi")
-	larger.Labels["team"] = "red"
-	larger = trimmed(t, &trimmer, larger)
-	same := func(a, b any) bool { return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer() }
-	for name, ok := range map[string]bool{
-		"annotations":       same(claim.Annotations, volume.Annotations) && same(claim.Annotations, larger.Annotations),
-		"labels":            same(claim.Labels, volume.Labels),
-		"other labels":      !same(claim.Labels, larger.Labels) && larger.Labels["team"] == "red",
-		"sizes":             same(claim.Spec.Resources.Requests, volume.Spec.Capacity) && same(claim.Status.Capacity, volume.Spec.Capacity),
-		"other sizes":       !same(claim.Spec.Resources.Requests, larger.Spec.Resources.Requests),
-		"what is not there": claim.Status.AllocatedResources == nil,
-	} {
-		if !ok {
-			t.Errorf("%s: not as they should be", name)
-		}
+// TestTrimSharesNoMaps changes whatever can be changed of one cached object.
+func TestTrimSharesNoMaps(t *testing.T) {
+	pv, other := trimmed(t, fullVolume("a")), trimmed(t, fullVolume("a"))
+	want := other.DeepCopy()
+	pv.Annotations["pv.kubernetes.io/provisioned-by"] = "changed"
+	pv.Spec.Capacity[corev1.ResourceStorage] = resource.MustParse("2Gi")
+	pv.Finalizers[0], pv.Spec.RBD.CephMonitors[0] = "changed", "changed"
+	pv.Spec.ClaimRef.Namespace, pv.Spec.RBD.SecretRef.Name = "changed", "changed"
+	if diff := cmp.Diff(want, other); diff != "" {
+		t.Errorf("another object changed (-want +got):\n%s", diff)
 	}
-	// Nor do volumes whose deletion was noted take the place of maps that are shared.
-	before := len(trimmer.texts.maps)
-	late := fullVolume("d")
-	late.Annotations["rbd.ceph.com/deletion-begun"] = "2026-11-26T22:00:00Z"
-	if got := trimmed(t, &trimmer, late).Annotations["rbd.ceph.com/deletion-begun"]; got == "" || len(trimmer.texts.maps) != before {
-		t.Errorf("the note %q is shared", got)
-	}
-	// Users can't fill the memory with maps that are never needed again.
-	for i := range 2 * poolSize {
-		object := fullClaim("c", "c")
-		object.Labels["number"] = strconv.Itoa(i)
-		if got := trimmed(t, &trimmer, object).Labels["number"]; got != strconv.Itoa(i) {
-			t.Fatalf("label %d became %q", i, got)
-		}
-	}
-	if n := len(trimmer.texts.maps); n != poolSize {
-		t.Errorf("%d maps are shared, want %d", n, poolSize)
-	}
-}
-
-// TestTrimByMany trims objects that share maps at once, as the caches of volumes
-// and of claims do. It is the race detector that would complain.
-func TestTrimByMany(t *testing.T) {
-	var trimmer trimmer
-	var wg sync.WaitGroup
-	for range 4 {
-		wg.Go(func() {
-			for range 100 {
-				for _, object := range []any{fullVolume("a"), fullClaim("a", "a")} {
-					for range 2 {
-						if _, err := trimmer.trim(object); err != nil {
-							t.Error(err)
-						}
-					}
-				}
-			}
-		})
-	}
-	wg.Wait()
 }
 
 // FakePages answers lists of volumes in pages, as the API server does unless it
@@ -303,7 +271,11 @@ func stored(b *testing.B, n int) (*corev1.PersistentVolume, *corev1.PersistentVo
 			FieldsV1: metav1.NewFieldsV1(strings.Repeat("f", 800)),
 		}}
 	}
+	claim.Labels = map[string]string{"app": "web"} // of its StatefulSet
 	pv.UID, claim.UID = types.UID("1"+uid[1:]), types.UID(uid)
+	modes := []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
+	pv.Spec.AccessModes, claim.Spec.AccessModes, claim.Status.AccessModes = modes, modes, modes
+	pv.Spec.VolumeMode, claim.Spec.VolumeMode = ptr.To(corev1.PersistentVolumeFilesystem), ptr.To(corev1.PersistentVolumeFilesystem)
 	pv.Spec.ClaimRef.Name, pv.Spec.ClaimRef.UID, pv.Spec.NodeAffinity = claim.Name, claim.UID, nil
 	pv.Spec.RBD.RBDImage = "kubernetes-dynamic-pvc-" + uid
 	pv.Finalizers = []string{"external-provisioner.volume.kubernetes.io/finalizer", "kubernetes.io/pv-protection"}
@@ -348,7 +320,6 @@ func heap() uint64 {
 func BenchmarkCached(b *testing.B) {
 	const many = 10000
 	for b.Loop() {
-		trim := new(trimmer).trim
 		before := heap()
 		volumes := cache.NewIndexer(cache.MetaNamespaceKeyFunc, index.Indexers())
 		claims := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{

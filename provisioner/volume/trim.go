@@ -3,7 +3,6 @@
 package volume
 
 import (
-	"maps"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -15,20 +14,20 @@ import (
 //   - what Read and Record.Write use: the whole rbd source, and all annotations except
 //     that of kubectl apply;
 //   - what ImageKeys reads from other drivers' sources;
-//   - what identifies a volume and decides its future: names, labels, claim, class,
-//     size, policy, phase and finalizers.
+//   - what identifies a volume and decides its future: names, claim, class, policy, phase
+//     and finalizers; of a volume with an rbd source also its size and mode.
 //
 // It changes pv in place. Trimming a volume again changes nothing.
 func Trim(pv *corev1.PersistentVolume) {
-	pv.ManagedFields = nil
-	// kubectl apply keeps a second copy of everything here. A plain delete would write
-	// to the map even if it has no such key, and a cache may already share the map.
-	maps.DeleteFunc(pv.Annotations, func(key, _ string) bool { return key == corev1.LastAppliedConfigAnnotation })
+	pv.ManagedFields, pv.Labels = nil, nil
+	pv.Spec.AccessModes, pv.Spec.MountOptions = nil, nil
+	// kubectl apply keeps a second copy of everything here.
+	delete(pv.Annotations, corev1.LastAppliedConfigAnnotation)
 	if pv.Spec.RBD != nil {
 		return
 	}
 	pv.Spec.PersistentVolumeSource = corev1.PersistentVolumeSource{CSI: trimCSI(pv.Spec.CSI)}
-	pv.Spec.NodeAffinity = nil
+	pv.Spec.Capacity, pv.Spec.VolumeMode, pv.Spec.NodeAffinity = nil, nil, nil
 }
 
 // trimCSI returns what ImageKeys reads from a CSI source, or nil if that names no image.

@@ -22,6 +22,9 @@ func whole(pv *corev1.PersistentVolume) *corev1.PersistentVolume {
 	metav1.SetMetaDataAnnotation(&pv.ObjectMeta, "example.com/theirs", "yes")
 	pv.Spec.Capacity = corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}
 	pv.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "apps", Name: "data", UID: "1"}
+	pv.Labels = map[string]string{"team": "blue"}
+	pv.Spec.AccessModes, pv.Spec.MountOptions = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, []string{"discard"}
+	pv.Spec.VolumeMode = new(corev1.PersistentVolumeBlock)
 	pv.Spec.NodeAffinity = new(corev1.VolumeNodeAffinity)
 	pv.Status.Phase = corev1.VolumeBound
 	return pv
@@ -49,9 +52,12 @@ func TestTrim(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			got := whole(test.pv)
 			want := got.DeepCopy()
-			want.ManagedFields = nil
+			want.ManagedFields, want.Labels, want.Spec.AccessModes, want.Spec.MountOptions = nil, nil, nil, nil
 			delete(want.Annotations, corev1.LastAppliedConfigAnnotation)
 			want.Spec.PersistentVolumeSource, want.Spec.NodeAffinity = test.source, test.affinity
+			if test.source.RBD == nil {
+				want.Spec.Capacity, want.Spec.VolumeMode = nil, nil
+			}
 			for _, time := range []string{"once", "twice"} {
 				volume.Trim(got)
 				if diff := cmp.Diff(want, got); diff != "" {
