@@ -4,7 +4,6 @@ package ownership
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -14,28 +13,24 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	coreinformers "k8s.io/client-go/informers/core/v1"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
-	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/flowcontrol"
-	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
 	"ceph.com/rbd-provisioner/provisioner/lease"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/volume"
+	"ceph.com/rbd-provisioner/provisioner/work"
 )
 
 const (
 	// perSecond is how many images the loop looks at per second, so that the many
 	// images after an upgrade do not disturb claims.
 	perSecond = 5
-	// retryStart and retryCap bound the time before the loop retries an image that it
-	// could not look at or mark. No claim waits for it.
-	retryStart = 5 * time.Second
-	retryCap   = 10 * time.Minute
 	// silentFor is how long the loop leaves a pool alone that did not answer, so that it
 	// does not hold up volumes in pools that do.
 	silentFor = time.Minute
@@ -48,19 +43,15 @@ const (
 	reasonMissing   = "ImageNotFound"
 )
 
-// errSilent means that a volume's pool did not answer lately.
-var errSilent = errors.New("its pool did not answer lately")
-
 // Config has what NewLoop needs. Every field is required unless it says otherwise.
 type Config struct {
 	// Keeper knows its own cluster.
 	Keeper Keeper
 	// Volumes opens pools, and names the provisioner whose volumes the loop looks at.
 	Volumes access.Volumes
-	// Client writes volumes; Informer and Lister are their cache.
-	Client   corev1client.PersistentVolumesGetter
-	Informer cache.SharedInformer
-	Lister   corelisters.PersistentVolumeLister
+	// Client writes volumes, Cache has them.
+	Client corev1client.PersistentVolumesGetter
+	Cache  coreinformers.PersistentVolumeInformer
 	// Events tells people about volumes with another cluster's image, with a missing
 	// one, or with one that was taken over.
 	Events record.EventRecorder
@@ -75,7 +66,7 @@ type Config struct {
 // Run a Loop only once.
 type Loop struct {
 	config Config
-	queue  workqueue.TypedRateLimitingInterface[string]
+	queue  *work.Queue[string] // of names
 	pace   flowcontrol.RateLimiter
 
 	// Only Run uses the fields below. silent is until when to leave a pool alone;
@@ -87,16 +78,15 @@ type Loop struct {
 // NewLoop returns a Loop, or an error that names what c lacks.
 func NewLoop(c Config) (*Loop, error) {
 	if c.Keeper.Identity == "" || c.Keeper.Cluster == "" || c.Volumes.Access == nil || c.Volumes.Classes == nil || c.Volumes.Provisioner == "" ||
-		c.Client == nil || c.Informer == nil || c.Lister == nil || c.Events == nil {
-		return nil, errors.New("ownership: Keeper, Volumes, Client, Informer, Lister and Events are required")
+		c.Client == nil || c.Cache == nil || c.Events == nil {
+		return nil, errors.New("ownership: Keeper, Volumes, Client, Cache and Events are required")
 	}
 	if c.Lease == nil {
 		c.Lease = lease.New(nil)
 	}
 	return &Loop{
-		config: c,
-		queue: workqueue.NewTypedRateLimitingQueue(
-			workqueue.NewTypedItemExponentialFailureRateLimiter[string](retryStart, retryCap)),
+		config:  c,
+		queue:   work.NewQueue[string](),
 		pace:    flowcontrol.NewTokenBucketRateLimiter(perSecond, 1),
 		silent:  map[string]time.Time{},
 		missing: map[string]bool{},
@@ -105,49 +95,35 @@ func NewLoop(c Config) (*Loop, error) {
 
 // Run works until ctx ends, and then settles the volume that it has begun. The next leader
 // finds the others.
-func (l *Loop) Run(ctx context.Context) error {
-	see := func(obj any) {
-		if pv, ok := obj.(*corev1.PersistentVolume); ok && l.needsLook(pv) {
-			l.queue.Add(pv.Name)
-		}
-	}
-	handler, err := l.config.Informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: see,
-		UpdateFunc: func(before, obj any) {
-			// A resync is no reason to look again: another cluster's image stays its own.
-			if was, ok := before.(*corev1.PersistentVolume); !ok || !l.needsLook(was) || changed(was, obj) {
-				see(obj)
-			}
+func (l *Loop) Run(ctx context.Context) {
+	_, err := l.config.Cache.Informer().AddEventHandler(cache.FilteringResourceEventHandler{
+		FilterFunc: func(obj any) bool {
+			pv, ok := obj.(*corev1.PersistentVolume)
+			return ok && l.needsLook(pv)
+		},
+		Handler: cache.ResourceEventHandlerFuncs{
+			AddFunc: func(obj any) { l.queue.Add(obj.(*corev1.PersistentVolume).Name) },
+			// A resync is no reason to look again: another cluster's image stays its own. But
+			// a person may have handed the image over to this cluster.
+			UpdateFunc: func(before, obj any) {
+				was, pv := before.(*corev1.PersistentVolume), obj.(*corev1.PersistentVolume)
+				if pv.Annotations[volume.AnnFormerCluster] != was.Annotations[volume.AnnFormerCluster] {
+					l.queue.Add(pv.Name)
+				}
+			},
 		},
 	})
 	if err != nil {
-		return err
+		klog.FromContext(ctx).Error(err, "Images of earlier versions are not marked, and none is taken over")
+		return
 	}
-	defer func() { _ = l.config.Informer.RemoveEventHandler(handler) }() // no error for its own handler
-	stop := context.AfterFunc(ctx, l.queue.ShutDown)
-	defer stop()
-	for {
-		name, done := l.queue.Get()
-		if done {
-			return nil
-		}
-		if err := l.settle(ctx, name); errors.Is(err, errSilent) {
-			l.queue.AddAfter(name, silentFor)
-		} else if err != nil && ctx.Err() == nil {
+	l.queue.Run(ctx, 1, func(ctx context.Context, name string) error {
+		err := l.settle(ctx, name)
+		if err != nil && !work.IsLater(err) && ctx.Err() == nil {
 			klog.FromContext(ctx).V(2).Info("The owner of a volume's image could not be determined, will retry", "PV", name, "err", err)
-			l.queue.AddRateLimited(name)
-		} else {
-			l.queue.Forget(name)
 		}
-		l.queue.Done(name)
-	}
-}
-
-// changed reports whether AnnFormerCluster changed: a person may have handed the image of
-// a volume over to this cluster.
-func changed(was *corev1.PersistentVolume, obj any) bool {
-	pv, ok := obj.(*corev1.PersistentVolume)
-	return ok && pv.Annotations[volume.AnnFormerCluster] != was.Annotations[volume.AnnFormerCluster]
+		return err
+	})
 }
 
 // needsLook reports whether a volume is ours and bound, and either does not say that its
@@ -161,7 +137,7 @@ func (l *Loop) needsLook(pv *corev1.PersistentVolume) bool {
 // settle looks at the image of a volume, marks it or takes it over, and notes that in the
 // volume.
 func (l *Loop) settle(ctx context.Context, name string) error {
-	pv, err := l.config.Lister.Get(name)
+	pv, err := l.config.Cache.Lister().Get(name)
 	if apierrors.IsNotFound(err) || err == nil && !l.needsLook(pv) {
 		return nil
 	}
@@ -174,7 +150,7 @@ func (l *Loop) settle(ctx context.Context, name string) error {
 	}
 	pool := strings.Join(append(record.Monitors, record.Pool), ",")
 	if time.Now().Before(l.silent[pool]) {
-		return errSilent
+		return work.Later(silentFor)
 	}
 	if err := l.pace.Wait(ctx); err != nil {
 		return err // ctx has ended
@@ -186,10 +162,8 @@ func (l *Loop) settle(ctx context.Context, name string) error {
 	defer end()
 	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("PV", name))
 	ours, err := l.own(ctx, pv, record)
-	for _, silence := range []error{rbd.ErrUnreachable, rbd.ErrTimeout, rbd.ErrConnectionLost} {
-		if errors.Is(err, silence) {
-			l.silent[pool] = time.Now().Add(silentFor)
-		}
+	if errors.Is(err, rbd.ErrUnreachable) || errors.Is(err, rbd.ErrTimeout) || errors.Is(err, rbd.ErrConnectionLost) {
+		l.silent[pool] = time.Now().Add(silentFor)
 	}
 	if err != nil || !ours {
 		return err
@@ -257,17 +231,9 @@ func (l *Loop) note(ctx context.Context, pv *corev1.PersistentVolume) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
 	defer cancel()
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
-		"uid": pv.UID,
-		"annotations": map[string]any{
-			volume.AnnKubernetesCluster: l.config.Keeper.Cluster,
-			volume.AnnFormerCluster:     nil,
-		},
-	}})
-	if err != nil {
-		return err
-	}
-	_, err = l.config.Client.PersistentVolumes().Patch(ctx, pv.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+	patch := fmt.Appendf(nil, `{"metadata":{"uid":%q,"annotations":{%q:%q,%q:null}}}`,
+		pv.UID, volume.AnnKubernetesCluster, l.config.Keeper.Cluster, volume.AnnFormerCluster)
+	_, err := l.config.Client.PersistentVolumes().Patch(ctx, pv.Name, types.MergePatchType, patch, metav1.PatchOptions{})
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		return nil // the volume is gone, or another one has its name
 	}

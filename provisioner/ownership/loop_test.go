@@ -86,17 +86,16 @@ func newFixture(t *testing.T, marks map[string]string, change func(*corev1.Persi
 	f.factory = informers.NewSharedInformerFactory(f.client, 0)
 	open, err := access.New(access.Config{Secrets: f.client.CoreV1(), Connector: rbdtest.NewConnector(f.ceph), Lease: f.guard})
 	f.must(err)
-	cached := f.factory.Core().V1().PersistentVolumes()
 	f.loop, err = ownership.NewLoop(ownership.Config{
-		Keeper:   ownership.Keeper{Identity: testName, Cluster: here},
-		Volumes:  access.Volumes{Access: open, Classes: f.factory.Storage().V1().StorageClasses().Lister(), Provisioner: testName},
-		Client:   f.client.CoreV1(),
-		Informer: cached.Informer(),
-		Lister:   cached.Lister(),
-		Events:   f.events,
-		Lease:    f.guard,
+		Keeper:  ownership.Keeper{Identity: testName, Cluster: here},
+		Volumes: access.Volumes{Access: open, Classes: f.factory.Storage().V1().StorageClasses().Lister(), Provisioner: testName},
+		Client:  f.client.CoreV1(),
+		Cache:   f.factory.Core().V1().PersistentVolumes(),
+		Events:  f.events,
+		Lease:   f.guard,
 	})
 	f.must(err)
+	f.factory.Core().V1().PersistentVolumes().Informer()
 	f.factory.StartWithContext(t.Context())
 	f.factory.WaitForCacheSync(t.Context().Done())
 	return f
@@ -105,11 +104,11 @@ func newFixture(t *testing.T, marks map[string]string, change func(*corev1.Persi
 // run runs the loop until the test ends.
 func (f *fixture) run() {
 	ctx, cancel := context.WithCancel(f.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- f.loop.Run(ctx) }()
+	ended := make(chan struct{})
+	go func() { defer close(ended); f.loop.Run(ctx) }()
 	f.Cleanup(func() {
 		cancel()
-		f.must(<-ended)
+		<-ended
 	})
 }
 
@@ -302,8 +301,8 @@ func TestStop(t *testing.T) {
 	entered, leave := make(chan struct{}), make(chan struct{})
 	f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallSetMetadata, Before: func() { close(entered); <-leave }})
 	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- f.loop.Run(ctx) }()
+	ended := make(chan struct{})
+	go func() { defer close(ended); f.loop.Run(ctx) }()
 	<-entered
 	cancel()
 	over, end := context.WithCancel(t.Context())
@@ -313,7 +312,7 @@ func TestStop(t *testing.T) {
 	}
 	close(leave)
 	f.must(f.guard.Drain(t.Context()))
-	f.must(<-ended)
+	<-ended
 	if f.marks()[volume.MetaCluster] != here || f.volume().Annotations[volume.AnnKubernetesCluster] != here {
 		t.Errorf("what had begun was not finished: the image has %v, the volume %v", f.marks(), f.volume().Annotations)
 	}

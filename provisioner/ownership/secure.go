@@ -9,7 +9,6 @@ package ownership
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
@@ -28,15 +27,10 @@ type Keeper struct {
 	Cluster string
 }
 
-// Marker writes the metadata of images; rbd.Pool is one.
-type Marker interface {
-	SetMetadata(ctx context.Context, name string, entries map[string]string) error
-}
-
 // Secure returns nil if the image of a bound volume may be changed: it belongs to the
 // volume or has no owner, or it was handed over to the volume and Secure has marked it as
 // the volume's. Errors are those of SetMetadata, or say whose the image is and what to do.
-func (k Keeper) Secure(ctx context.Context, pool Marker, pv *corev1.PersistentVolume, record volume.Record, image rbd.Image) error {
+func (k Keeper) Secure(ctx context.Context, pool rbd.Pool, pv *corev1.PersistentVolume, record volume.Record, image rbd.Image) error {
 	owner := volume.OwnerOf(pv, k.Identity, k.Cluster)
 	if owner.TakesOver(image.Metadata) {
 		if err := pool.SetMetadata(ctx, record.Image, owner.Marks()); err != nil {
@@ -45,15 +39,12 @@ func (k Keeper) Secure(ctx context.Context, pool Marker, pv *corev1.PersistentVo
 		klog.FromContext(ctx).Info("Image taken over", "image", record.Image, "pool", record.Pool, "fromCluster", owner.Former)
 		return nil
 	}
-	whose, former := k.foreign(owner, record, image)
-	switch {
-	case whose == "":
-		return nil
-	case former == "":
-		return errors.New(whose)
+	former, err := k.foreign(owner, record, image)
+	if former == "" {
+		return err
 	}
-	return fmt.Errorf("%s; if it is to be this volume's from now on, run: kubectl annotate --overwrite pv %s %s=%s",
-		whose, pv.Name, volume.AnnFormerCluster, former)
+	return fmt.Errorf("%w; if it is to be this volume's from now on, run: kubectl annotate --overwrite pv %s %s=%s",
+		err, pv.Name, volume.AnnFormerCluster, former)
 }
 
 // Check returns nil if the image of a released volume may be removed with it: it belongs
@@ -61,33 +52,30 @@ func (k Keeper) Secure(ctx context.Context, pool Marker, pv *corev1.PersistentVo
 // person who hands an image over wants to keep it, and this one would be gone a moment
 // later.
 func (k Keeper) Check(pv *corev1.PersistentVolume, record volume.Record, image rbd.Image) error {
-	whose, former := k.foreign(volume.OwnerOf(pv, k.Identity, k.Cluster), record, image)
-	switch {
-	case whose == "":
-		return nil
-	case former == "":
-		return errors.New(whose)
+	former, err := k.foreign(volume.OwnerOf(pv, k.Identity, k.Cluster), record, image)
+	if former == "" {
+		return err
 	}
-	return fmt.Errorf("%s; to drop this volume and keep the image, set the volume's persistentVolumeReclaimPolicy to Retain "+
-		"and delete the volume; to have the image, bind the volume to a claim first (docs/moving.md)", whose)
+	return fmt.Errorf("%w; to drop this volume and keep the image, set the volume's persistentVolumeReclaimPolicy to Retain "+
+		"and delete the volume; to have the image, bind the volume to a claim first (docs/moving.md)", err)
 }
 
-// foreign says whose the image of a volume is; empty if it is not foreign. former is the
-// value of the annotation AnnFormerCluster that hands the image over; empty if nothing
-// can.
-func (k Keeper) foreign(owner volume.Owner, record volume.Record, image rbd.Image) (whose, former string) {
+// foreign returns an error that says whose the image of a volume is if it is not the
+// volume's. former is the value of the annotation AnnFormerCluster that would hand it over;
+// empty if nothing can.
+func (k Keeper) foreign(owner volume.Owner, record volume.Record, image rbd.Image) (former string, err error) {
 	what := fmt.Sprintf("image %q in pool %q", record.Image, record.Pool)
 	other := volume.ForeignCluster(image.Metadata, k.Cluster)
 	switch {
 	case other != "" && k.Cluster == "":
-		return fmt.Sprintf("%s belongs to the Kubernetes cluster whose namespace kube-system has the UID %q, and this provisioner may not "+
-			"read that UID of its own: it is left alone; apply the manifests of rbac/ and restart the provisioner", what, other), ""
+		return "", fmt.Errorf("%s belongs to the Kubernetes cluster whose namespace kube-system has the UID %q, and this provisioner may not "+
+			"read that UID of its own: it is left alone; apply the manifests of rbac/ and restart the provisioner", what, other)
 	case other != "":
-		return fmt.Sprintf("%s belongs to another Kubernetes cluster, whose namespace kube-system has the UID %q: it is left alone",
-			what, other), other
+		return other, fmt.Errorf("%s belongs to another Kubernetes cluster, whose namespace kube-system has the UID %q: it is left alone",
+			what, other)
 	}
 	if reason := volume.Foreign(image.Metadata, owner); reason != "" {
-		return fmt.Sprintf("%s is not this volume's: %s: it is left alone", what, reason), k.Cluster
+		return k.Cluster, fmt.Errorf("%s is not this volume's: %s: it is left alone", what, reason)
 	}
-	return "", ""
+	return "", nil
 }
