@@ -16,7 +16,6 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/klog/v2"
-	libmetrics "sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller/metrics"
 
 	"ceph.com/rbd-provisioner/provisioner"
 	"ceph.com/rbd-provisioner/provisioner/access"
@@ -55,17 +54,13 @@ type controllerConfig struct {
 
 // controller holds the parts that work while this replica leads.
 type controller struct {
-	config      controllerConfig
+	controllerConfig
 	provisioner *provisioner.Provisioner
-	jobs        *jobs
-	// expansion is nil when volumes are not to grow, ownership when this cluster has no
-	// identity.
-	expansion *expansion
-	ownership *ownership.Loop
-	events    record.EventBroadcaster
-	// loop is the library's, metrics are its counters.
-	loop    *loop
-	metrics libmetrics.Metrics
+	// loop is the library's; background are all others. Each of these runs until its
+	// context ends.
+	loop       *loop
+	background []func(context.Context)
+	events     record.EventBroadcaster
 }
 
 // newController connects the parts that work while this replica leads, and requests the
@@ -81,40 +76,49 @@ func newController(ctx context.Context, c controllerConfig) (_ *controller, err 
 	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: c.client.CoreV1().Events("")})
 	recorder := events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: c.options.provisionerName})
 
-	activity := new(lease.Activity)
-	work, err := newJobs(c, activity, recorder)
-	if err != nil {
-		return nil, err
-	}
-	p, err := newProvisioner(c, work, activity, recorder)
-	if err != nil {
-		return nil, err
-	}
-	keeper := ownership.Keeper{Identity: c.options.identity, Cluster: c.clusterUID}
-	volumes := access.Volumes{Access: c.access, Classes: c.informers.Storage().V1().StorageClasses().Lister(), Provisioner: c.options.provisionerName}
-	grow, err := newExpansion(c, keeper, volumes)
-	if err != nil {
-		return nil, err
-	}
-	own, err := newOwnership(c, keeper, volumes, recorder)
+	jobs, err := newJobs(c, recorder)
 	if err != nil {
 		return nil, err
 	}
 	made := &controller{
-		config:      c,
-		provisioner: p,
-		jobs:        work,
-		expansion:   grow,
-		ownership:   own,
-		events:      events,
-		metrics:     newLibraryMetrics(c.registry),
+		controllerConfig: c,
+		background:       []func(context.Context){jobs.trash.Run, jobs.flatten.Run, jobs.pools.Run},
+		events:           events,
+	}
+	if made.provisioner, err = newProvisioner(c, jobs, recorder); err != nil {
+		return nil, err
+	}
+	keeper := ownership.Keeper{Identity: c.options.identity, Cluster: c.clusterUID}
+	volumes := access.Volumes{Access: c.access, Classes: c.informers.Storage().V1().StorageClasses().Lister(), Provisioner: c.options.provisionerName}
+	if c.options.expansion {
+		grow, err := newExpansion(c, keeper, volumes)
+		if err != nil {
+			return nil, err
+		}
+		made.background = append(made.background, grow.run)
+	}
+	// A cluster that does not know its own UID can mark no image as its own.
+	if c.clusterUID != "" {
+		own, err := ownership.NewLoop(ownership.Config{
+			Keeper:  keeper,
+			Volumes: volumes,
+			Client:  c.client.CoreV1(),
+			Cache:   c.informers.Core().V1().PersistentVolumes(),
+			Events:  recorder,
+			Lease:   c.guard,
+		})
+		if err != nil {
+			return nil, err
+		}
+		made.background = append(made.background, own.Run)
 	}
 	made.loop = made.newLoop(ctx)
 	return made, nil
 }
 
-// newProvisioner returns our provisioner. The cache of volumes tells it of each volume.
-func newProvisioner(c controllerConfig, work *jobs, activity *lease.Activity, events record.EventRecorder) (*provisioner.Provisioner, error) {
+// newProvisioner returns our provisioner. The cache of volumes tells it of each volume,
+// and of all of them at each resync.
+func newProvisioner(c controllerConfig, jobs *jobs, events record.EventRecorder) (*provisioner.Provisioner, error) {
 	core := c.informers.Core().V1()
 	p, err := provisioner.New(provisioner.Config{
 		Name:          c.options.provisionerName,
@@ -128,39 +132,24 @@ func newProvisioner(c controllerConfig, work *jobs, activity *lease.Activity, ev
 		VolumeIndex:   index.Volumes{Cache: core.PersistentVolumes().Informer().GetIndexer()},
 		Classes:       c.informers.Storage().V1().StorageClasses().Lister(),
 		Access:        c.access,
-		Journal:       work.journal,
-		Trash:         work.trash,
-		Flattener:     work.flatten,
+		Journal:       jobs.journal,
+		Trash:         jobs.trash,
+		Flattener:     jobs.flatten,
 		Events:        events,
 		MaxCloneDepth: c.options.maxCloneDepth,
 		Lease:         c.guard,
-		Activity:      activity,
+		Activity:      jobs.activity,
 	})
 	if err != nil {
 		return nil, err
 	}
-	if err := onSeen(core.PersistentVolumes().Informer(), p.Seen); err != nil {
-		return nil, err
-	}
-	return p, nil
-}
-
-// onSeen calls seen for each volume that the cache adds or updates, and for all of them
-// at each resync.
-func onSeen(volumes cache.SharedInformer, seen func(before, pv *corev1.PersistentVolume)) error {
-	see := func(before *corev1.PersistentVolume, obj any) {
-		if pv, ok := obj.(*corev1.PersistentVolume); ok {
-			seen(before, pv)
-		}
-	}
-	_, err := volumes.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(obj any) { see(nil, obj) },
-		UpdateFunc: func(old, obj any) {
-			before, _ := old.(*corev1.PersistentVolume)
-			see(before, obj)
+	_, err = core.PersistentVolumes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: func(obj any) { p.Seen(nil, obj.(*corev1.PersistentVolume)) },
+		UpdateFunc: func(before, obj any) {
+			p.Seen(before.(*corev1.PersistentVolume), obj.(*corev1.PersistentVolume))
 		},
 	})
-	return err
+	return p, err
 }
 
 // run works on claims and volumes until ctx ends, and then until no operation is in
@@ -170,25 +159,21 @@ func (c *controller) run(ctx context.Context) error {
 	logger := klog.FromContext(ctx)
 	logger.Info("Leading")
 	defer c.events.Shutdown()
-	var keeping sync.WaitGroup
-	for _, loop := range c.jobs.loops() {
-		keeping.Go(func() { loop(ctx) })
-	}
-	keeping.Go(func() { runOwnership(ctx, c.ownership) })
-	if c.expansion != nil {
-		keeping.Go(func() { c.expansion.run(ctx) })
+	var background sync.WaitGroup
+	for _, loop := range c.background {
+		background.Go(func() { loop(ctx) })
 	}
 	if err := c.loop.Run(ctx); err != nil {
 		return err
 	}
 
 	// An operation makes several calls, but each call in flight ends by then.
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.config.options.commandTimeout+drainGrace)
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.options.commandTimeout+drainGrace)
 	defer cancel()
-	if err := c.config.guard.Drain(drain); err != nil {
+	if err := c.guard.Drain(drain); err != nil {
 		return err
 	}
 	// They have no operation in flight any more, so they end at once.
-	keeping.Wait()
+	background.Wait()
 	return nil
 }

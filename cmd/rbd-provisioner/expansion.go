@@ -34,11 +34,7 @@ type expansion struct {
 	reviews authorizationclient.SelfSubjectAccessReviewInterface
 }
 
-// newExpansion returns nil when volumes are not to grow.
 func newExpansion(c controllerConfig, keeper ownership.Keeper, volumes access.Volumes) (*expansion, error) {
-	if !c.options.expansion {
-		return nil, nil
-	}
 	loop, err := resize.New(resize.Config{
 		Keeper:       keeper,
 		Volumes:      volumes,

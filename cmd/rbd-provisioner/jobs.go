@@ -3,8 +3,6 @@
 package main
 
 import (
-	"context"
-
 	"k8s.io/client-go/tools/record"
 
 	"ceph.com/rbd-provisioner/provisioner/flatten"
@@ -17,11 +15,12 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// jobs are a leader's background work, beside claims and volumes, each on its own
-// queue. They know nothing of one another; newJobs connects them.
-// the others do is said here.
+// jobs are a leader's background work on images, each on its own queue. They know nothing
+// of one another; newJobs connects them.
 type jobs struct {
 	journal *journal.Journal
+	// activity counts the operations to which removing images gives way.
+	activity *lease.Activity
 	// trash removes images of deleted volumes, flatten flattens clones.
 	trash   *trash.Queue
 	flatten *flatten.Queue
@@ -29,18 +28,19 @@ type jobs struct {
 	pools *pools.Rounds
 }
 
-// newJobs makes the jobs. Removing images gives way to the operations that activity
-// counts.
-func newJobs(c controllerConfig, activity *lease.Activity, events record.EventRecorder) (*jobs, error) {
+func newJobs(c controllerConfig, events record.EventRecorder) (*jobs, error) {
 	volumes := index.Volumes{Cache: c.informers.Core().V1().PersistentVolumes().Informer().GetIndexer()}
-	j := &jobs{journal: journal.New(c.clusterUID, c.options.provisionerName, c.options.identity)}
+	j := &jobs{
+		journal:  journal.New(c.clusterUID, c.options.provisionerName, c.options.identity),
+		activity: new(lease.Activity),
+	}
 	var err error
 	j.trash, err = trash.New(trash.Config{
 		Access:  c.access,
 		Journal: j.journal,
 		Volumes: volumes,
 		Events:  events,
-		Quiet:   activity.Quiet,
+		Quiet:   j.activity.Quiet,
 		Purged:  newPurgedCounter(c.registry),
 	})
 	if err != nil {
@@ -86,10 +86,4 @@ func newJobs(c controllerConfig, activity *lease.Activity, events record.EventRe
 	registerTrash(c.registry, j.trash.Counts)
 	registerClones(c.registry, j.flatten.Count)
 	return j, nil
-}
-
-// loops returns the functions to run while this replica leads. Each runs until its
-// context ends.
-func (j *jobs) loops() []func(context.Context) {
-	return []func(context.Context){j.trash.Run, j.flatten.Run, j.pools.Run}
 }

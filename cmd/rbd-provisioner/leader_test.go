@@ -50,7 +50,7 @@ func TestLeadGivesTheLeaseBack(t *testing.T) {
 			client := fake.NewClientset()
 			ctx, stop := context.WithCancel(t.Context())
 			var heldWhileStopping string
-			err := lead(ctx, quick(), client, leaderelection.NewLeaderHealthzAdaptor(0), newTenure(time.Second), func(working context.Context) error {
+			err := lead(ctx, quick(), client, leaderelection.NewLeaderHealthzAdaptor(0), &tenure{length: time.Second}, func(working context.Context) error {
 				stop()
 				<-working.Done()
 				heldWhileStopping = holder(t, client)
@@ -85,7 +85,7 @@ func TestLeadWaitsBehindAnother(t *testing.T) {
 		}
 		return false, nil, nil
 	})
-	err := lead(ctx, quick(), client, leaderelection.NewLeaderHealthzAdaptor(0), newTenure(time.Second), func(context.Context) error {
+	err := lead(ctx, quick(), client, leaderelection.NewLeaderHealthzAdaptor(0), &tenure{length: time.Second}, func(context.Context) error {
 		t.Error("it works without the lease")
 		return nil
 	})
@@ -108,7 +108,7 @@ func TestLeadLosesTheLease(t *testing.T) {
 	}
 	told, release := make(chan struct{}), make(chan struct{})
 	defer close(release)
-	err := lead(t.Context(), quick(), client, watchdog, newTenure(time.Second), func(working context.Context) error {
+	err := lead(t.Context(), quick(), client, watchdog, &tenure{length: time.Second}, func(working context.Context) error {
 		broken.Store(true)
 		<-working.Done()
 		close(told)

@@ -31,16 +31,16 @@ import (
 // writes to the Scheme, and reading a map meanwhile ends the process. v13.0 does so,
 // too.
 func (c *controller) newLoop(ctx context.Context) *loop {
-	core := c.config.informers.Core().V1()
+	core := c.informers.Core().V1()
 	l := new(loop)
-	l.ProvisionController = libcontroller.NewProvisionController(klog.FromContext(ctx), quietClient{c.config.client}, c.config.options.provisionerName, c.provisioner,
+	l.ProvisionController = libcontroller.NewProvisionController(klog.FromContext(ctx), quietClient{c.client}, c.options.provisionerName, c.provisioner,
 		// We hold the lease ourselves, to give it back on a stop.
 		libcontroller.LeaderElection(false),
 		libcontroller.ClaimsInformer(lateInformer{core.PersistentVolumeClaims().Informer(), l}),
 		libcontroller.VolumesInformer(ownVolumes{lateInformer{core.PersistentVolumes().Informer(), l}, c.provisioner.Owns}),
-		libcontroller.ClassesInformer(c.config.informers.Storage().V1().StorageClasses().Informer()),
+		libcontroller.ClassesInformer(c.informers.Storage().V1().StorageClasses().Informer()),
 		libcontroller.NodesLister(anyNode{}),
-		libcontroller.Threadiness(c.config.options.workers),
+		libcontroller.Threadiness(c.options.workers),
 		libcontroller.FailedProvisionThreshold(0),
 		libcontroller.FailedDeleteThreshold(0),
 		libcontroller.RateLimiter(newBackoff()),
@@ -48,7 +48,7 @@ func (c *controller) newLoop(ctx context.Context) *loop {
 		libcontroller.CreateProvisionedPVLimiter(newBackoff()),
 		// A volume deleted before its claim would leak its image.
 		libcontroller.AddFinalizer(true),
-		libcontroller.MetricsInstance(c.metrics),
+		libcontroller.MetricsInstance(newLibraryMetrics(c.registry)),
 	)
 	return l
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"k8s.io/client-go/tools/leaderelection"
 	clientmetrics "k8s.io/client-go/tools/metrics"
 	libmetrics "sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller/metrics"
@@ -21,7 +22,8 @@ import (
 // default one.
 func newRegistry() *prometheus.Registry {
 	registry := prometheus.NewRegistry()
-	build := prometheus.NewGauge(prometheus.GaugeOpts{
+	auto := promauto.With(registry)
+	auto.NewGauge(prometheus.GaugeOpts{
 		Name: "rbd_provisioner_build_info",
 		Help: "Versions of this program and its libraries; always 1.",
 		ConstLabels: prometheus.Labels{
@@ -29,24 +31,18 @@ func newRegistry() *prometheus.Registry {
 			"librados":  goceph.Version(),
 			"goversion": runtime.Version(),
 		},
-	})
-	build.Set(1)
-	leader := leaderGauge{prometheus.NewGaugeVec(prometheus.GaugeOpts{
+	}).Set(1)
+	leaderelection.SetProvider(leaderGauge{auto.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "leader_election_master_status",
 		Help: "1 while this replica holds the lease of the name, otherwise 0.",
-	}, []string{"name"})}
-	leaderelection.SetProvider(leader)
-	requests := requestCounter{prometheus.NewCounterVec(prometheus.CounterOpts{
+	}, []string{"name"})})
+	clientmetrics.Register(clientmetrics.RegisterOpts{RequestResult: requestCounter{auto.NewCounterVec(prometheus.CounterOpts{
 		Name: "rest_client_requests_total",
 		Help: "Number of HTTP requests, partitioned by status code, method, and host.",
-	}, []string{"code", "method", "host"})}
-	clientmetrics.Register(clientmetrics.RegisterOpts{RequestResult: requests})
+	}, []string{"code", "method", "host"})}})
 	registry.MustRegister(
-		leader,
-		requests,
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		build,
 	)
 	return registry
 }
@@ -73,84 +69,69 @@ func (c requestCounter) Increment(_ context.Context, code, method, host string) 
 	c.WithLabelValues(code, method, host).Inc()
 }
 
-// newRecoveredCounter counts leftover images by what orphan collection did about them.
-func newRecoveredCounter(registry prometheus.Registerer) func(orphan.Outcome) {
-	counter := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "rbd_provisioner_recovered_images_total",
-		Help: "Images without a volume that attempts left which were cut off: removed, foreign (somebody else's or with data, so left) or kept (in use or out of reach, to be tried again).",
-	}, []string{"outcome"})
-	registry.MustRegister(counter)
-	for _, outcome := range []orphan.Outcome{orphan.OutcomeRemoved, orphan.OutcomeForeign, orphan.OutcomeKept} {
-		counter.WithLabelValues(string(outcome)) // shown from the start, as 0
+// newCounterVec counts by the values of one label, which are shown from the start, as 0.
+func newCounterVec(registry prometheus.Registerer, name, help, label string, values ...string) *prometheus.CounterVec {
+	counter := promauto.With(registry).NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
+	for _, value := range values {
+		counter.WithLabelValues(value)
 	}
+	return counter
+}
+
+func newRecoveredCounter(registry prometheus.Registerer) func(orphan.Outcome) {
+	counter := newCounterVec(registry, "rbd_provisioner_recovered_images_total",
+		"Images without a volume that attempts left which were cut off: removed, foreign (somebody else's or with data, so left) or kept (in use or out of reach, to be tried again).",
+		"outcome", string(orphan.OutcomeRemoved), string(orphan.OutcomeForeign), string(orphan.OutcomeKept))
 	return func(outcome orphan.Outcome) { counter.WithLabelValues(string(outcome)).Inc() }
 }
 
-// registerTrash shows how many images of deleted volumes are in the trash. Only
-// the leader knows; others show 0.
+func newPurgedCounter(registry prometheus.Registerer) func(by string) {
+	counter := newCounterVec(registry, "rbd_provisioner_purged_images_total",
+		"Images of deleted volumes that were removed from the trash, by Ceph's manager or by this process (provisioner).",
+		"by", trash.ByManager, trash.ByProvisioner)
+	return func(by string) { counter.WithLabelValues(by).Inc() }
+}
+
+func newResizedCounter(registry prometheus.Registerer) func(error) {
+	counter := newCounterVec(registry, "rbd_provisioner_expansions_total",
+		"Attempts to give the image of a volume the size that its claim asks for, by result: success or failure (tried again).",
+		"result", "success", "failure")
+	return func(err error) {
+		result := "success"
+		if err != nil {
+			result = "failure"
+		}
+		counter.WithLabelValues(result).Inc()
+	}
+}
+
+func newFlattenedCounter(registry prometheus.Registerer) func() {
+	return promauto.With(registry).NewCounter(prometheus.CounterOpts{
+		Name: "rbd_provisioner_flattened_clones_total",
+		Help: "Clones that were flattened, so that they depend on no other image.",
+	}).Inc
+}
+
+// registerTrash shows what the trash counts, which only the leader knows: others show 0.
 func registerTrash(registry prometheus.Registerer, count func() (waiting, kept int)) {
-	gauge := func(state string, value func() int) prometheus.Collector {
-		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	gauge := func(state string, value func() int) {
+		promauto.With(registry).NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "rbd_provisioner_trash_images",
 			Help: "Images of deleted volumes in the trash of their pools that the leader knows of: " +
 				"waiting (to be removed now) or kept (until their class's trashRetention has passed).",
 			ConstLabels: prometheus.Labels{"state": state},
 		}, func() float64 { return float64(value()) })
 	}
-	registry.MustRegister(
-		gauge("waiting", func() int { waiting, _ := count(); return waiting }),
-		gauge("kept", func() int { _, kept := count(); return kept }),
-	)
+	gauge("waiting", func() int { waiting, _ := count(); return waiting })
+	gauge("kept", func() int { _, kept := count(); return kept })
 }
 
-// newPurgedCounter counts images removed from the trash.
-func newPurgedCounter(registry prometheus.Registerer) func(by string) {
-	counter := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "rbd_provisioner_purged_images_total",
-		Help: "Images of deleted volumes that were removed from the trash, by Ceph's manager or by this process (provisioner).",
-	}, []string{"by"})
-	for _, by := range []string{trash.ByManager, trash.ByProvisioner} {
-		counter.WithLabelValues(by) // shown from the start, as 0
-	}
-	registry.MustRegister(counter)
-	return func(by string) { counter.WithLabelValues(by).Inc() }
-}
-
-// registerClones shows how many clones are still to be flattened. Only the leader
-// knows; others show 0.
+// registerClones shows how many clones are still to be flattened, as registerTrash does.
 func registerClones(registry prometheus.Registerer, count func() int) {
-	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	promauto.With(registry).NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "rbd_provisioner_unflattened_clones",
 		Help: "Clones that the leader is to flatten before their claims get them, since they depend on more images than -max-clone-depth allows, or their source has many clones.",
-	}, func() float64 { return float64(count()) }))
-}
-
-// newFlattenedCounter counts flattened clones.
-func newFlattenedCounter(registry prometheus.Registerer) func() {
-	counter := prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "rbd_provisioner_flattened_clones_total",
-		Help: "Clones that were flattened, so that they depend on no other image.",
-	})
-	registry.MustRegister(counter)
-	return counter.Inc
-}
-
-// newResizedCounter counts attempts to grow volumes.
-func newResizedCounter(registry prometheus.Registerer) func(error) {
-	counter := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "rbd_provisioner_expansions_total",
-		Help: "Attempts to give the image of a volume the size that its claim asks for, by result: success or failure (tried again).",
-	}, []string{"result"})
-	registry.MustRegister(counter)
-	// Shown from the start, as 0.
-	success, failure := counter.WithLabelValues("success"), counter.WithLabelValues("failure")
-	return func(err error) {
-		if err != nil {
-			failure.Inc()
-			return
-		}
-		success.Inc()
-	}
+	}, func() float64 { return float64(count()) })
 }
 
 // newLibraryMetrics returns the library's counters and histograms, under names that

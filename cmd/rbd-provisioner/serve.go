@@ -85,7 +85,7 @@ func serve(ctx context.Context, o *options) (err error) {
 		return err
 	}
 	closers = append(closers, func() { closeConnector(ctx, connector) })
-	tenure := newTenure(o.renewDeadline)
+	tenure := &tenure{length: o.renewDeadline}
 	guard := lease.New(tenure.leading)
 	if !o.leaderElection {
 		guard = lease.New(nil)

@@ -4,7 +4,7 @@ package main
 
 import (
 	"context"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
@@ -23,32 +23,14 @@ import (
 // elector has to notice.
 type tenure struct {
 	length time.Duration
-
-	mu sync.Mutex // guards renewed
-	// renewed is when the last successful renewal was sent; zero if this replica does
-	// not lead.
-	renewed time.Time
+	// renewed is when the last successful renewal was sent; nil if this replica does not
+	// lead.
+	renewed atomic.Pointer[time.Time]
 }
-
-func newTenure(length time.Duration) *tenure { return &tenure{length: length} }
 
 func (t *tenure) leading() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return !t.renewed.IsZero() && time.Since(t.renewed) < t.length
-}
-
-func (t *tenure) set(renewed time.Time) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.renewed = renewed
-}
-
-// led reports whether this replica has led, and may still lead.
-func (t *tenure) led() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return !t.renewed.IsZero()
+	renewed := t.renewed.Load()
+	return renewed != nil && time.Since(*renewed) < t.length
 }
 
 // watchedLock is a lock that keeps a tenure up to date.
@@ -63,8 +45,7 @@ type watchedLock struct {
 // Get implements resourcelock.Interface.
 func (l *watchedLock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
 	record, raw, err := l.Interface.Get(ctx)
-	if err == nil && record.HolderIdentity != l.Identity() && l.tenure.led() {
-		l.tenure.set(time.Time{})
+	if err == nil && record.HolderIdentity != l.Identity() && l.tenure.renewed.Swap(nil) != nil {
 		l.lost()
 	}
 	return record, raw, err
@@ -72,25 +53,26 @@ func (l *watchedLock) Get(ctx context.Context) (*resourcelock.LeaderElectionReco
 
 // Create implements resourcelock.Interface.
 func (l *watchedLock) Create(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
-	sent := time.Now()
-	err := l.Interface.Create(ctx, record)
-	if err == nil {
-		l.tenure.set(sent)
-	}
-	return err
+	return l.write(ctx, record, l.Interface.Create)
 }
 
 // Update implements resourcelock.Interface.
 func (l *watchedLock) Update(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
+	return l.write(ctx, record, l.Interface.Update)
+}
+
+func (l *watchedLock) write(ctx context.Context, record resourcelock.LeaderElectionRecord,
+	write func(context.Context, resourcelock.LeaderElectionRecord) error,
+) error {
+	sent := time.Now()
 	if record.HolderIdentity != l.Identity() {
 		// This gives the lease back, which counts from when the request is sent.
-		l.tenure.set(time.Time{})
-		return l.Interface.Update(ctx, record)
+		l.tenure.renewed.Store(nil)
+		return write(ctx, record)
 	}
-	sent := time.Now()
-	err := l.Interface.Update(ctx, record)
+	err := write(ctx, record)
 	if err == nil {
-		l.tenure.set(sent)
+		l.tenure.renewed.Store(&sent)
 	}
 	return err
 }

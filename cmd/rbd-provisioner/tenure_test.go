@@ -95,7 +95,7 @@ func TestTenure(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				fake := &FakeLock{holder: "us"}
 				lost := false
-				lock := &watchedLock{Interface: fake, tenure: newTenure(10 * time.Second), lost: func() { lost = true }}
+				lock := &watchedLock{Interface: fake, tenure: &tenure{length: 10 * time.Second}, lost: func() { lost = true }}
 				if err := test.run(t.Context(), fake, lock); err != nil && !errors.Is(err, refused) {
 					t.Fatal(err)
 				}
