@@ -202,7 +202,7 @@ func TestCachesAreFilledByPages(t *testing.T) {
 	defer cancel()
 	volumes := factory.Core().V1().PersistentVolumes().Informer()
 	factory.StartWithContext(ctx)
-	if err := waitForCaches(ctx, factory); err != nil {
+	if err := factory.WaitForCacheSyncWithContext(ctx).AsError(); err != nil {
 		t.Fatal(err)
 	}
 	if n := len(volumes.GetStore().List()); n != len(pages.volumes) {

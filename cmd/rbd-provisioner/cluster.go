@@ -11,6 +11,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/klog/v2"
+
+	"ceph.com/rbd-provisioner/provisioner/access"
 )
 
 // clusterNamespace exists from a cluster's first minute to its last; its UID identifies
@@ -21,9 +23,6 @@ const clusterNamespace = metav1.NamespaceSystem
 // applied together do not come into force all at once.
 const rightsDelay = 10 * time.Second
 
-// clusterUIDTimeout bounds one attempt to read it.
-const clusterUIDTimeout = 10 * time.Second
-
 // readClusterUID returns the identity of the Kubernetes cluster, or an empty string
 // when we may not read it: the log then says what is missing. It returns an error only
 // when ctx ends.
@@ -32,7 +31,7 @@ func readClusterUID(ctx context.Context, client corev1client.NamespacesGetter) (
 	said := false
 	began := time.Now()
 	err = wait.PollUntilContextCancel(ctx, serverRetry, true, func(ctx context.Context) (bool, error) {
-		ctx, cancel := context.WithTimeout(ctx, clusterUIDTimeout)
+		ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
 		defer cancel()
 		namespace, err := client.Namespaces().Get(ctx, clusterNamespace, metav1.GetOptions{})
 		switch {

@@ -95,7 +95,7 @@ func newController(ctx context.Context, c controllerConfig) (_ *controller, err 
 		if err != nil {
 			return nil, err
 		}
-		made.background = append(made.background, grow.run)
+		made.background = append(made.background, grow)
 	}
 	// A cluster that does not know its own UID can mark no image as its own.
 	if c.clusterUID != "" {

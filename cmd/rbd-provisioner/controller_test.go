@@ -137,7 +137,7 @@ func newStandby(ctx context.Context, t *testing.T) *standby {
 		t.Fatal(err)
 	}
 	s.informers.StartWithContext(ctx)
-	if err := waitForCaches(ctx, s.informers); err != nil {
+	if err := s.informers.WaitForCacheSyncWithContext(ctx).AsError(); err != nil {
 		t.Fatal(err)
 	}
 	return s

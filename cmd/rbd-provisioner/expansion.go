@@ -23,18 +23,11 @@ const (
 	// expansionRetry is how often a leader that may not grow volumes asks whether it
 	// may now.
 	expansionRetry = 10 * time.Second
-	// expansionTimeout bounds one such question.
-	expansionTimeout = 10 * time.Second
 )
 
-// expansion is the loop that grows volumes, once that is allowed: its rights are a
-// separate part of rbac/, which an administrator may leave out.
-type expansion struct {
-	loop    *resize.Loop
-	reviews authorizationclient.SelfSubjectAccessReviewInterface
-}
-
-func newExpansion(c controllerConfig, keeper ownership.Keeper, volumes access.Volumes) (*expansion, error) {
+// newExpansion returns a function that grows volumes until its context ends, once that is
+// allowed: its rights are a separate part of rbac/, which an administrator may leave out.
+func newExpansion(c controllerConfig, keeper ownership.Keeper, volumes access.Volumes) (func(context.Context), error) {
 	loop, err := resize.New(resize.Config{
 		Keeper:       keeper,
 		Volumes:      volumes,
@@ -50,28 +43,25 @@ func newExpansion(c controllerConfig, keeper ownership.Keeper, volumes access.Vo
 	if err != nil {
 		return nil, err
 	}
-	return &expansion{loop: loop, reviews: c.client.AuthorizationV1().SelfSubjectAccessReviews()}, nil
+	return func(ctx context.Context) {
+		if err := waitForExpansion(ctx, c.client.AuthorizationV1().SelfSubjectAccessReviews()); err != nil {
+			return // ctx has ended
+		}
+		loop.Run(ctx)
+	}, nil
 }
 
-// run grows volumes until ctx ends.
-func (e *expansion) run(ctx context.Context) {
-	if err := e.waitAllowed(ctx); err != nil {
-		return // ctx has ended
-	}
-	e.loop.Run(ctx)
-}
-
-// waitAllowed waits for the right to patch a claim's status, without which claims could
+// waitForExpansion waits for the right to patch a claim's status, without which claims could
 // not show how their expansion goes. It logs once that it waits. It returns an error
 // only when ctx ends.
-func (e *expansion) waitAllowed(ctx context.Context) error {
+func waitForExpansion(ctx context.Context, client authorizationclient.SelfSubjectAccessReviewInterface) error {
 	logger := klog.FromContext(ctx)
 	said := false
 	return wait.PollUntilContextCancel(ctx, expansionRetry, true, func(ctx context.Context) (bool, error) {
-		ctx, cancel := context.WithTimeout(ctx, expansionTimeout)
+		ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
 		defer cancel()
 		verb := expansionPermission.verbs[0]
-		allowed, err := expansionPermission.allowed(ctx, e.reviews, verb)
+		allowed, err := expansionPermission.allowed(ctx, client, verb)
 		if apierrors.IsForbidden(err) {
 			return true, nil // requests will tell
 		}

@@ -40,8 +40,7 @@ func TestExpansionWaitsForItsRight(t *testing.T) {
 				of.Resource == "persistentvolumeclaims" && of.Subresource == "status" && of.Verb == "patch"
 			return true, review, nil
 		})
-		e := &expansion{reviews: client.AuthorizationV1().SelfSubjectAccessReviews()}
-		if err := e.waitAllowed(t.Context()); err != nil {
+		if err := waitForExpansion(t.Context(), client.AuthorizationV1().SelfSubjectAccessReviews()); err != nil {
 			t.Fatal(err)
 		}
 		if took := time.Since(begin); took < granted || took > granted+2*expansionRetry {

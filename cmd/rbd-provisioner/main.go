@@ -18,6 +18,7 @@ import (
 	"runtime"
 	"syscall"
 
+	logsapi "k8s.io/component-base/logs/api/v1"
 	"k8s.io/klog/v2"
 
 	"ceph.com/rbd-provisioner/provisioner/goceph"
@@ -45,7 +46,7 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer) in
 			version, goceph.Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 		return 0
 	}
-	if err := options.applyLogging(); err != nil {
+	if err := logsapi.ValidateAndApply(options.logging, nil); err != nil {
 		_, _ = fmt.Fprintf(stderr, "rbd-provisioner: %v\n", err)
 		return 2
 	}

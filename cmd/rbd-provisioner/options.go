@@ -151,24 +151,21 @@ func (o *options) addRetiredFlags(fs *flag.FlagSet) {
 func (o *options) complete(commandTimeout, metricsPort int, getenv func(string) string) error {
 	var faults []error
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
+	require := func(holds bool, format string, args ...any) {
+		if !holds {
+			fault(format, args...)
+		}
+	}
 
-	if commandTimeout < 1 {
-		fault("-command-timeout is %d: it must be at least 1 second", commandTimeout)
-	}
-	if o.workers < 1 {
-		fault("-worker-threads is %d: it must be at least 1", o.workers)
-	}
-	if o.maxCloneDepth < 0 || o.maxCloneDepth > image.CloneDepthLimit {
-		fault("-max-clone-depth is %d: it must be 0 to %d, what Linux can map", o.maxCloneDepth, image.CloneDepthLimit)
-	}
-	if o.qps <= 0 || o.burst < 1 {
-		fault("-kube-api-qps is %v and -kube-api-burst is %d: both must be above 0", o.qps, o.burst)
-	}
-	if o.leaderElection && (o.retryPeriod <= 0 || o.renewDeadline <= o.retryPeriod*6/5 || o.leaseDuration <= o.renewDeadline) {
-		// The leaderelection package wants room for its jitter of 1.2.
-		fault("-leader-election-lease-duration (%v) must be above -leader-election-renew-deadline (%v), "+
+	require(commandTimeout >= 1, "-command-timeout is %d: it must be at least 1 second", commandTimeout)
+	require(o.workers >= 1, "-worker-threads is %d: it must be at least 1", o.workers)
+	require(o.maxCloneDepth >= 0 && o.maxCloneDepth <= image.CloneDepthLimit,
+		"-max-clone-depth is %d: it must be 0 to %d, what Linux can map", o.maxCloneDepth, image.CloneDepthLimit)
+	require(o.qps > 0 && o.burst >= 1, "-kube-api-qps is %v and -kube-api-burst is %d: both must be above 0", o.qps, o.burst)
+	// The leaderelection package wants room for its jitter of 1.2.
+	require(!o.leaderElection || o.retryPeriod > 0 && o.renewDeadline > o.retryPeriod*6/5 && o.leaseDuration > o.renewDeadline,
+		"-leader-election-lease-duration (%v) must be above -leader-election-renew-deadline (%v), "+
 			"and that above 1.2 times -leader-election-retry-period (%v)", o.leaseDuration, o.renewDeadline, o.retryPeriod)
-	}
 	if problems := validation.IsQualifiedName(strings.ToLower(o.provisionerName)); len(problems) > 0 {
 		fault("%s is %q, which no StorageClass can name: %s", envProvisionerName, o.provisionerName, problems[0])
 	} else if o.leaderElection && len(validation.IsDNS1123Subdomain(o.leaseName())) > 0 {
@@ -209,10 +206,6 @@ func podNamespace(getenv func(string) string) string {
 		}
 	}
 	return "default"
-}
-
-func (o *options) applyLogging() error {
-	return logsapi.ValidateAndApply(o.logging, nil)
 }
 
 func printHelp(fs *flag.FlagSet, w io.Writer) {

@@ -14,7 +14,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/klog/v2"
@@ -113,7 +112,7 @@ func serve(ctx context.Context, o *options) (err error) {
 	cachesCtx, stopCaches := context.WithCancel(context.WithoutCancel(ctx))
 	closers = append(closers, factory.Shutdown, stopCaches)
 	factory.StartWithContext(cachesCtx)
-	if err := waitForCaches(ctx, factory); err != nil {
+	if err := factory.WaitForCacheSyncWithContext(ctx).AsError(); err != nil {
 		return nil // ctx has ended
 	}
 	ready.Store(true)
@@ -126,16 +125,6 @@ func serve(ctx context.Context, o *options) (err error) {
 		return nil
 	}
 	return lead(ctx, o, clients.leases, watchdog, tenure, c.run)
-}
-
-// waitForCaches returns an error if ctx ends first.
-func waitForCaches(ctx context.Context, factory informers.SharedInformerFactory) error {
-	for kind, synced := range factory.WaitForCacheSync(ctx.Done()) {
-		if !synced {
-			return fmt.Errorf("the cache of %v was not filled", kind)
-		}
-	}
-	return nil
 }
 
 // checkServer waits for the API server and logs what an administrator should
@@ -176,22 +165,24 @@ func serveHTTP(ctx context.Context, address string, registry prometheus.Gatherer
 	if err != nil {
 		return nil, fmt.Errorf("-http-endpoint: %w", err)
 	}
-	handler := ops.Handler(ops.Config{
-		Live: []ops.Check{{Name: "lease", Run: func() error { return watchdog.Check(nil) }}},
-		Ready: []ops.Check{{Name: "caches", Run: func() error {
-			if !ready.Load() {
-				return errors.New("not filled yet")
-			}
-			return nil
-		}}},
-		Metrics: registry,
-	})
+	live := func() error {
+		if err := watchdog.Check(nil); err != nil {
+			return fmt.Errorf("lease: %w", err)
+		}
+		return nil
+	}
+	filled := func() error {
+		if !ready.Load() {
+			return errors.New("caches: not filled yet")
+		}
+		return nil
+	}
 	logger := klog.FromContext(ctx)
 	logger.Info("Serving /healthz, /readyz and /metrics", "address", listener.Addr().String())
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var serving sync.WaitGroup
 	serving.Go(func() {
-		if err := ops.Serve(ctx, listener, handler); err != nil {
+		if err := ops.Serve(ctx, listener, ops.Handler(live, filled, registry)); err != nil {
 			// The probes will see it and have the Pod replaced.
 			logger.Error(err, "The HTTP endpoint stopped")
 		}

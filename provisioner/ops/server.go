@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ops serves operators over HTTP: /healthz, /readyz and /metrics. It knows checks
-// and a registry, but not what they are about.
+// Package ops serves operators over HTTP: /healthz, /readyz and /metrics.
 package ops
 
 import (
@@ -10,7 +9,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -31,51 +29,30 @@ const (
 	maxScrapes = 4
 )
 
-// Check is one check of the process.
-type Check struct {
-	// Name appears in the answer if the check fails.
-	Name string
-	// Run returns nil if all is well. It must neither block nor make calls that leave the
-	// process.
-	Run func() error
-}
-
-// Config has what Handler serves.
-type Config struct {
-	// Live checks, at /healthz, detect faults that a restart cures.
-	Live []Check
-	// Ready checks, at /readyz, detect faults that end without one.
-	Ready []Check
-	// Metrics has what /metrics serves. Required.
-	Metrics prometheus.Gatherer
-}
-
 // Handler answers GET and HEAD on the three paths. There are no others, and no debug
 // handlers.
-func Handler(c Config) http.Handler {
+//
+// live, at /healthz, detects faults that a restart cures; ready, at /readyz, faults that
+// end without one. Both return nil if all is well. They must neither block nor make calls
+// that leave the process.
+func Handler(live, ready func() error, metrics prometheus.Gatherer) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /healthz", checks(c.Live))
-	mux.Handle("GET /readyz", checks(c.Ready))
-	mux.Handle("GET /metrics", promhttp.HandlerFor(c.Metrics, promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes}))
+	mux.Handle("GET /healthz", check(live))
+	mux.Handle("GET /readyz", check(ready))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes}))
 	return http.MaxBytesHandler(mux, maxBodyBytes)
 }
 
-// checks answers 200 and "ok", or 503 and a line for each check that fails.
-func checks(list []Check) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		var failed []string
-		for _, check := range list {
-			if err := check.Run(); err != nil {
-				failed = append(failed, fmt.Sprintf("%s: %v", check.Name, err))
-			}
-		}
-		if len(failed) > 0 {
-			http.Error(w, strings.Join(failed, "\n"), http.StatusServiceUnavailable)
+// check answers 200 and "ok", or 503 and what is wrong.
+func check(run func() error) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		if err := run(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
 		// An error here means that the client is gone.
 		_, _ = fmt.Fprintln(w, "ok")
-	})
+	}
 }
 
 // Serve answers on listener until ctx ends, and closes listener. It returns an error only

@@ -20,10 +20,7 @@ import (
 func handler(live, ready error) http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(prometheus.NewGauge(prometheus.GaugeOpts{Name: "a_gauge", Help: "For the test."}))
-	check := func(name string, err error) []ops.Check {
-		return []ops.Check{{Name: name, Run: func() error { return err }}, {Name: "fine", Run: func() error { return nil }}}
-	}
-	return ops.Handler(ops.Config{Live: check("lease", live), Ready: check("caches", ready), Metrics: registry})
+	return ops.Handler(func() error { return live }, func() error { return ready }, registry)
 }
 
 func TestHandler(t *testing.T) {
@@ -35,9 +32,9 @@ func TestHandler(t *testing.T) {
 	}{
 		{"alive", "GET", "/healthz", nil, errors.New("not yet"), 200, "ok\n"},
 		{"alive, asked by HEAD", "HEAD", "/healthz", nil, nil, 200, ""},
-		{"not alive: says which check", "GET", "/healthz", errors.New("not renewed"), nil, 503, "lease: not renewed\n"},
+		{"not alive: says why", "GET", "/healthz", errors.New("lease: not renewed"), nil, 503, "lease: not renewed\n"},
 		{"ready", "GET", "/readyz", errors.New("ill"), nil, 200, "ok\n"},
-		{"not ready", "GET", "/readyz", nil, errors.New("not yet"), 503, "caches: not yet\n"},
+		{"not ready", "GET", "/readyz", nil, errors.New("caches: not yet"), 503, "caches: not yet\n"},
 		{"metrics", "GET", "/metrics", nil, nil, 200, "a_gauge 0"},
 		{"no debug handlers", "GET", "/debug/pprof/", nil, nil, 404, ""},
 		{"nothing at the root", "GET", "/", nil, nil, 404, ""},
@@ -70,7 +67,7 @@ func TestScrapesAreBounded(t *testing.T) {
 		<-release
 		return 1
 	}))
-	h := ops.Handler(ops.Config{Metrics: registry})
+	h := ops.Handler(nil, nil, registry)
 	scrape := func() int {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
