@@ -26,38 +26,35 @@ import (
 func newInformers(client kubernetes.Interface) informers.SharedInformerFactory {
 	factory := informers.NewSharedInformerFactoryWithOptions(client, resyncPeriod, informers.WithTransform(trim))
 	factory.InformerFor(&corev1.PersistentVolume{}, func(client kubernetes.Interface, resync time.Duration) cache.SharedIndexInformer {
-		volumes := client.CoreV1().PersistentVolumes()
-		return newInformer(client, &corev1.PersistentVolume{}, resync, index.Indexers(), volumes.Watch,
-			func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-				return volumes.List(ctx, options)
-			})
+		return newInformer(client, client.CoreV1().PersistentVolumes(), &corev1.PersistentVolume{}, resync, index.Indexers())
 	})
 	factory.InformerFor(&corev1.PersistentVolumeClaim{}, func(client kubernetes.Interface, resync time.Duration) cache.SharedIndexInformer {
 		claims := client.CoreV1().PersistentVolumeClaims(metav1.NamespaceAll)
 		byNamespace := cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}
-		return newInformer(client, &corev1.PersistentVolumeClaim{}, resync, byNamespace, claims.Watch,
-			func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-				return claims.List(ctx, options)
-			})
+		return newInformer(client, claims, &corev1.PersistentVolumeClaim{}, resync, byNamespace)
 	})
 	return factory
 }
 
+// listWatcher is what client-go's typed clients are, whose lists are of type L.
+type listWatcher[L runtime.Object] interface {
+	List(ctx context.Context, options metav1.ListOptions) (L, error)
+	Watch(ctx context.Context, options metav1.ListOptions) (watch.Interface, error)
+}
+
 // newInformer makes what the factory would make, but trims the list page by page. It
 // asks a server that can send the list as a stream for that.
-func newInformer(
-	client kubernetes.Interface, kind runtime.Object, resync time.Duration, indexers cache.Indexers,
-	watch func(context.Context, metav1.ListOptions) (watch.Interface, error),
-	list func(context.Context, metav1.ListOptions) (runtime.Object, error),
+func newInformer[L runtime.Object](
+	client kubernetes.Interface, objects listWatcher[L], kind runtime.Object, resync time.Duration, indexers cache.Indexers,
 ) cache.SharedIndexInformer {
 	return cache.NewSharedIndexInformer(cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
-		WatchFuncWithContext: watch,
+		WatchFuncWithContext: objects.Watch,
 		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 			// The server answers "any version" from its cache, in one piece.
 			if options.ResourceVersion == "0" {
 				options.ResourceVersion = ""
 			}
-			page, err := list(ctx, options)
+			page, err := objects.List(ctx, options)
 			if err != nil {
 				return nil, err
 			}

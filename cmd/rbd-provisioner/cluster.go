@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -28,7 +29,7 @@ const rightsDelay = 10 * time.Second
 // when ctx ends.
 func readClusterUID(ctx context.Context, client corev1client.NamespacesGetter) (uid string, err error) {
 	logger := klog.FromContext(ctx)
-	said := false
+	var said sync.Once
 	began := time.Now()
 	err = wait.PollUntilContextCancel(ctx, serverRetry, true, func(ctx context.Context) (bool, error) {
 		ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
@@ -46,10 +47,9 @@ func readClusterUID(ctx context.Context, client corev1client.NamespacesGetter) (
 				"before the next start, is then never removed; apply the manifests of rbac/ and restart", "err", err)
 			return true, nil
 		}
-		if !said {
+		said.Do(func() {
 			logger.Error(err, "The namespace that identifies the cluster can't be read, will retry", "namespace", clusterNamespace)
-			said = true
-		}
+		})
 		return false, nil
 	})
 	return uid, err

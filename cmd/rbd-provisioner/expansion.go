@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -56,7 +57,7 @@ func newExpansion(c controllerConfig, keeper ownership.Keeper, volumes access.Vo
 // only when ctx ends.
 func waitForExpansion(ctx context.Context, client authorizationclient.SelfSubjectAccessReviewInterface) error {
 	logger := klog.FromContext(ctx)
-	said := false
+	var said sync.Once
 	return wait.PollUntilContextCancel(ctx, expansionRetry, true, func(ctx context.Context) (bool, error) {
 		ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
 		defer cancel()
@@ -65,10 +66,11 @@ func waitForExpansion(ctx context.Context, client authorizationclient.SelfSubjec
 		if apierrors.IsForbidden(err) {
 			return true, nil // requests will tell
 		}
-		if err == nil && !allowed && !said {
-			logger.Info("Volumes do not grow, also where their class has allowVolumeExpansion: apply rbac/resize-*.yaml, "+
-				"or give -expansion=false", "permission", expansionPermission.describe(verb))
-			said = true
+		if err == nil && !allowed {
+			said.Do(func() {
+				logger.Info("Volumes do not grow, also where their class has allowVolumeExpansion: apply rbac/resize-*.yaml, "+
+					"or give -expansion=false", "permission", expansionPermission.describe(verb))
+			})
 		}
 		return err == nil && allowed, nil
 	})

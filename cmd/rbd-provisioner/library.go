@@ -16,7 +16,6 @@ import (
 	utilcache "k8s.io/apimachinery/pkg/util/cache"
 	"k8s.io/client-go/kubernetes"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
-	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
@@ -162,8 +161,6 @@ func (s savedVolumes) GetByKey(key string) (item any, exists bool, err error) {
 // after its image was made. anyNode also needs no right to read nodes. v13 looks no
 // node up (#194).
 type anyNode struct{}
-
-var _ corelisters.NodeLister = anyNode{}
 
 // Get returns a Node of that name.
 func (anyNode) Get(name string) (*corev1.Node, error) {

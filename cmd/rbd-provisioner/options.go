@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -70,11 +71,8 @@ const namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 // flag.ErrHelp after printing requested help to stdout.
 func parseOptions(args []string, getenv func(string) string, stdout io.Writer) (*options, error) {
 	o := &options{
-		provisionerName: getenv(envProvisionerName),
+		provisionerName: cmp.Or(getenv(envProvisionerName), provisioner.DefaultName),
 		logging:         logsapi.NewLoggingConfiguration(),
-	}
-	if o.provisionerName == "" {
-		o.provisionerName = provisioner.DefaultName
 	}
 	var commandTimeout, metricsPort int
 
@@ -111,9 +109,7 @@ func parseOptions(args []string, getenv func(string) string, stdout io.Writer) (
 	if fs.NArg() > 0 {
 		return nil, fmt.Errorf("unexpected argument %q: all settings are flags", fs.Arg(0))
 	}
-	if o.identity == "" {
-		o.identity = o.provisionerName
-	}
+	o.identity = cmp.Or(o.identity, o.provisionerName)
 	o.commandTimeout = time.Duration(commandTimeout) * time.Second
 	return o, o.complete(commandTimeout, metricsPort, getenv)
 }
@@ -188,24 +184,10 @@ func (o *options) complete(commandTimeout, metricsPort int, getenv func(string) 
 	if err := logsapi.Validate(o.logging, nil, nil).ToAggregate(); err != nil {
 		fault("logging flags: %w", err)
 	}
-	o.podNamespace = podNamespace(getenv)
-	if o.leaseNamespace == "" {
-		o.leaseNamespace = o.podNamespace
-	}
+	file, _ := os.ReadFile(namespaceFile) // no file, no Pod
+	o.podNamespace = cmp.Or(getenv(envPodNamespace), strings.TrimSpace(string(file)), "default")
+	o.leaseNamespace = cmp.Or(o.leaseNamespace, o.podNamespace)
 	return errors.Join(faults...)
-}
-
-func podNamespace(getenv func(string) string) string {
-	if ns := getenv(envPodNamespace); ns != "" {
-		return ns
-	}
-	// No file, no Pod.
-	if data, err := os.ReadFile(namespaceFile); err == nil {
-		if ns := strings.TrimSpace(string(data)); ns != "" {
-			return ns
-		}
-	}
-	return "default"
 }
 
 func printHelp(fs *flag.FlagSet, w io.Writer) {

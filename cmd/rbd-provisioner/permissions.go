@@ -91,16 +91,15 @@ func (p permission) allowed(ctx context.Context, client authorizationclient.Self
 }
 
 func (p permission) describe(verb string) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s %s", verb, p.resource)
+	text := verb + " " + p.resource
 	if p.group != "" {
-		fmt.Fprintf(&b, ".%s", p.group)
+		text += "." + p.group
 	}
 	if p.name != "" {
-		fmt.Fprintf(&b, " %q", p.name)
+		text += fmt.Sprintf(" %q", p.name)
 	}
 	if p.namespace != "" {
-		fmt.Fprintf(&b, " in namespace %q", p.namespace)
+		text += fmt.Sprintf(" in namespace %q", p.namespace)
 	}
-	return b.String()
+	return text
 }

@@ -131,14 +131,11 @@ func serve(ctx context.Context, o *options) (err error) {
 // know before the first claim. It returns an error only when ctx ends.
 func checkServer(ctx context.Context, o *options, client kubernetes.Interface) error {
 	logger := klog.FromContext(ctx)
-	said := false
+	var said sync.Once
 	err := wait.PollUntilContextCancel(ctx, serverRetry, true, func(context.Context) (bool, error) {
 		v, err := client.Discovery().ServerVersion()
 		if err != nil {
-			if !said {
-				logger.Error(err, "The API server does not answer, will retry")
-				said = true
-			}
+			said.Do(func() { logger.Error(err, "The API server does not answer, will retry") })
 			return false, nil
 		}
 		logger.Info("Connected to the API server", "version", v.GitVersion)

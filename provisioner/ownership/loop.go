@@ -196,12 +196,9 @@ func (l *Loop) own(ctx context.Context, pv *corev1.PersistentVolume, record volu
 	}
 	keeper := l.config.Keeper
 	owner := volume.OwnerOf(pv, keeper.Identity, keeper.Cluster)
-	former := ""
-	if owner.TakesOver(image.Metadata) {
-		former = owner.Former
-	}
+	takesOver := owner.TakesOver(image.Metadata)
 	if err := keeper.Secure(ctx, pool, pv, record, image); err != nil {
-		if former != "" {
+		if takesOver {
 			return false, access.Explain(err, pool.Location)
 		}
 		klog.FromContext(ctx).Info("The image of a volume has another owner", "reason", err)
@@ -209,9 +206,9 @@ func (l *Loop) own(ctx context.Context, pv *corev1.PersistentVolume, record volu
 		return false, nil
 	}
 	switch {
-	case former != "":
+	case takesOver:
 		l.config.Events.Event(pv, corev1.EventTypeNormal, reasonTakenOver, fmt.Sprintf("image %q in pool %q belonged to the Kubernetes cluster "+
-			"whose namespace kube-system has the UID %q, and is this volume's now", record.Image, record.Pool, former))
+			"whose namespace kube-system has the UID %q, and is this volume's now", record.Image, record.Pool, owner.Former))
 	case image.Metadata[volume.MetaCluster] == "":
 		err := pool.SetMetadata(ctx, record.Image, map[string]string{volume.MetaCluster: keeper.Cluster})
 		if err != nil {

@@ -115,7 +115,7 @@ func (r *resizer) wantedSize(pv *corev1.PersistentVolume, requested resource.Qua
 	}
 	size, err := volume.ImageSize(resources)
 	if err != nil {
-		return 0, infeasible{err}
+		return 0, coded{err, codes.OutOfRange}
 	}
 	return size, nil
 }
@@ -147,19 +147,14 @@ func (r *resizer) growImage(ctx context.Context, pool rbd.Pool, pv *corev1.Persi
 	return wanted, nil
 }
 
-// infeasible marks an error that lasts until the claim changes. It adds no text.
-type infeasible struct{ error }
-
-func (e infeasible) Unwrap() error { return e.error }
-
 // verdict tells external-resizer what an error means, in the CSI codes that it knows:
 //
 //   - Without a code, the call may still be running. Kubernetes 1.32 and later, which
 //     let people take a request back, wait for it.
 //   - codes.Internal: the call is over and changed nothing. The claim gets the condition
 //     ControllerResizeError, and a smaller request is accepted at once.
-//   - codes.OutOfRange: another attempt would not help, so external-resizer makes only
-//     one per BackoffCap.
+//   - codes.OutOfRange: another attempt would not help before the claim changes, so
+//     external-resizer makes only one per BackoffCap.
 //
 // It retries all of them.
 func verdict(err error) error {
@@ -168,8 +163,8 @@ func verdict(err error) error {
 			return err
 		}
 	}
-	if errors.As(err, new(infeasible)) {
-		return coded{err, codes.OutOfRange}
+	if errors.As(err, new(coded)) {
+		return err
 	}
 	return coded{err, codes.Internal}
 }
