@@ -124,9 +124,6 @@ func shareVolume(pv *corev1.PersistentVolume) {
 	pv.Spec.StorageClassName = share(pv.Spec.StorageClassName)
 	pv.Spec.PersistentVolumeReclaimPolicy = share(pv.Spec.PersistentVolumeReclaimPolicy)
 	pv.Status.Phase = share(pv.Status.Phase)
-	if mode := pv.Spec.VolumeMode; mode != nil {
-		*mode = share(*mode)
-	}
 	if ref := pv.Spec.ClaimRef; ref != nil {
 		ref.Kind, ref.APIVersion, ref.Namespace = share(ref.Kind), share(ref.APIVersion), share(ref.Namespace)
 	}

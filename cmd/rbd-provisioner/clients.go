@@ -17,18 +17,12 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// clients are the connections to the API server.
-type clients struct {
-	main kubernetes.Interface
-	// leases has its own limits: a burst of claims must not keep us from renewing the
-	// lease.
-	leases kubernetes.Interface
-}
-
-func newClients(o *options) (*clients, error) {
+// newClients returns the connections to the API server. That for leases has its own
+// limits: a burst of claims must not keep us from renewing the lease.
+func newClients(o *options) (client, leases kubernetes.Interface, err error) {
 	config, err := restConfig(o)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	config.UserAgent = "rbd-provisioner/" + version
 	config.QPS = float32(o.qps)
@@ -38,17 +32,15 @@ func newClients(o *options) (*clients, error) {
 	// For every volume, the server warns that in-tree rbd is deprecated: once is
 	// enough.
 	config.WarningHandlerWithContext = new(warningLog)
-	main, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return nil, fmt.Errorf("API server: %w", err)
+	if client, err = kubernetes.NewForConfig(config); err != nil {
+		return nil, nil, fmt.Errorf("API server: %w", err)
 	}
-	leases := rest.CopyConfig(config)
-	leases.Timeout = max(o.renewDeadline/2, time.Second)
-	leaseClient, err := kubernetes.NewForConfig(leases)
-	if err != nil {
-		return nil, fmt.Errorf("API server: %w", err)
+	ofLeases := rest.CopyConfig(config)
+	ofLeases.Timeout = max(o.renewDeadline/2, time.Second)
+	if leases, err = kubernetes.NewForConfig(ofLeases); err != nil {
+		return nil, nil, fmt.Errorf("API server: %w", err)
 	}
-	return &clients{main: main, leases: leaseClient}, nil
+	return client, leases, nil
 }
 
 func restConfig(o *options) (*rest.Config, error) {

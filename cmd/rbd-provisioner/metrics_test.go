@@ -17,12 +17,12 @@ func TestRequestsAreCounted(t *testing.T) {
 	server := httptest.NewServer(http.NotFoundHandler())
 	t.Cleanup(server.Close)
 	registry := newRegistry()
-	clients, err := newClients(parse(t, nil, "-master="+server.URL))
+	client, _, err := newClients(parse(t, nil, "-master="+server.URL))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if _, err := clients.main.Discovery().ServerVersion(); err == nil {
+		if _, err := client.Discovery().ServerVersion(); err == nil {
 			t.Fatal("the server knows its version, want it to know nothing")
 		}
 	}

@@ -56,7 +56,7 @@ func serve(ctx context.Context, o *options) (err error) {
 	for _, name := range o.ignored {
 		logger.Info("A flag of the retired provisioner has no effect", "flag", name)
 	}
-	clients, err := newClients(o)
+	client, leases, err := newClients(o)
 	if err != nil {
 		return err
 	}
@@ -70,11 +70,11 @@ func serve(ctx context.Context, o *options) (err error) {
 	}
 	closers = append(closers, stopHTTP)
 
-	if err := checkServer(ctx, o, clients.main); err != nil {
+	if err := checkServer(ctx, o, client); err != nil {
 		return nil // ctx has ended
 	}
 
-	clusterUID, err := readClusterUID(ctx, clients.main.CoreV1())
+	clusterUID, err := readClusterUID(ctx, client.CoreV1())
 	if err != nil {
 		return nil // ctx has ended
 	}
@@ -89,16 +89,16 @@ func serve(ctx context.Context, o *options) (err error) {
 	if !o.leaderElection {
 		guard = lease.New(nil)
 	}
-	open, err := access.New(access.Config{Secrets: clients.main.CoreV1(), Connector: connector, Workers: o.workers, Lease: guard})
+	open, err := access.New(access.Config{Secrets: client.CoreV1(), Connector: connector, Workers: o.workers, Lease: guard})
 	if err != nil {
 		return err
 	}
 
-	factory := newInformers(clients.main)
+	factory := newInformers(client)
 	c, err := newController(ctx, controllerConfig{
 		options:    o,
 		clusterUID: clusterUID,
-		client:     clients.main,
+		client:     client,
 		informers:  factory,
 		access:     open,
 		guard:      guard,
@@ -124,7 +124,7 @@ func serve(ctx context.Context, o *options) (err error) {
 		}
 		return nil
 	}
-	return lead(ctx, o, clients.leases, watchdog, tenure, c.run)
+	return lead(ctx, o, leases, watchdog, tenure, c.run)
 }
 
 // checkServer waits for the API server and logs what an administrator should

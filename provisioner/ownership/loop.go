@@ -43,7 +43,7 @@ const (
 	reasonMissing   = "ImageNotFound"
 )
 
-// Config has what NewLoop needs. Every field is required unless it says otherwise.
+// Config has what NewLoop needs. Every field is required.
 type Config struct {
 	// Keeper knows its own cluster.
 	Keeper Keeper
@@ -56,7 +56,7 @@ type Config struct {
 	// one, or with one that was taken over.
 	Events record.EventRecorder
 	// Lease guards what this replica does, and counts its operations: Drain it before
-	// giving the lease back. Nil means no lease.
+	// giving the lease back.
 	Lease *lease.Guard
 }
 
@@ -78,11 +78,8 @@ type Loop struct {
 // NewLoop returns a Loop, or an error that names what c lacks.
 func NewLoop(c Config) (*Loop, error) {
 	if c.Keeper.Identity == "" || c.Keeper.Cluster == "" || c.Volumes.Access == nil || c.Volumes.Classes == nil || c.Volumes.Provisioner == "" ||
-		c.Client == nil || c.Cache == nil || c.Events == nil {
-		return nil, errors.New("ownership: Keeper, Volumes, Client, Cache and Events are required")
-	}
-	if c.Lease == nil {
-		c.Lease = lease.New(nil)
+		c.Client == nil || c.Cache == nil || c.Events == nil || c.Lease == nil {
+		return nil, errors.New("ownership: Keeper, Volumes, Client, Cache, Events and Lease are required")
 	}
 	return &Loop{
 		config:  c,

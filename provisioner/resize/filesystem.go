@@ -13,8 +13,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	coreinformers "k8s.io/client-go/informers/core/v1"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 
@@ -23,35 +21,19 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/work"
 )
 
-// fileSystems makes kubelet grow the file systems of clones that are larger than their
-// sources. Such a volume's annotation has the size of its file system, while its claim got
-// the volume's capacity when it was bound. fileSystems gives the claim the size of the
-// file system instead: it then looks like a claim whose volume was grown, and kubelet
-// acts on that.
-type fileSystems struct {
-	*Loop
-	client  corev1client.CoreV1Interface
-	volumes coreinformers.PersistentVolumeInformer
-	queue   *work.Queue[string]
-}
-
-func newFileSystems(l *Loop) *fileSystems {
-	return &fileSystems{
-		Loop:    l,
-		client:  fencedClient{l.config.Client, l.config.Lease}.CoreV1(),
-		volumes: l.config.Factory.Core().V1().PersistentVolumes(),
-		queue:   work.NewQueue[string](),
-	}
-}
-
-// run works until ctx ends. The next leader finds what is left to do.
-func (f *fileSystems) run(ctx context.Context) {
+// growFileSystems makes kubelet grow the file systems of clones that are larger than their
+// sources, until ctx ends; the next leader finds what is left to do. Such a volume's
+// annotation has the size of its file system, while its claim got the volume's capacity
+// when it was bound. The claim is given the size of the file system instead: it then looks
+// like a claim whose volume was grown, and kubelet acts on that.
+func (l *Loop) growFileSystems(ctx context.Context) {
+	queue := work.NewQueue[string]()
 	see := func(obj any) {
 		if pv, ok := obj.(*corev1.PersistentVolume); ok && pv.Annotations[volume.AnnFileSystemSize] != "" {
-			f.queue.Add(pv.Name)
+			queue.Add(pv.Name)
 		}
 	}
-	_, err := f.volumes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+	_, err := l.cached.PersistentVolumes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    see,
 		UpdateFunc: func(_, obj any) { see(obj) },
 	})
@@ -59,8 +41,8 @@ func (f *fileSystems) run(ctx context.Context) {
 		klog.FromContext(ctx).Error(err, "The file systems of clones that are larger than their sources are not grown")
 		return
 	}
-	f.queue.Run(ctx, 1, func(ctx context.Context, name string) error {
-		err := f.settle(ctx, name)
+	queue.Run(ctx, 1, func(ctx context.Context, name string) error {
+		err := l.growFileSystem(ctx, name)
 		if err != nil {
 			klog.FromContext(ctx).V(2).Info("The file system of a clone could not be grown, will retry", "PV", name, "err", err)
 		}
@@ -68,11 +50,11 @@ func (f *fileSystems) run(ctx context.Context) {
 	})
 }
 
-// settle gives the claim of a volume the size of its file system, and then removes the
+// growFileSystem gives the claim of a volume the size of its file system, and then removes the
 // annotation from the volume. Doing it twice after a crash is harmless: kubelet finds that
 // the file system already has its size.
-func (f *fileSystems) settle(ctx context.Context, name string) error {
-	pv, err := f.volumes.Lister().Get(name)
+func (l *Loop) growFileSystem(ctx context.Context, name string) error {
+	pv, err := l.cached.PersistentVolumes().Lister().Get(name)
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
@@ -80,13 +62,13 @@ func (f *fileSystems) settle(ctx context.Context, name string) error {
 		return err
 	}
 	text, ref := pv.Annotations[volume.AnnFileSystemSize], pv.Spec.ClaimRef
-	if text == "" || ref == nil || !f.owns(pv) {
+	if text == "" || ref == nil || !l.owns(pv) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
 	defer cancel()
 	// Not from the cache, which has no sizes of claims.
-	claim, err := f.client.PersistentVolumeClaims(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+	claim, err := l.client.CoreV1().PersistentVolumeClaims(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err), err == nil && claim.UID != ref.UID:
 		return nil // Kubernetes will release the volume
@@ -97,7 +79,7 @@ func (f *fileSystems) settle(ctx context.Context, name string) error {
 	}
 	has, err := resource.ParseQuantity(text)
 	if err == nil && has.Cmp(claim.Status.Capacity[corev1.ResourceStorage]) < 0 {
-		if err := f.patchStatus(ctx, claim, has); err != nil {
+		if err := l.patchStatus(ctx, claim, has); err != nil {
 			return err
 		}
 		klog.FromContext(ctx).Info("The file system of a clone is to be grown", "PVC", klog.KObj(claim), "PV", name,
@@ -105,13 +87,13 @@ func (f *fileSystems) settle(ctx context.Context, name string) error {
 	}
 	// This also removes an annotation that can't be read: it is of no use.
 	patch := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:null}}}`, volume.AnnFileSystemSize)
-	_, err = f.client.PersistentVolumes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{})
+	_, err = l.client.CoreV1().PersistentVolumes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{})
 	return err
 }
 
 // patchStatus gives a claim that capacity and sets the condition that goes with it, because
 // external-resizer ignores a capacity that shrinks.
-func (f *fileSystems) patchStatus(ctx context.Context, claim *corev1.PersistentVolumeClaim, has resource.Quantity) error {
+func (l *Loop) patchStatus(ctx context.Context, claim *corev1.PersistentVolumeClaim, has resource.Quantity) error {
 	conditions := append(slices.Clone(claim.Status.Conditions), corev1.PersistentVolumeClaimCondition{
 		Type:               corev1.PersistentVolumeClaimFileSystemResizePending,
 		Status:             corev1.ConditionTrue,
@@ -125,7 +107,7 @@ func (f *fileSystems) patchStatus(ctx context.Context, claim *corev1.PersistentV
 	if err != nil {
 		return err
 	}
-	_, err = f.client.PersistentVolumeClaims(claim.Namespace).
+	_, err = l.client.CoreV1().PersistentVolumeClaims(claim.Namespace).
 		Patch(ctx, claim.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
 	return err
 }

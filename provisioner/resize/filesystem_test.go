@@ -89,7 +89,7 @@ func TestFileSystemOfOthers(t *testing.T) {
 				}
 			})
 			f.leading = func() bool { return change != nil }
-			_ = newFileSystems(f.Loop).settle(t.Context(), "pvc-1234") // it may say why not
+			_ = f.growFileSystem(t.Context(), "pvc-1234") // it may say why not
 			f.eventually(func(claim *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) bool {
 				return noted(pv) && has(claim.Status.Capacity)
 			})

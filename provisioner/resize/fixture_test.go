@@ -205,11 +205,7 @@ func (f *fixture) size() uint64 {
 
 // resizer is what external-resizer is given.
 func (f *fixture) resizer() *resizer {
-	return &resizer{
-		Loop:    f.Loop,
-		claims:  f.factory.Core().V1().PersistentVolumeClaims().Lister(),
-		context: func() context.Context { return f.t.Context() },
-	}
+	return &resizer{f.Loop, func() context.Context { return f.t.Context() }}
 }
 
 // checkClosed checks that nothing stays open.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/kubernetes-csi/external-resizer/pkg/controller"
 	"k8s.io/client-go/informers"
+	coreinformers "k8s.io/client-go/informers/core/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
@@ -22,7 +23,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/ownership"
 )
 
-// Config has what New needs. Every field is required unless it says otherwise.
+// Config has what New needs. Every field is required.
 type Config struct {
 	// Keeper decides which images may be grown; the loop leaves volumes of another
 	// identity alone. Its Cluster may be empty.
@@ -43,31 +44,29 @@ type Config struct {
 
 	// Lease guards what this replica does, and counts its operations: calls to Ceph and
 	// changes in Kubernetes. Drain it before giving the lease back. If that cuts a resize
-	// off between the image and the claim, the next leader completes it. Nil means no
-	// lease.
+	// off between the image and the claim, the next leader completes it.
 	Lease *lease.Guard
-	// Resized is called with the result of each attempt; may be nil.
+	// Resized is called with the result of each attempt.
 	Resized func(error)
 }
 
 // Loop grows volumes. It is safe for concurrent use, but run it only once.
 type Loop struct {
 	config Config
+	client kubernetes.Interface // for all changes
+	cached coreinformers.Interface
 }
 
 // New returns a Loop, or an error that names what c lacks.
 func New(c Config) (*Loop, error) {
 	v := c.Volumes
-	if c.Keeper.Identity == "" || v.Access == nil || v.Classes == nil || v.Provisioner == "" || c.Client == nil || c.Factory == nil {
-		return nil, errors.New("resize: Keeper, Volumes, Client and Factory are required")
+	if c.Keeper.Identity == "" || v.Access == nil || v.Classes == nil || v.Provisioner == "" || c.Client == nil || c.Factory == nil || c.Resized == nil {
+		return nil, errors.New("resize: Keeper, Volumes, Client, Factory and Resized are required")
 	}
-	if c.Workers < 1 || c.BackoffStart <= 0 || c.BackoffCap < c.BackoffStart || c.ResyncPeriod <= 0 {
-		return nil, errors.New("resize: Workers, BackoffStart, BackoffCap and ResyncPeriod are required")
+	if c.Workers < 1 || c.BackoffStart <= 0 || c.BackoffCap < c.BackoffStart || c.ResyncPeriod <= 0 || c.Lease == nil {
+		return nil, errors.New("resize: Workers, BackoffStart, BackoffCap, ResyncPeriod and Lease are required")
 	}
-	if c.Lease == nil {
-		c.Lease = lease.New(nil)
-	}
-	return &Loop{config: c}, nil
+	return &Loop{config: c, client: fencedClient{c.Client, c.Lease}, cached: c.Factory.Core().V1()}, nil
 }
 
 // Run works on claims until ctx ends. Draining Config.Lease waits for operations in
@@ -79,18 +78,14 @@ func (l *Loop) Run(ctx context.Context) {
 	c := l.config
 	var clones sync.WaitGroup
 	defer clones.Wait()
-	clones.Go(func() { newFileSystems(l).run(ctx) })
+	clones.Go(func() { l.growFileSystems(ctx) })
 	// Handling drivers that can't grow volumes in use takes a cache of Pods; images can
 	// grow at any time.
 	const handleVolumeInUseError = false
 	controller.NewResizeController(
 		c.Volumes.Provisioner,
-		&resizer{
-			Loop:    l,
-			claims:  c.Factory.Core().V1().PersistentVolumeClaims().Lister(),
-			context: func() context.Context { return ctx },
-		},
-		fencedClient{c.Client, c.Lease},
+		&resizer{l, func() context.Context { return ctx }},
+		l.client,
 		c.ResyncPeriod,
 		c.Factory,
 		workqueue.NewTypedItemExponentialFailureRateLimiter[string](c.BackoffStart, c.BackoffCap),

@@ -12,7 +12,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
-	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/klog/v2"
 
 	externalresizer "github.com/kubernetes-csi/external-resizer/pkg/resizer"
@@ -26,7 +25,6 @@ import (
 // resizer implements what external-resizer calls.
 type resizer struct {
 	*Loop
-	claims corelisters.PersistentVolumeClaimLister
 	// context returns the loop's context: external-resizer passes none.
 	context func() context.Context
 }
@@ -60,9 +58,7 @@ func (l *Loop) owns(pv *corev1.PersistentVolume) bool {
 // image's new size and whether a file system must grow with it. It is safe to repeat.
 func (r *resizer) Resize(pv *corev1.PersistentVolume, requested resource.Quantity) (resource.Quantity, bool, error) {
 	size, err := r.resize(r.context(), pv, requested)
-	if r.config.Resized != nil {
-		r.config.Resized(err)
-	}
+	r.config.Resized(err)
 	if err != nil {
 		return resource.Quantity{}, false, verdict(err)
 	}
@@ -103,7 +99,7 @@ func (r *resizer) wantedSize(pv *corev1.PersistentVolume, requested resource.Qua
 	resources := corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: requested}}
 	// external-resizer has checked that the volume is bound to a claim.
 	if ref := pv.Spec.ClaimRef; ref != nil {
-		claim, err := r.claims.PersistentVolumeClaims(ref.Namespace).Get(ref.Name)
+		claim, err := r.cached.PersistentVolumeClaims().Lister().PersistentVolumeClaims(ref.Namespace).Get(ref.Name)
 		switch {
 		case apierrors.IsNotFound(err):
 			// The claim was deleted just now, so its limit no longer matters.
