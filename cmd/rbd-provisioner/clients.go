@@ -70,7 +70,6 @@ type warningLog struct {
 	said sync.Map // by text
 }
 
-// HandleWarningHeaderWithContext implements rest.WarningHandlerWithContext.
 func (w *warningLog) HandleWarningHeaderWithContext(ctx context.Context, code int, _, text string) {
 	// 299 is the only code that the API server sends.
 	if code != 299 || text == "" {

@@ -37,8 +37,7 @@ const (
 // Ceph call. They take milliseconds, unless Ceph does not answer.
 const drainGrace = 2 * time.Second
 
-// controllerConfig has what newController needs. All fields are required unless they
-// say otherwise.
+// controllerConfig has what newController needs.
 type controllerConfig struct {
 	options *options
 	// clusterUID is empty where we may not read it.
@@ -65,14 +64,9 @@ type controller struct {
 
 // newController connects the parts that work while this replica leads, and requests the
 // caches that they need.
-func newController(ctx context.Context, c controllerConfig) (_ *controller, err error) {
+func newController(ctx context.Context, c controllerConfig) (*controller, error) {
 	// Operations in flight still send events after ctx has ended.
 	events := record.NewBroadcaster(record.WithContext(context.WithoutCancel(ctx)))
-	defer func() {
-		if err != nil {
-			events.Shutdown()
-		}
-	}()
 	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: c.client.CoreV1().Events("")})
 	recorder := events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: c.options.provisionerName})
 
@@ -80,13 +74,15 @@ func newController(ctx context.Context, c controllerConfig) (_ *controller, err 
 	if err != nil {
 		return nil, err
 	}
+	p, err := newProvisioner(c, jobs, recorder)
+	if err != nil {
+		return nil, err
+	}
 	made := &controller{
 		controllerConfig: c,
+		provisioner:      p,
 		background:       []func(context.Context){jobs.trash.Run, jobs.flatten.Run, jobs.pools.Run},
 		events:           events,
-	}
-	if made.provisioner, err = newProvisioner(c, jobs, recorder); err != nil {
-		return nil, err
 	}
 	keeper := ownership.Keeper{Identity: c.options.identity, Cluster: c.clusterUID}
 	volumes := access.Volumes{Access: c.access, Classes: c.informers.Storage().V1().StorageClasses().Lister(), Provisioner: c.options.provisionerName}

@@ -31,18 +31,14 @@ func (o *options) leaseName() string {
 	return strings.ToLower(strings.ReplaceAll(o.provisionerName, "/", "-"))
 }
 
-// lead takes part in the election until ctx ends or the lease is lost; then it returns
-// errLeaseLost. While this replica leads, work runs; its context ends when ctx does, or
-// when the lease is lost. After the end of ctx, lead renews the lease until work has
-// returned.
+// lead takes part in the election until ctx ends, or the lease is lost, which is
+// errLeaseLost. While this replica leads, which tenure tells, work runs, with a context that
+// ends then. After the end of ctx, lead renews the lease until work has returned.
 //
 // It gives the lease back only when work returned without an error, which says that no
 // operation is in flight: two replicas never work at the same time. librbd may then
 // still be removing or flattening an image, which is safe to repeat. ReleaseOnCancel
-// would also give back a lease that was lost, and delay the end of work for that; so
-// lead does not use it.
-//
-// Meanwhile, tenure tells whether this replica leads.
+// would also give back a lease that was lost, and delay the end of work for that.
 func lead(ctx context.Context, o *options, client kubernetes.Interface, watchdog *leaderelection.HealthzAdaptor, tenure *tenure, work func(context.Context) error) error {
 	logger := klog.FromContext(ctx)
 	host, err := os.Hostname()

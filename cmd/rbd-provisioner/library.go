@@ -12,10 +12,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	utilcache "k8s.io/apimachinery/pkg/util/cache"
 	"k8s.io/client-go/kubernetes"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
@@ -78,8 +78,7 @@ type lateInformer struct {
 	loop *loop
 }
 
-// AddEventHandlerWithResyncPeriod is how the library subscribes. The library ignores
-// the registration.
+// AddEventHandlerWithResyncPeriod returns no registration: the library ignores it.
 func (i lateInformer) AddEventHandlerWithResyncPeriod(handler cache.ResourceEventHandler, period time.Duration) (cache.ResourceEventHandlerRegistration, error) {
 	i.loop.handlers = append(i.loop.handlers, func() error {
 		_, err := i.SharedIndexInformer.AddEventHandlerWithResyncPeriod(handler, period)
@@ -102,7 +101,6 @@ type ownVolumes struct {
 	owns func(*corev1.PersistentVolume) bool
 }
 
-// AddEventHandlerWithResyncPeriod is how the library subscribes.
 func (v ownVolumes) AddEventHandlerWithResyncPeriod(handler cache.ResourceEventHandler, period time.Duration) (cache.ResourceEventHandlerRegistration, error) {
 	return v.SharedIndexInformer.AddEventHandlerWithResyncPeriod(cache.FilteringResourceEventHandler{
 		FilterFunc: func(obj any) bool {
@@ -119,24 +117,20 @@ func (v ownVolumes) AddEventHandlerWithResyncPeriod(handler cache.ResourceEventH
 // the volume.
 const savedFor = time.Minute
 
-// GetStore is how the library gets its store of volumes.
 func (v ownVolumes) GetStore() cache.Store {
 	return savedVolumes{v.SharedIndexInformer.GetStore(), utilcache.NewExpiring()}
 }
 
 // savedVolumes is the informer's store for the library, which adds each volume that it
 // has saved, as it was before the save. In the informer's own store, this would replace
-// what the informer has seen since: a volume whose claim was deleted at once is
-// released by then, would look as if it was not, and would stay for ever with its
-// image. v11 no longer adds anything (#179).
+// what was seen since: a volume that was released at once would look as if it was not,
+// and would stay for ever with its image. v11 no longer adds anything (#179).
 type savedVolumes struct {
 	cache.Store
-	// saved holds the volumes that the library added, by name, until the informer has
-	// them.
+	// saved holds what the library added, by name, until the informer has it.
 	saved *utilcache.Expiring
 }
 
-// Add implements cache.Store.
 func (s savedVolumes) Add(obj any) error {
 	key, err := cache.MetaNamespaceKeyFunc(obj)
 	if err != nil {
@@ -146,7 +140,6 @@ func (s savedVolumes) Add(obj any) error {
 	return nil
 }
 
-// GetByKey implements cache.Store.
 func (s savedVolumes) GetByKey(key string) (item any, exists bool, err error) {
 	if item, exists, err = s.Store.GetByKey(key); exists || err != nil {
 		s.saved.Delete(key)
@@ -160,45 +153,35 @@ func (s savedVolumes) GetByKey(key string) (item any, exists bool, err error) {
 // claim's node does not matter; but the library drops a claim whose node is gone, even
 // after its image was made. anyNode also needs no right to read nodes. v13 looks no
 // node up (#194).
-type anyNode struct{}
+type anyNode struct{ corelisters.NodeLister }
 
-// Get returns a Node of that name.
 func (anyNode) Get(name string) (*corev1.Node, error) {
 	return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, nil
 }
 
-// List returns nothing; the library does not call it.
-func (anyNode) List(labels.Selector) ([]*corev1.Node, error) { return nil, nil }
-
-// reasonProvisioning is the reason of the event with which the library tells a claim
-// that it is making its volume.
+// reasonProvisioning is that of the event that the library is making a claim's volume.
 const reasonProvisioning = "Provisioning"
 
 // quietClient is a client for the library that drops the events of reasonProvisioning.
-// For each claim, they would be one more request, beside five or so, and would say
-// nothing new: kube-controller-manager has told the claim that it waits for this
-// provisioner, and ProvisioningSucceeded or ProvisioningFailed will tell the result.
-// The library makes its recorder from its client, and has no setting for this; neither
-// has v13.0.
+// They would be one more request for each claim, beside five or so, and say nothing new:
+// kube-controller-manager has told the claim that it waits for us, and other events will
+// tell the result. The library makes its recorder from its client, and has no setting for
+// this; neither has v13.0.
 type quietClient struct{ kubernetes.Interface }
 
-// CoreV1 implements kubernetes.Interface.
 func (c quietClient) CoreV1() corev1client.CoreV1Interface {
 	return quietCore{c.Interface.CoreV1()}
 }
 
 type quietCore struct{ corev1client.CoreV1Interface }
 
-// Events implements corev1client.CoreV1Interface.
 func (c quietCore) Events(namespace string) corev1client.EventInterface {
 	return quietEvents{c.CoreV1Interface.Events(namespace)}
 }
 
-// quietEvents has the two methods that a recorder calls: one for a new event, one for a
-// repeated event.
+// quietEvents has what a recorder calls for a new event and for a repeated one.
 type quietEvents struct{ corev1client.EventInterface }
 
-// CreateWithEventNamespace implements corev1client.EventExpansion.
 func (e quietEvents) CreateWithEventNamespace(event *corev1.Event) (*corev1.Event, error) {
 	if event.Reason == reasonProvisioning {
 		return event, nil
@@ -206,7 +189,6 @@ func (e quietEvents) CreateWithEventNamespace(event *corev1.Event) (*corev1.Even
 	return e.EventInterface.CreateWithEventNamespace(event) //nolint:staticcheck // the recorder's choice
 }
 
-// PatchWithEventNamespace implements corev1client.EventExpansion.
 func (e quietEvents) PatchWithEventNamespace(event *corev1.Event, patch []byte) (*corev1.Event, error) {
 	if event.Reason == reasonProvisioning {
 		return event, nil

@@ -64,7 +64,6 @@ func (g leaderGauge) SlowpathExercised(string) {}
 // it keeps to its own registry.
 type requestCounter struct{ *prometheus.CounterVec }
 
-// Increment implements clientmetrics.ResultMetric.
 func (c requestCounter) Increment(_ context.Context, code, method, host string) {
 	c.WithLabelValues(code, method, host).Inc()
 }

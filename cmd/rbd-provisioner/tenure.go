@@ -10,9 +10,8 @@ import (
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
 
-// tenure knows whether this replica surely leads, even where the elector can't have
-// noticed yet that it does not: in a process that was halted, as by SIGSTOP, a debugger
-// or a machine without time for it, and goes on.
+// tenure knows whether this replica surely leads, even in a process that was halted, as by
+// SIGSTOP, a debugger or a busy machine, where the elector can't have noticed yet.
 //
 // Other replicas count a lease's duration from when they see it renewed, which is after
 // the request was sent: so tenure counts from there. It ends with the renew deadline,
@@ -42,7 +41,6 @@ type watchedLock struct {
 	lost func()
 }
 
-// Get implements resourcelock.Interface.
 func (l *watchedLock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
 	record, raw, err := l.Interface.Get(ctx)
 	if err == nil && record.HolderIdentity != l.Identity() && l.tenure.renewed.Swap(nil) != nil {
@@ -51,12 +49,10 @@ func (l *watchedLock) Get(ctx context.Context) (*resourcelock.LeaderElectionReco
 	return record, raw, err
 }
 
-// Create implements resourcelock.Interface.
 func (l *watchedLock) Create(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
 	return l.write(ctx, record, l.Interface.Create)
 }
 
-// Update implements resourcelock.Interface.
 func (l *watchedLock) Update(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
 	return l.write(ctx, record, l.Interface.Update)
 }

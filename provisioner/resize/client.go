@@ -24,7 +24,6 @@ type fencedClient struct {
 	lease *lease.Guard
 }
 
-// CoreV1 implements kubernetes.Interface.
 func (c fencedClient) CoreV1() corev1client.CoreV1Interface {
 	return fencedCore{c.Interface.CoreV1(), c.lease}
 }
@@ -34,12 +33,10 @@ type fencedCore struct {
 	lease *lease.Guard
 }
 
-// PersistentVolumes implements CoreV1Interface.
 func (c fencedCore) PersistentVolumes() corev1client.PersistentVolumeInterface {
 	return fencedVolumes{c.CoreV1Interface.PersistentVolumes(), c.lease}
 }
 
-// PersistentVolumeClaims implements CoreV1Interface.
 func (c fencedCore) PersistentVolumeClaims(namespace string) corev1client.PersistentVolumeClaimInterface {
 	return fencedClaims{c.CoreV1Interface.PersistentVolumeClaims(namespace), c.lease}
 }
@@ -49,7 +46,6 @@ type fencedVolumes struct {
 	lease *lease.Guard
 }
 
-// Patch implements PersistentVolumeInterface.
 func (v fencedVolumes) Patch(ctx context.Context, name string, kind types.PatchType, data []byte, options metav1.PatchOptions, subresources ...string) (*corev1.PersistentVolume, error) {
 	return fenced(ctx, v.lease, func(ctx context.Context) (*corev1.PersistentVolume, error) {
 		return v.PersistentVolumeInterface.Patch(ctx, name, kind, data, options, subresources...)
@@ -61,7 +57,6 @@ type fencedClaims struct {
 	lease *lease.Guard
 }
 
-// Patch implements PersistentVolumeClaimInterface.
 func (c fencedClaims) Patch(ctx context.Context, name string, kind types.PatchType, data []byte, options metav1.PatchOptions, subresources ...string) (*corev1.PersistentVolumeClaim, error) {
 	return fenced(ctx, c.lease, func(ctx context.Context) (*corev1.PersistentVolumeClaim, error) {
 		return c.PersistentVolumeClaimInterface.Patch(ctx, name, kind, data, options, subresources...)

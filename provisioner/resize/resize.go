@@ -69,11 +69,10 @@ func New(c Config) (*Loop, error) {
 	return &Loop{config: c, client: fencedClient{c.Client, c.Lease}, cached: c.Factory.Core().V1()}, nil
 }
 
-// Run works on claims until ctx ends. Draining Config.Lease waits for operations in
-// flight.
+// Run works on claims until ctx ends. Draining Config.Lease waits for operations in flight.
 //
-// Run, not New, makes the controller: it queues every claim that it hears of, and a
-// replica that does not lead would never take one off the queue.
+// Run, not New, makes the controller, which queues every claim that it hears of: a replica
+// that does not lead would never take one off the queue.
 func (l *Loop) Run(ctx context.Context) {
 	c := l.config
 	var clones sync.WaitGroup

@@ -34,13 +34,11 @@ var _ externalresizer.Resizer = (*resizer)(nil)
 // Name implements Resizer. Events show it.
 func (r *resizer) Name() string { return r.config.Volumes.Provisioner }
 
-// DriverSupportsControlPlaneExpansion implements Resizer: this process grows images, not
-// the nodes.
+// DriverSupportsControlPlaneExpansion implements Resizer: nodes grow no images.
 func (r *resizer) DriverSupportsControlPlaneExpansion() bool { return true }
 
-// CanSupport reports whether a volume is ours. It skips others silently, because another
-// resizer grows them. Volumes handed over to ceph-csi are among them: they have another
-// source.
+// CanSupport reports whether a volume is ours. Others are skipped silently, because another
+// resizer grows them, as it does those that were handed over to ceph-csi.
 //
 // It ignores the claim's annotation volume.kubernetes.io/storage-resizer: up to Kubernetes
 // 1.30, kube-controller-manager writes its own plugin's name there, whatever made the
@@ -101,12 +99,10 @@ func (r *resizer) wantedSize(pv *corev1.PersistentVolume, requested resource.Qua
 	if ref := pv.Spec.ClaimRef; ref != nil {
 		claim, err := r.cached.PersistentVolumeClaims().Lister().PersistentVolumeClaims(ref.Namespace).Get(ref.Name)
 		switch {
-		case apierrors.IsNotFound(err):
-			// The claim was deleted just now, so its limit no longer matters.
-		case err != nil:
-			return 0, fmt.Errorf("read the claim: %w", err)
-		default:
+		case err == nil:
 			resources.Limits = claim.Spec.Resources.Limits
+		case !apierrors.IsNotFound(err): // a claim that was deleted just now has no limit
+			return 0, fmt.Errorf("read the claim: %w", err)
 		}
 	}
 	size, err := volume.ImageSize(resources)
@@ -129,8 +125,7 @@ func (r *resizer) growImage(ctx context.Context, pool rbd.Pool, pv *corev1.Persi
 	if err := r.config.Keeper.Secure(ctx, pool, pv, record, image); err != nil {
 		return 0, err
 	}
-	// An earlier attempt was cut off before it could report the size, or a person grew
-	// the image by hand: the volume gets the size of the image.
+	// An earlier attempt was cut off, or a person grew the image: the volume gets its size.
 	if has := int64(image.SizeBytes); has >= wanted { // #nosec G115 -- Ceph has no image of 8 EiB
 		klog.FromContext(ctx).Info("Image is large enough", "image", record.Image, "pool", record.Pool, "sizeBytes", has)
 		return has, nil
