@@ -71,8 +71,7 @@ func newInformer[L runtime.Object](
 // changed one object would change them all.
 //
 // Nothing is lost in the API: the library writes whole claims only while they wait for a
-// volume; it and external-resizer otherwise send the difference between two copies of what
-// is cached, and we send patches of our own.
+// volume. Otherwise all send patches, even if they make them of two copies of what is cached.
 func trim(obj any) (any, error) {
 	switch object := obj.(type) {
 	case *corev1.PersistentVolume:

@@ -16,8 +16,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/access"
 )
 
-// clusterNamespace exists from a cluster's first minute to its last; its UID identifies
-// the cluster.
+// clusterNamespace exists for as long as its cluster, which its UID identifies.
 const clusterNamespace = metav1.NamespaceSystem
 
 // rightsDelay is how long the start waits for a missing right: manifests that are

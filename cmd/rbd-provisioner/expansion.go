@@ -18,11 +18,9 @@ import (
 )
 
 const (
-	// maxExpansionWorkers is the most claims that grow at a time. Each takes one Ceph
-	// call and a few requests; external-resizer has as many.
+	// maxExpansionWorkers is the most claims that grow at a time, as in external-resizer.
 	maxExpansionWorkers = 10
-	// expansionRetry is how often a leader that may not grow volumes asks whether it
-	// may now.
+	// expansionRetry is how often a leader asks whether it may grow volumes now.
 	expansionRetry = 10 * time.Second
 )
 
@@ -53,8 +51,7 @@ func newExpansion(c controllerConfig, keeper ownership.Keeper, volumes access.Vo
 }
 
 // waitForExpansion waits for the right to patch a claim's status, without which claims could
-// not show how their expansion goes. It logs once that it waits. It returns an error
-// only when ctx ends.
+// not show how their expansion goes. It returns an error only when ctx ends.
 func waitForExpansion(ctx context.Context, client authorizationclient.SelfSubjectAccessReviewInterface) error {
 	logger := klog.FromContext(ctx)
 	var said sync.Once

@@ -27,8 +27,7 @@ import (
 // node is gone; the settings here prevent that.
 //
 // Call it before this process uses client-go's Scheme for anything else: the library
-// writes to the Scheme, and reading a map meanwhile ends the process. v13.0 does so,
-// too.
+// writes to that map, as v13.0 does, and who reads it meanwhile ends the process.
 func (c *controller) newLoop(ctx context.Context) *loop {
 	core := c.informers.Core().V1()
 	l := new(loop)

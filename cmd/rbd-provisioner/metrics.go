@@ -55,13 +55,11 @@ func (g leaderGauge) NewLeaderMetric() leaderelection.LeaderMetric { return g }
 func (g leaderGauge) On(name string)                               { g.WithLabelValues(name).Set(1) }
 func (g leaderGauge) Off(name string)                              { g.WithLabelValues(name).Set(0) }
 
-// SlowpathExercised ignores renewals that had to read the lease first: they mean
-// nothing to an administrator.
+// SlowpathExercised ignores renewals that had to read the lease first.
 func (g leaderGauge) SlowpathExercised(string) {}
 
-// requestCounter counts requests to the API server, under the name that the components
-// of Kubernetes give it. client-go counts. We can't use the adapter in component-base:
-// it keeps to its own registry.
+// requestCounter counts requests to the API server in the same way. The adapter in
+// component-base keeps to its own registry.
 type requestCounter struct{ *prometheus.CounterVec }
 
 func (c requestCounter) Increment(_ context.Context, code, method, host string) {
@@ -133,8 +131,7 @@ func registerClones(registry prometheus.Registerer, count func() int) {
 	}, func() float64 { return float64(count()) })
 }
 
-// newLibraryMetrics returns the library's counters and histograms, under names that
-// begin with "controller".
+// newLibraryMetrics returns the library's metrics. Their names begin with "controller".
 func newLibraryMetrics(registry prometheus.Registerer) libmetrics.Metrics {
 	m := libmetrics.New("controller")
 	registry.MustRegister(

@@ -21,10 +21,9 @@ const permissionsTimeout = 30 * time.Second
 type permission struct {
 	group, resource string
 	verbs           []string
-	// namespace is empty for all namespaces, and for resources without one.
-	namespace string
-	// name is empty for any object.
-	name string
+	// namespace is empty for all namespaces, and for resources without one; name is empty
+	// for all objects.
+	namespace, name string
 }
 
 // expansionPermission is the one right that only growing volumes needs.

@@ -25,8 +25,9 @@ import (
 )
 
 const (
-	// closeTimeout bounds closing connections to Ceph on an orderly stop. The removal
-	// of a large image may still use one; the next leader takes it up.
+	// closeTimeout bounds closing connections to Ceph on an orderly stop; one that does not
+	// answer stays open until the process ends. The removal of a large image may still use
+	// one; the next leader takes it up.
 	closeTimeout = 5 * time.Second
 	// resyncPeriod is how often the loops look at everything again, in case they missed
 	// something. The library has the same.
@@ -83,7 +84,13 @@ func serve(ctx context.Context, o *options) (err error) {
 	if err != nil {
 		return err
 	}
-	closers = append(closers, func() { closeConnector(ctx, connector) })
+	closers = append(closers, func() {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+		defer cancel()
+		if err := connector.Close(closing); err != nil {
+			logger.Info("Left connections to Ceph open", "err", err)
+		}
+	})
 	tenure := &tenure{length: o.renewDeadline}
 	guard := lease.New(tenure.leading)
 	if !o.leaderElection {
@@ -107,8 +114,7 @@ func serve(ctx context.Context, o *options) (err error) {
 	if err != nil {
 		return err
 	}
-	// The caches fill before this replica leads, so that it can work at once when it
-	// does.
+	// The caches fill before this replica leads, so that it can then work at once.
 	cachesCtx, stopCaches := context.WithCancel(context.WithoutCancel(ctx))
 	closers = append(closers, factory.Shutdown, stopCaches)
 	factory.StartWithContext(cachesCtx)
@@ -185,14 +191,4 @@ func serveHTTP(ctx context.Context, address string, registry prometheus.Gatherer
 		}
 	})
 	return func() { cancel(); serving.Wait() }, nil
-}
-
-// closeConnector closes connections to Ceph; one that does not answer stays open until
-// the process ends.
-func closeConnector(ctx context.Context, connector *goceph.Connector) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
-	defer cancel()
-	if err := connector.Close(ctx); err != nil {
-		klog.FromContext(ctx).Info("Left connections to Ceph open", "err", err)
-	}
 }

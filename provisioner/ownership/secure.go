@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package ownership decides whether a volume's image belongs to this Kubernetes cluster,
-// and writes that into the image: it marks images of earlier versions with their cluster,
-// and takes over the images of volumes that have moved here for good. Call Keeper.Secure
-// before you change the image of a volume, and Keeper.Check before you remove it. Other
-// packages decide what becomes of images.
+// and writes that into the image. Call Keeper.Secure before you change the image of a
+// volume, and Keeper.Check before you remove it. Others decide what becomes of images.
 package ownership
 
 import (

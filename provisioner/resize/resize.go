@@ -34,8 +34,7 @@ type Config struct {
 	Client kubernetes.Interface
 	// Factory has the caches of claims and volumes. Start them before Run.
 	Factory informers.SharedInformerFactory
-	// ResyncPeriod is how often the loop looks at all claims again, in case it missed a
-	// change.
+	// ResyncPeriod is how often the loop looks at all claims again.
 	ResyncPeriod time.Duration
 	// Workers is how many claims the loop works on at a time.
 	Workers int

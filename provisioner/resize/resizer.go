@@ -149,12 +149,9 @@ func (r *resizer) growImage(ctx context.Context, pool rbd.Pool, pv *corev1.Persi
 //
 // It retries all of them.
 func verdict(err error) error {
-	for _, unclear := range []error{rbd.ErrTimeout, rbd.ErrConnectionLost, lease.ErrNotLeading, lease.ErrStopping} {
-		if errors.Is(err, unclear) {
-			return err
-		}
-	}
-	if errors.As(err, new(coded)) {
+	if errors.As(err, new(coded)) ||
+		errors.Is(err, rbd.ErrTimeout) || errors.Is(err, rbd.ErrConnectionLost) ||
+		errors.Is(err, lease.ErrNotLeading) || errors.Is(err, lease.ErrStopping) {
 		return err
 	}
 	return coded{err, codes.Internal}
