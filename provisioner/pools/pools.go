@@ -7,23 +7,25 @@ package pools
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
-	"k8s.io/apimachinery/pkg/util/wait"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/labels"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	storagelisters "k8s.io/client-go/listers/storage/v1"
 	"k8s.io/klog/v2"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/storageclass"
 	"ceph.com/rbd-provisioner/provisioner/volume"
 	"ceph.com/rbd-provisioner/provisioner/work"
 )
 
 const (
-	// lookEvery is how often Rounds searches classes and volumes for pools that no
-	// visitor has been to.
+	// lookEvery is how often Rounds searches classes and volumes for new pools.
 	lookEvery = 5 * time.Minute
 	// againAfter is how long Again waits, to serve several calls with one visit.
 	againAfter = 5 * time.Second
@@ -54,7 +56,8 @@ type Config struct {
 	Classes storagelisters.StorageClassLister
 	Volumes corelisters.PersistentVolumeLister
 	Access  *access.Access
-	// Visitors are independent of one another: each has its own retries.
+	// Visitors are independent of one another: each has its own retries. They must be
+	// comparable.
 	Visitors []Visitor
 }
 
@@ -64,41 +67,39 @@ type Rounds struct {
 	queue  *work.Queue[visit]
 
 	mu sync.Mutex // guards the fields below
-	// leads maps each route to the pool to which it was found to lead.
+	// ways holds those of the last look: finding them goes through all volumes.
+	ways []way
+	// leads maps each route to the pool to which it was found to lead, or else to which a
+	// volume says that it leads. Without FSID, the pool is unknown.
 	leads map[volume.Route]volume.PoolID
-	// states holds all known visits.
-	states map[visit]state
-	// known holds the ways of the last look: finding them goes through all volumes.
-	known []way
-	// said holds the faults that are in the log.
+	// known has the pools whose first visits were queued.
+	known map[volume.PoolID]bool
+	// pending has the visits that are queued or run, and says of which another one has to
+	// follow.
+	pending map[visit]bool
+	// said has the faults that are in the log.
 	said map[fault]bool
 }
 
-// visit is one visitor's visit to one pool; or nobody's to an unknown pool, to learn
-// which one it is.
-type visit struct {
-	pool    volume.PoolID
-	visitor int
-	unknown volume.Route
+// way leads to a pool.
+type way struct {
+	location volume.Location
+	route    volume.Route
+	// says is where a volume says that the way leads; without FSID if none does.
+	says volume.PoolID
 }
 
-// nobody stands for no visitor.
-const nobody = -1
+// visit is one visitor's visit to one pool; or, without a visitor, a look for this pool,
+// or for any new ones.
+type visit struct {
+	pool    volume.PoolID
+	visitor Visitor
+}
 
-// state is how far a visit is.
-type state int
-
-const (
-	waiting state = iota + 1 // in the queue
-	running
-	repeat // running, and to be repeated
-	made   // nothing is left to do
-)
-
-// fault identifies a failure of one visitor on one route.
+// fault is a failure on a route: of one visitor, or to open the pool.
 type fault struct {
 	route   volume.Route
-	visitor int
+	visitor Visitor
 }
 
 // New returns Rounds, or an error if a field is missing.
@@ -107,11 +108,12 @@ func New(c Config) (*Rounds, error) {
 		return nil, errors.New("pools: all fields are required")
 	}
 	return &Rounds{
-		config: c,
-		queue:  work.NewQueue[visit](),
-		leads:  map[volume.Route]volume.PoolID{},
-		states: map[visit]state{},
-		said:   map[fault]bool{},
+		config:  c,
+		queue:   work.NewQueue[visit](),
+		leads:   map[volume.Route]volume.PoolID{},
+		known:   map[volume.PoolID]bool{},
+		pending: map[visit]bool{},
+		said:    map[fault]bool{},
 	}, nil
 }
 
@@ -119,10 +121,8 @@ func New(c Config) (*Rounds, error) {
 // Rounds notices them. It ends when ctx has ended and all visits have returned. Run it
 // once, while leading.
 func (r *Rounds) Run(ctx context.Context) {
-	var looking sync.WaitGroup
-	looking.Go(func() { wait.UntilWithContext(ctx, r.look, lookEvery) })
+	r.queue.Add(visit{})
 	r.queue.Run(ctx, workers, r.do)
-	looking.Wait()
 }
 
 // Again has a pool visited soon even where nothing was left to do: something may be by
@@ -130,51 +130,37 @@ func (r *Rounds) Run(ctx context.Context) {
 func (r *Rounds) Again(pool volume.PoolID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for i := range r.config.Visitors {
-		v := visit{pool: pool, visitor: i}
-		switch r.states[v] {
-		case waiting, repeat:
-		case running:
-			r.states[v] = repeat
-		default:
-			r.states[v] = waiting
-			r.queue.AddAfter(v, againAfter)
+	if r.known[pool] {
+		r.ask(pool, againAfter)
+	} else {
+		r.queue.AddAfter(visit{pool: pool}, againAfter)
+	}
+}
+
+// ask queues a visit of each visitor to a pool, or notes that its pending one has to be
+// followed by another. The caller holds r.mu.
+func (r *Rounds) ask(pool volume.PoolID, after time.Duration) {
+	for _, visitor := range r.config.Visitors {
+		v := visit{pool, visitor}
+		_, pending := r.pending[v]
+		r.pending[v] = pending
+		if !pending {
+			r.queue.AddAfter(v, after)
 		}
 	}
 }
 
-// look queues the first visits to pools that have had none.
-func (r *Rounds) look(ctx context.Context) {
-	for _, w := range r.list(ctx, true) {
-		if pool := r.end(w); pool.FSID != "" {
-			r.first(pool)
-		} else {
-			r.add(visit{unknown: w.route, visitor: nobody})
-		}
-	}
-}
-
-// first queues the first visits to a pool, unless it had them.
-func (r *Rounds) first(pool volume.PoolID) {
-	for i := range r.config.Visitors {
-		r.add(visit{pool: pool, visitor: i})
-	}
-}
-
-// add queues a visit that is not known yet.
-func (r *Rounds) add(v visit) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.states[v] == 0 {
-		r.states[v] = waiting
-		r.queue.Add(v)
-	}
-}
-
-// do makes a visit and records its state.
+// do makes a visit, or looks for pools.
 func (r *Rounds) do(ctx context.Context, v visit) error {
+	if v.visitor == nil {
+		err := r.look(ctx, v.pool.Pool)
+		if err == nil && v.pool.Pool == "" {
+			return work.Later(lookEvery)
+		}
+		return err
+	}
 	r.mu.Lock()
-	r.states[v] = running
+	r.pending[v] = false
 	r.mu.Unlock()
 	found, err := r.try(ctx, v)
 
@@ -182,103 +168,137 @@ func (r *Rounds) do(ctx context.Context, v visit) error {
 	defer r.mu.Unlock()
 	switch {
 	case err != nil:
-		r.states[v] = waiting // the queue retries it, whatever Again said meanwhile
-	case r.states[v] == repeat:
-		r.states[v] = waiting
+		return err // the queue retries it, whatever Again said meanwhile
+	case r.pending[v]:
 		return work.Later(againAfter)
-	case found:
-		r.states[v] = made
-	default:
-		delete(r.states, v) // until a class or volume names the pool again
 	}
-	return err
+	delete(r.pending, v)
+	if !found {
+		delete(r.known, v.pool) // until a class or volume names it again
+	}
+	return nil
 }
 
-// try makes a visit by any way that leads to the pool, and reports whether there is
-// one. If no known way does, it looks for new ones, and tries those that may have led
-// elsewhere before.
-func (r *Rounds) try(ctx context.Context, v visit) (found bool, err error) {
-	var faults []error
-	tried := map[volume.Route]bool{}
-	for _, anew := range []bool{false, true} {
-		for _, w := range r.list(ctx, anew) {
-			if tried[w.route] || !r.mayLead(w, v, anew) {
-				continue
-			}
-			tried[w.route] = true
-			found, err := r.by(ctx, w, v)
-			if found {
-				return true, err
-			}
-			if err != nil {
-				faults = append(faults, err)
-			}
+// look finds new pools. It tries the ways of which nobody knows where they lead, and those
+// to pools of a name: they may lead to another cluster by now.
+func (r *Rounds) look(ctx context.Context, name string) error {
+	ways := r.list()
+	var unknown []way
+	r.mu.Lock()
+	r.ways = ways
+	for _, w := range ways {
+		if r.leads[w.route].FSID == "" {
+			r.leads[w.route] = w.says
+		}
+		if pool := r.leads[w.route]; pool.FSID == "" || pool.Pool == name {
+			unknown = append(unknown, w)
+		} else {
+			r.first(pool)
 		}
 	}
-	return false, errors.Join(faults...)
+	r.mu.Unlock()
+
+	var opening errgroup.Group
+	opening.SetLimit(workers)
+	for _, w := range unknown {
+		opening.Go(func() error {
+			_, err := r.by(ctx, w, visit{})
+			return err
+		})
+	}
+	return opening.Wait()
 }
 
-// mayLead reports whether a way leads to where a visit goes. With anybody set, a way to
-// a pool of the same name will do.
-func (r *Rounds) mayLead(w way, v visit, anybody bool) bool {
-	if v.visitor == nobody {
-		return v.unknown == w.route
+// first has a new pool visited. The caller holds r.mu.
+func (r *Rounds) first(pool volume.PoolID) {
+	if !r.known[pool] {
+		r.known[pool] = true
+		r.ask(pool, 0)
 	}
-	return r.end(w) == v.pool || anybody && w.location.Pool == v.pool.Pool
 }
 
-// list returns the ways of the last look, or of a new one.
-func (r *Rounds) list(ctx context.Context, anew bool) []way {
-	if !anew {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		return r.known
-	}
-	ways := r.ways(ctx)
+// try makes a visit by any way that leads to the pool, and reports whether there is one.
+func (r *Rounds) try(ctx context.Context, v visit) (found bool, err error) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.known = ways
-	return ways
+	ways := slices.DeleteFunc(slices.Clone(r.ways), func(w way) bool { return r.leads[w.route] != v.pool })
+	r.mu.Unlock()
+	var faults []error
+	for _, w := range ways {
+		right, err := r.by(ctx, w, v)
+		if right {
+			return true, err
+		}
+		faults = append(faults, err)
+	}
+	return false, errors.Join(faults...)
 }
 
 // by makes a visit by one way, and reports whether it was the right one. If not, an
 // error says that it may be once the fault is mended.
 func (r *Rounds) by(ctx context.Context, w way, v visit) (right bool, err error) {
 	pool, err := r.config.Access.OpenForVolume(ctx, w.location)
-	r.say(ctx, w, nobody, err)
+	r.say(ctx, w, nil, err)
 	if err != nil {
 		return false, err
 	}
 	defer pool.Close()
 	r.mu.Lock()
 	r.leads[w.route] = pool.ID
-	r.mu.Unlock()
 	r.first(pool.ID)
-	if v.visitor == nobody {
-		return true, nil
-	}
+	r.mu.Unlock()
 	if pool.ID != v.pool {
 		return false, nil
 	}
-	err = access.Explain(r.config.Visitors[v.visitor].Visit(ctx, pool), w.location)
+	err = access.Explain(v.visitor.Visit(ctx, pool), w.location)
 	r.say(ctx, w, v.visitor, err)
 	return !errors.Is(err, rbd.ErrPermissionDenied), err
 }
 
 // say logs what keeps a visitor from its work, once until that is over.
-func (r *Rounds) say(ctx context.Context, w way, visitor int, err error) {
+func (r *Rounds) say(ctx context.Context, w way, visitor Visitor, err error) {
 	wrong := err != nil && !errors.Is(err, ErrLeft) && !work.IsLater(err) && ctx.Err() == nil
-	key := fault{w.route, visitor}
 	r.mu.Lock()
-	said := r.said[key]
-	if wrong {
-		r.said[key] = true
-	} else {
-		delete(r.said, key)
-	}
-	r.mu.Unlock()
-	if wrong && !said {
+	defer r.mu.Unlock()
+	if wrong && !r.said[fault{w.route, visitor}] {
 		klog.FromContext(ctx).Info("A pool could not be visited, will retry",
 			"pool", w.location.Pool, "user", w.location.User, "err", err)
 	}
+	r.said[fault{w.route, visitor}] = wrong
+}
+
+// list returns the ways that our classes and volumes name, those of classes first. Pools
+// that neither names any more are not visited: nothing says who opens them.
+func (r *Rounds) list() []way {
+	var ways []way
+	listed := map[volume.Route]bool{}
+	add := func(location volume.Location, says volume.PoolID) {
+		if route := location.Route(); !listed[route] {
+			listed[route] = true
+			ways = append(ways, way{location, route, says})
+		}
+	}
+	classes, _ := r.config.Classes.List(labels.Everything()) // a cache has no errors
+	for _, class := range classes {
+		if class.Provisioner != r.config.Name {
+			continue
+		}
+		// Events on its claims report a faulty class.
+		if location, err := storageclass.ParseLocation(class.Parameters); err == nil {
+			add(location, volume.PoolID{})
+		}
+	}
+	volumes, _ := r.config.Volumes.List(labels.Everything()) // a cache has no errors
+	for _, pv := range volumes {
+		if pv.Annotations[volume.AnnProvisionedBy] != r.config.Name || !volume.IsOf(pv, r.config.Identity) {
+			continue
+		}
+		record, err := volume.Read(pv)
+		if err != nil || !record.Complete() {
+			continue // made by another program
+		}
+		if location, err := record.Location(); err == nil {
+			add(location, record.PoolID())
+		}
+	}
+	return ways
 }

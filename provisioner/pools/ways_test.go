@@ -105,6 +105,45 @@ func TestNewPool(t *testing.T) {
 	})
 }
 
+// TestAgainInNewPool: a pool that is not known yet is looked for when something is left
+// there.
+func TestAgainInNewPool(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVisitor(nil)
+		w := newWorld(t, v)
+		w.run(t)
+		pass(time.Minute)
+		w.putClass(t, "fast", asItIs)
+		w.Again(w.pool())
+		pass(6 * time.Second)
+		v.check(t, w.pool())
+		pass(time.Hour)
+		v.check(t)
+	})
+}
+
+// TestAgainInOtherCluster: a route that led to one cluster leads to another one by now.
+func TestAgainInOtherCluster(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVisitor(nil)
+		w := newWorld(t, v)
+		w.putClass(t, "fast", asItIs)
+		w.run(t)
+		pass(time.Minute)
+		v.check(t, w.pool())
+		moved := rbdtest.NewCluster("10.0.0.1:6789")
+		moved.AddPool(testPool)
+		w.putKey(t, "admin", moved.AddUser("admin", rbdtest.Caps{AllPools: true}).Key)
+		w.connector.Connector = moved
+		there := volume.PoolID{FSID: moved.FSID(), Pool: testPool}
+		w.Again(there)
+		pass(6 * time.Second)
+		v.check(t, there)
+		pass(time.Hour)
+		v.check(t)
+	})
+}
+
 // TestNamedLater: a pool that nobody named when something was left there is visited once
 // somebody does.
 func TestNamedLater(t *testing.T) {

@@ -40,6 +40,7 @@ const (
 type world struct {
 	*pools.Rounds
 	ceph, other *rbdtest.Cluster
+	connector   *FakeConnector // to both
 	client      *fake.Clientset
 	access      *access.Access
 	// classes and volumes are the caches.
@@ -65,8 +66,9 @@ func newWorld(t *testing.T, visitors ...pools.Visitor) *world {
 	}
 	w.putKey(t, "admin", w.ceph.AddUser("admin", rbdtest.Caps{AllPools: true}).Key)
 	w.putKey(t, "other", w.other.AddUser("admin", rbdtest.Caps{AllPools: true}).Key)
+	w.connector = &FakeConnector{rbdtest.NewConnector(w.ceph, w.other)}
 	var err error
-	w.access, err = access.New(access.Config{Secrets: w.client.CoreV1(), Connector: rbdtest.NewConnector(w.ceph, w.other)})
+	w.access, err = access.New(access.Config{Secrets: w.client.CoreV1(), Connector: w.connector})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,6 +187,9 @@ func (w *world) checkFaults(t *testing.T, want int) {
 		t.Errorf("the log has %d faults, want %d:\n%s", got, want, log)
 	}
 }
+
+// FakeConnector can be exchanged while nothing is visited.
+type FakeConnector struct{ rbd.Connector }
 
 // FakeVisitor notes when it was called for which pool.
 type FakeVisitor struct {
