@@ -13,63 +13,33 @@ import (
 // and removing the leftovers of an earlier attempt. The zero Locks is ready to use, and
 // safe for concurrent use.
 type Locks struct {
-	mu sync.Mutex // guards locks, and the users of each
-	// locks holds the images that are locked or waited for.
-	locks map[volume.ImageID]*lock
-}
-
-type lock struct {
-	held  chan struct{} // capacity 1, full while the image is locked
-	users int
+	// held has a channel for each locked image, which is closed when it is unlocked.
+	held sync.Map
 }
 
 // Lock waits for an image, and returns the function that unlocks it, to be called once. The
 // deadlines of its calls bound each operation, and so the wait.
 func (l *Locks) Lock(image volume.ImageID) (unlock func()) {
-	one := l.use(image)
-	one.held <- struct{}{}
-	return func() { l.unlock(image, one) }
+	unlock, _ = l.lock(image, nil)
+	return unlock
 }
 
 // LockWithin is Lock with a time limit. It reports whether it locked the image.
 func (l *Locks) LockWithin(image volume.ImageID, wait time.Duration) (unlock func(), locked bool) {
-	one := l.use(image)
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case one.held <- struct{}{}:
-		return func() { l.unlock(image, one) }, true
-	case <-timer.C:
-		l.leave(image, one)
-		return nil, false
-	}
+	return l.lock(image, time.After(wait))
 }
 
-func (l *Locks) unlock(image volume.ImageID, one *lock) {
-	<-one.held
-	l.leave(image, one)
-}
-
-// use counts one more user of an image's lock; leave counts one less.
-func (l *Locks) use(image volume.ImageID) *lock {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	one := l.locks[image]
-	if one == nil {
-		one = &lock{held: make(chan struct{}, 1)}
-		if l.locks == nil {
-			l.locks = map[volume.ImageID]*lock{}
+func (l *Locks) lock(image volume.ImageID, tooLate <-chan time.Time) (unlock func(), locked bool) {
+	mine := make(chan struct{})
+	for {
+		other, taken := l.held.LoadOrStore(image, mine)
+		if !taken {
+			return func() { l.held.Delete(image); close(mine) }, true
 		}
-		l.locks[image] = one
-	}
-	one.users++
-	return one
-}
-
-func (l *Locks) leave(image volume.ImageID, one *lock) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if one.users--; one.users == 0 {
-		delete(l.locks, image)
+		select {
+		case <-other.(chan struct{}):
+		case <-tooLate:
+			return nil, false
+		}
 	}
 }
