@@ -124,8 +124,8 @@ func (p *Provisioner) checkMonitors(claim *corev1.PersistentVolumeClaim, pool *a
 // that and treats it by its reclaim policy, as if the claim had been deleted a moment
 // later. A clone that must be flattened before use is an error.
 func (p *Provisioner) makeImage(ctx context.Context, pool *access.Pool, want image.Wanted, wanted bool) (made image.Made, err error) {
-	entry := p.config.Journal.Begin(pool.ID, want.Intent())
-	defer func() { entry.End(err) }()
+	end := p.config.Journal.Begin(pool.ID, want.Intent())
+	defer func() { end(err) }()
 	maker := image.Maker{Pool: pool, Journal: p.config.Journal, MaxCloneDepth: p.config.MaxCloneDepth}
 	if wanted {
 		made, err = maker.Make(ctx, want)

@@ -3,7 +3,6 @@
 package journal
 
 import (
-	"slices"
 	"sync"
 
 	"ceph.com/rbd-provisioner/provisioner/volume"
@@ -13,9 +12,6 @@ import (
 // way into the API. All other intents come from attempts that were cut off or went wrong.
 // It is safe for concurrent use.
 type InFlight struct {
-	// kept says that the journal keeps intents; InFlight remembers nothing otherwise.
-	kept bool
-
 	mu sync.Mutex // guards images and saved
 	// images are by volume: a claim that moves on to another pool has left the first one.
 	images map[string]volume.ImageID
@@ -24,19 +20,12 @@ type InFlight struct {
 	ended func(volume.PoolID)
 }
 
-func newInFlight(kept bool) *InFlight {
-	return &InFlight{kept: kept, images: map[string]volume.ImageID{}, saved: map[volume.ImageID]bool{}, ended: func(volume.PoolID) {}}
-}
-
 // OnEnd sets f, which is called with an intent's pool when the intent is no longer in
 // flight: its volume was saved, the attempt failed, or the claim moved on to another pool.
 // Call OnEnd before anything begins.
 func (i *InFlight) OnEnd(f func(volume.PoolID)) { i.ended = f }
 
 func (i *InFlight) begin(volumeName string, image volume.ImageID) {
-	if !i.kept {
-		return
-	}
 	i.mu.Lock()
 	before, found := i.images[volumeName]
 	i.images[volumeName] = image
@@ -52,9 +41,9 @@ func (i *InFlight) end(volumeName string, image volume.ImageID, saved bool) {
 	found := i.images[volumeName] == image
 	if found {
 		delete(i.images, volumeName)
-	}
-	if found && saved {
-		i.saved[image] = true
+		if saved {
+			i.saved[image] = true
+		}
 	}
 	i.mu.Unlock()
 	if found {
@@ -62,26 +51,20 @@ func (i *InFlight) end(volumeName string, image volume.ImageID, saved bool) {
 	}
 }
 
-// Has reports whether an intent of a pool is in flight.
+// Has reports whether an intent of a pool is in flight, or was until its volume was saved.
 func (i *InFlight) Has(pool volume.PoolID, in Intent) bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return i.images[in.Volume] == pool.Image(in.Image)
+	image := pool.Image(in.Image)
+	return i.images[in.Volume] == image || i.saved[image]
 }
 
 // Saved records that the volume of an image is saved. It is cheap: call it for every volume
 // that the cache shows.
 func (i *InFlight) Saved(volumeName string, image volume.ImageID) { i.end(volumeName, image, true) }
 
-// IsSaved reports whether an image was in flight until its volume was saved. Its intent may
-// then be cleared without another look.
-func (i *InFlight) IsSaved(image volume.ImageID) bool {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	return i.saved[image]
-}
-
-// SavedIn returns the names of a pool's images for which IsSaved is true, sorted.
+// SavedIn returns the names of a pool's images that were in flight until their volumes were
+// saved. Their intents may be cleared without another look.
 func (i *InFlight) SavedIn(pool volume.PoolID) []string {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -91,7 +74,6 @@ func (i *InFlight) SavedIn(pool volume.PoolID) []string {
 			names = append(names, image.Name)
 		}
 	}
-	slices.Sort(names)
 	return names
 }
 

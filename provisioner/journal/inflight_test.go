@@ -30,18 +30,15 @@ func TestInFlight(t *testing.T) {
 	}
 	check := func(what string, inA, inB, saved bool, wantEnded ...volume.PoolID) {
 		t.Helper()
-		for pool, want := range map[volume.PoolID]bool{poolA: inA, poolB: inB} {
+		for pool, want := range map[volume.PoolID]bool{poolA: inA || saved, poolB: inB} {
 			if got := j.InFlight.Has(pool, one); got != want {
 				t.Errorf("%s: in flight in pool %s: %v, want %v", what, pool.Pool, got, want)
 			}
 		}
-		if got := j.InFlight.IsSaved(poolA.Image("image-1")); got != saved {
-			t.Errorf("%s: saved: %v, want %v", what, got, saved)
-		}
 		if got := j.InFlight.SavedIn(poolA); (len(got) == 1) != saved || len(j.InFlight.SavedIn(poolB)) > 0 {
 			t.Errorf("%s: saved are %q, want it: %v", what, got, saved)
 		}
-		if j.InFlight.Has(poolA, two) || j.InFlight.IsSaved(poolA.Image("image-2")) {
+		if j.InFlight.Has(poolA, two) {
 			t.Errorf("%s: something else is known", what)
 		}
 		if diff := cmp.Diff(wantEnded, ended); diff != "" {
@@ -51,15 +48,15 @@ func TestInFlight(t *testing.T) {
 	}
 	j.InFlight.Saved("pvc-1", poolA.Image("image-1"))
 	check("a volume that others made", false, false, false)
-	entry := j.Begin(poolA, one)
+	end := j.Begin(poolA, one)
 	check("begun", true, false, false)
-	entry.End(failed)
+	end(failed)
 	check("failed", false, false, false, poolA)
-	j.Begin(poolA, one).End(nil)
+	j.Begin(poolA, one)(nil)
 	check("made", true, false, false)
-	j.Begin(poolB, one).End(failed)
+	j.Begin(poolB, one)(failed)
 	check("tried in another pool", false, false, false, poolA, poolB)
-	j.Begin(poolA, one).End(nil)
+	j.Begin(poolA, one)(nil)
 	j.InFlight.Saved("pvc-1", poolB.Image("image-1"))
 	j.InFlight.Saved("pvc-1", poolA.Image("image-2"))
 	j.InFlight.Saved("pvc-2", poolA.Image("image-1"))
@@ -72,9 +69,9 @@ func TestInFlight(t *testing.T) {
 	check("cleared elsewhere", false, false, true)
 	settle(poolA, "image-1", "image-2")
 	check("cleared", false, false, false)
-	j.Begin(poolA, one).End(nil)
+	j.Begin(poolA, one)(nil)
 	j.InFlight.Saved("pvc-1", poolA.Image("image-1"))
-	j.Begin(poolA, one).End(nil)
+	j.Begin(poolA, one)(nil)
 	check("made once more", true, false, false, poolA)
 }
 
@@ -83,9 +80,9 @@ func TestNothingInFlightWithoutIntents(t *testing.T) {
 	j := journal.New("", "ceph.com/rbd", "here")
 	j.InFlight.OnEnd(func(volume.PoolID) { t.Error("something ended") })
 	in := journal.Intent{Image: "image-1", Volume: "pvc-1"}
-	j.Begin(poolA, in).End(nil)
+	j.Begin(poolA, in)(nil)
 	j.InFlight.Saved("pvc-1", poolA.Image("image-1"))
-	if j.InFlight.Has(poolA, in) || j.InFlight.IsSaved(poolA.Image("image-1")) {
+	if j.InFlight.Has(poolA, in) || len(j.InFlight.SavedIn(poolA)) > 0 {
 		t.Error("it is remembered")
 	}
 }

@@ -5,9 +5,6 @@ package journal
 import (
 	"context"
 	"encoding/json"
-	"fmt"
-	"maps"
-	"slices"
 
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
@@ -42,58 +39,26 @@ type Intents struct {
 	Object string
 }
 
-// Kept reports whether intents are kept.
-func (i Intents) Kept() bool { return i.Object != "" }
-
 // Write writes an intent and replaces any for the same image. Its errors are those of
 // SetNotes.
 func (i Intents) Write(ctx context.Context, pool rbd.Notes, in Intent) error {
-	if !i.Kept() {
-		return nil
-	}
-	text, err := json.Marshal(in)
-	if err != nil {
-		return fmt.Errorf("intent for image %q: %w", in.Image, err)
-	}
-	return pool.SetNotes(ctx, i.Object, map[string][]byte{in.Image: text})
+	return writeNote(ctx, pool, i.Object, in.Image, in)
 }
 
 // Read returns the intents of a pool, sorted by image, and the images of unreadable ones:
 // another version may have written those, for example. Its errors are those of Notes.
 func (i Intents) Read(ctx context.Context, pool rbd.Notes) (intents []Intent, unreadable []string, err error) {
-	if !i.Kept() {
-		return nil, nil, nil
-	}
-	notes, err := pool.Notes(ctx, i.Object)
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, image := range slices.Sorted(maps.Keys(notes)) {
-		in, ok := parseIntent(image, notes[image])
-		if !ok {
-			unreadable = append(unreadable, image)
-			continue
-		}
-		intents = append(intents, in)
-	}
-	return intents, unreadable, nil
+	return readNotes(ctx, pool, i.Object, parseIntent)
 }
 
 // Of returns the intent for an image, or the zero Intent if there is none or it is
 // unreadable. Its errors are those of Notes.
 func (i Intents) Of(ctx context.Context, pool rbd.Notes, image string) (Intent, error) {
-	if !i.Kept() {
-		return Intent{}, nil
-	}
-	notes, err := pool.Notes(ctx, i.Object, image)
-	if err != nil {
+	found, _, err := readNotes(ctx, pool, i.Object, parseIntent, image)
+	if err != nil || len(found) == 0 {
 		return Intent{}, err
 	}
-	in, ok := parseIntent(image, notes[image])
-	if !ok {
-		return Intent{}, nil
-	}
-	return in, nil
+	return found[0], nil
 }
 
 // parseIntent reads the intent for an image, and reports whether it is complete.
@@ -106,8 +71,5 @@ func parseIntent(image string, text []byte) (in Intent, ok bool) {
 // Clear removes the intents for images. A missing one is not an error. Its errors are those
 // of RemoveNotes.
 func (i Intents) Clear(ctx context.Context, pool rbd.Notes, images ...string) error {
-	if !i.Kept() {
-		return nil
-	}
 	return clearNotes(ctx, pool, i.Object, images)
 }

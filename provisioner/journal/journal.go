@@ -11,7 +11,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
-	"slices"
 
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/volume"
@@ -24,7 +23,7 @@ type Journal struct {
 	Removals Removals
 	// Locks are the locks of images that this process works on.
 	Locks    Locks
-	InFlight *InFlight
+	InFlight InFlight
 }
 
 // unknownCluster stands for a Kubernetes cluster whose UID the provisioner may not read.
@@ -36,7 +35,9 @@ const unknownCluster = "unknown"
 // cluster with that UID. Without a UID, the journal keeps no intents: if the making of an
 // image is cut off, and its claim is then deleted, nothing knows of the image.
 func New(clusterUID, name, identity string) *Journal {
-	j := &Journal{InFlight: newInFlight(clusterUID != "")}
+	j := &Journal{InFlight: InFlight{
+		images: map[string]volume.ImageID{}, saved: map[volume.ImageID]bool{}, ended: func(volume.PoolID) {},
+	}}
 	if clusterUID != "" {
 		j.Intents.Object = objectName("intents", clusterUID, name, identity)
 	} else {
@@ -74,41 +75,21 @@ type Settler interface {
 	FinishRemovals(ctx context.Context, names ...string) error
 }
 
-// clearAtOnce is how many notes one call clears: an OSD handles each call in one go.
-const clearAtOnce = 500
-
-func clearNotes(ctx context.Context, pool rbd.Notes, object string, keys []string) error {
-	for part := range slices.Chunk(keys, clearAtOnce) {
-		if err := pool.RemoveNotes(ctx, object, part...); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// Entry is one image that is being made.
-type Entry struct {
-	journal *Journal
-	volume  string
-	image   volume.ImageID
-	unlock  func()
-}
-
-// Begin locks the image of an intent and records it as in flight. It waits for other
-// operations on the image. The caller must call End.
-func (j *Journal) Begin(pool volume.PoolID, in Intent) *Entry {
+// Begin locks the image of an intent and, where intents are kept, records it as in flight.
+// It waits for other operations on the image. The caller must call end, which unlocks the
+// image. If err is nil, the image stays in flight until its volume is saved. After an error,
+// the library may ask again or forget the claim: package orphan waits for the former, and
+// cleans up after the latter.
+func (j *Journal) Begin(pool volume.PoolID, in Intent) (end func(err error)) {
 	image := pool.Image(in.Image)
-	e := &Entry{journal: j, volume: in.Volume, image: image, unlock: j.Locks.Lock(image)}
-	j.InFlight.begin(in.Volume, image)
-	return e
-}
-
-// End unlocks the image. If err is nil, the image stays in flight until its volume is
-// saved. After an error, the library may ask again or forget the claim: package orphan
-// waits for the former, and cleans up after the latter.
-func (e *Entry) End(err error) {
-	if err != nil {
-		e.journal.InFlight.end(e.volume, e.image, false)
+	unlock := j.Locks.Lock(image)
+	if j.Intents.Object != "" {
+		j.InFlight.begin(in.Volume, image)
 	}
-	e.unlock()
+	return func(err error) {
+		if err != nil {
+			j.InFlight.end(in.Volume, image, false)
+		}
+		unlock()
+	}
 }

@@ -5,7 +5,6 @@ package journal
 import (
 	"context"
 	"encoding/json"
-	"maps"
 	"slices"
 	"time"
 
@@ -44,31 +43,23 @@ type Removals struct {
 // Write writes a pending deletion and replaces any for the same image. Its errors are those
 // of SetNotes.
 func (r Removals) Write(ctx context.Context, pool rbd.Notes, removal Removal) error {
-	text, err := json.Marshal(removal)
-	if err != nil {
-		return err // can't happen: every field can be written
-	}
-	return pool.SetNotes(ctx, r.Object, map[string][]byte{removal.ID: text})
+	return writeNote(ctx, pool, r.Object, removal.ID, removal)
 }
 
 // Read returns the pending deletions of a pool, the oldest first, and the image IDs of
 // unreadable ones: another version may have written those, for example. Its errors are
 // those of Notes.
 func (r Removals) Read(ctx context.Context, pool rbd.Notes) (removals []Removal, unreadable []string, err error) {
-	notes, err := pool.Notes(ctx, r.Object)
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, id := range slices.Sorted(maps.Keys(notes)) {
-		removal := Removal{ID: id}
-		if err := json.Unmarshal(notes[id], &removal); err != nil || removal.Image == "" || removal.At.IsZero() || removal.Keep < 0 {
-			unreadable = append(unreadable, id)
-			continue
-		}
-		removals = append(removals, removal)
-	}
+	removals, unreadable, err = readNotes(ctx, pool, r.Object, parseRemoval)
 	slices.SortStableFunc(removals, func(a, b Removal) int { return a.At.Compare(b.At) })
-	return removals, unreadable, nil
+	return removals, unreadable, err
+}
+
+// parseRemoval reads the pending deletion of an image, and reports whether it is complete.
+func parseRemoval(id string, text []byte) (r Removal, ok bool) {
+	r.ID = id
+	err := json.Unmarshal(text, &r)
+	return r, err == nil && r.Image != "" && !r.At.IsZero() && r.Keep >= 0
 }
 
 // Clear removes the pending deletions of images. A missing one is not an error. Its errors

@@ -137,7 +137,7 @@ func (o *Orphans) Visit(ctx context.Context, pool *access.Pool) error {
 			left = true
 			break
 		}
-		if slices.Contains(saved, in.Image) || o.config.Journal.InFlight.IsSaved(pool.ID.Image(in.Image)) {
+		if slices.Contains(saved, in.Image) {
 			continue // see Saved
 		}
 		outcome, settleErr := o.settle(ctx, pool, in)

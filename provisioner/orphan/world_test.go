@@ -187,9 +187,9 @@ func (w *world) make(t *testing.T, want image.Wanted) error {
 	t.Helper()
 	pool := w.open(t)
 	defer pool.Close()
-	entry := w.journal.Begin(pool.ID, want.Intent())
+	end := w.journal.Begin(pool.ID, want.Intent())
 	_, err := image.Maker{Pool: pool, Journal: w.journal, MaxCloneDepth: 4}.Make(w.withLog(t.Context()), want)
-	entry.End(err)
+	end(err)
 	return err
 }
 
