@@ -10,7 +10,10 @@ package journal
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/volume"
@@ -58,7 +61,7 @@ func objectName(what, clusterUID, name, identity string) string {
 // made, the removal of a half-made one with its name may have been cut off. Settle finishes
 // that removal first, because without an intent nothing looks for leftovers. Its errors are
 // those of FinishRemovals and RemoveNotes.
-func (j *Journal) Settle(ctx context.Context, pool Settler, id volume.PoolID, images ...string) error {
+func (j *Journal) Settle(ctx context.Context, pool rbd.Pool, id volume.PoolID, images ...string) error {
 	if err := pool.FinishRemovals(ctx, images...); err != nil {
 		return err
 	}
@@ -67,12 +70,6 @@ func (j *Journal) Settle(ctx context.Context, pool Settler, id volume.PoolID, im
 	}
 	j.InFlight.cleared(id, images...)
 	return nil
-}
-
-// Settler is what Settle needs of a pool.
-type Settler interface {
-	rbd.Notes
-	FinishRemovals(ctx context.Context, names ...string) error
 }
 
 // Begin locks the image of an intent and, where intents are kept, records it as in flight.
@@ -92,4 +89,50 @@ func (j *Journal) Begin(pool volume.PoolID, in Intent) (end func(err error)) {
 		}
 		unlock()
 	}
+}
+
+// The functions below keep notes in an object of a pool. With no object, there are none.
+
+func writeNote(ctx context.Context, pool rbd.Notes, object, key string, note any) error {
+	if object == "" {
+		return nil
+	}
+	text, err := json.Marshal(note)
+	if err != nil {
+		return err // can't happen: every field can be written
+	}
+	return pool.SetNotes(ctx, object, map[string][]byte{key: text})
+}
+
+// readNotes returns the notes that have one of the keys, or all if there is no key, sorted
+// by key, and the keys of those that parse does not accept.
+func readNotes[T any](ctx context.Context, pool rbd.Notes, object string,
+	parse func(key string, text []byte) (note T, ok bool), keys ...string) (notes []T, unreadable []string, err error) {
+	if object == "" {
+		return nil, nil, nil
+	}
+	texts, err := pool.Notes(ctx, object, keys...)
+	for _, key := range slices.Sorted(maps.Keys(texts)) {
+		if note, ok := parse(key, texts[key]); ok {
+			notes = append(notes, note)
+		} else {
+			unreadable = append(unreadable, key)
+		}
+	}
+	return notes, unreadable, err
+}
+
+// clearAtOnce is how many notes one call clears: an OSD handles each call in one go.
+const clearAtOnce = 500
+
+func clearNotes(ctx context.Context, pool rbd.Notes, object string, keys []string) error {
+	if object == "" {
+		return nil
+	}
+	for part := range slices.Chunk(keys, clearAtOnce) {
+		if err := pool.RemoveNotes(ctx, object, part...); err != nil {
+			return err
+		}
+	}
+	return nil
 }

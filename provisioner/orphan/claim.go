@@ -19,10 +19,10 @@ import (
 
 // claimWaits reports whether the claim of an intent exists and waits for a volume, or
 // has the intent's volume: then the image may be used.
-func (o *Orphans) claimWaits(ctx context.Context, in journal.Intent) (bool, error) {
+func (v visit) claimWaits(ctx context.Context, in journal.Intent) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
 	defer cancel()
-	claim, err := o.config.Claims.PersistentVolumeClaims(in.Namespace).Get(ctx, in.Claim, metav1.GetOptions{})
+	claim, err := v.Claims.PersistentVolumeClaims(in.Namespace).Get(ctx, in.Claim, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 		return false, nil
@@ -39,11 +39,11 @@ func (o *Orphans) claimWaits(ctx context.Context, in journal.Intent) (bool, erro
 // hasVolume reports whether a volume names the image of an intent. It asks the server
 // for the volume that the attempt would have made, since the cache may be behind; for
 // other volumes, made by hand, the cache will do.
-func (o *Orphans) hasVolume(ctx context.Context, pool volume.PoolID, in journal.Intent) (bool, error) {
+func (v visit) hasVolume(ctx context.Context, in journal.Intent) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
 	defer cancel()
 	// Listing one needs no further permission.
-	live, err := o.config.Volumes.PersistentVolumes().List(ctx, metav1.ListOptions{
+	live, err := v.Volumes.PersistentVolumes().List(ctx, metav1.ListOptions{
 		FieldSelector: fields.OneTermEqualSelector("metadata.name", in.Volume).String(),
 	})
 	if err != nil {
@@ -51,11 +51,11 @@ func (o *Orphans) hasVolume(ctx context.Context, pool volume.PoolID, in journal.
 	}
 	for i := range live.Items {
 		pv := &live.Items[i]
-		if volume.MayBeIn(pv, pool.FSID) && slices.Contains(volume.ImageKeys(pv), volume.ImageKey(pool.Pool, in.Image)) {
+		if volume.MayBeIn(pv, v.pool.ID.FSID) && slices.Contains(volume.ImageKeys(pv), volume.ImageKey(v.pool.ID.Pool, in.Image)) {
 			return true, nil
 		}
 	}
-	cached, err := o.config.Index.Of(pool.Image(in.Image))
+	cached, err := v.Index.Of(v.pool.ID.Image(in.Image))
 	if err != nil {
 		return false, err
 	}

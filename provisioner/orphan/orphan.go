@@ -23,7 +23,6 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/lease"
 	"ceph.com/rbd-provisioner/provisioner/pools"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
-	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
 const (
@@ -39,35 +38,24 @@ const (
 // Outcome says what became of a leftover image.
 type Outcome string
 
-// Settled receives these outcomes.
+// The outcomes that Settled receives.
 const (
 	// OutcomeRemoved: the image was removed.
 	OutcomeRemoved Outcome = "removed"
 	// OutcomeForeign: the image belongs to someone else, or has data. It stays, and is
 	// forgotten.
 	OutcomeForeign Outcome = "foreign"
-	// OutcomeKept: the image is in use, or could not be removed. Later visits retry,
-	// until they reach another outcome.
+	// OutcomeKept: the image is in use, or could not be removed. Later visits retry.
 	OutcomeKept Outcome = "kept"
 )
 
-// The other outcomes: there was nothing to clean up.
+// The other outcomes.
 const (
-	// outcomeSaved: there is a volume.
-	outcomeSaved Outcome = "saved"
-	// outcomeAbsent: there is no image.
-	outcomeAbsent Outcome = "absent"
-	// outcomeHeld: an operation of this process has the image.
-	outcomeHeld Outcome = "held"
-	// outcomeWaiting: the claim waits for its image, or the image's fate is not certain
-	// yet.
-	outcomeWaiting Outcome = "waiting"
+	outcomeSaved   Outcome = "saved"   // there is a volume
+	outcomeAbsent  Outcome = "absent"  // there is no image
+	outcomeHeld    Outcome = "held"    // this process is at work on the image
+	outcomeWaiting Outcome = "waiting" // the claim waits for its image, or not all is known
 )
-
-// counted reports whether Settled receives the outcome.
-func (o Outcome) counted() bool {
-	return o == OutcomeRemoved || o == OutcomeForeign || o == OutcomeKept
-}
 
 // left reports whether a later visit has to come back.
 func (o Outcome) left() bool { return o == OutcomeKept || o == outcomeWaiting }
@@ -88,16 +76,19 @@ type Config struct {
 	Settled func(Outcome)
 }
 
-// Orphans is a pools.Visitor. It is safe for concurrent use.
+// Orphans is a pools.Visitor: visits of one pool must come one after the other, those of
+// several may run at the same time.
 type Orphans struct {
 	config Config
+	// memories has the *memory of each volume.PoolID.
+	memories sync.Map
+}
 
-	mu sync.Mutex // guards the fields below
-	// known holds what earlier visits found out about images.
-	known map[volume.ImageID]knowledge
-	// said holds the pools for which the log says that they have intents of another
-	// version.
-	said map[volume.PoolID]bool
+// memory is what earlier visits found out about a pool.
+type memory struct {
+	images map[string]knowledge
+	// said tells that its intents of another version are in the log.
+	said bool
 }
 
 type knowledge struct {
@@ -105,6 +96,13 @@ type knowledge struct {
 	absent time.Time
 	// counted is the last outcome that was counted.
 	counted Outcome
+}
+
+// visit is one visit of a pool.
+type visit struct {
+	Config
+	pool   *access.Pool
+	memory *memory
 }
 
 // New returns Orphans, or an error that names the missing fields.
@@ -115,7 +113,7 @@ func New(c Config) (*Orphans, error) {
 	if c.Settled == nil {
 		c.Settled = func(Outcome) {}
 	}
-	return &Orphans{config: c, known: map[volume.ImageID]knowledge{}, said: map[volume.PoolID]bool{}}, nil
+	return &Orphans{config: c}, nil
 }
 
 // Visit implements pools.Visitor: it cleans up after the intents of a pool that are not
@@ -128,9 +126,17 @@ func (o *Orphans) Visit(ctx context.Context, pool *access.Pool) error {
 	if err != nil {
 		return err
 	}
-	o.sayUnreadable(ctx, pool.ID, unreadable)
-	o.forget(pool.ID, intents)
+	earlier, _ := o.memories.LoadOrStore(pool.ID, &memory{images: map[string]knowledge{}})
+	v := visit{o.config, pool, earlier.(*memory)}
+	maps.DeleteFunc(v.memory.images, func(image string, _ knowledge) bool {
+		return !slices.ContainsFunc(intents, func(in journal.Intent) bool { return in.Image == image })
+	})
 	left := len(unreadable) > 0
+	if left && !v.memory.said {
+		klog.FromContext(ctx).Info("Intents of another version are left alone", "pool", pool.ID.Pool,
+			"object", o.config.Journal.Intents.Object, "images", unreadable)
+	}
+	v.memory.said = left
 	begin := time.Now()
 	for _, in := range intents {
 		if time.Since(begin) > visitTimeout || ctx.Err() != nil {
@@ -140,7 +146,7 @@ func (o *Orphans) Visit(ctx context.Context, pool *access.Pool) error {
 		if slices.Contains(saved, in.Image) {
 			continue // see Saved
 		}
-		outcome, settleErr := o.settle(ctx, pool, in)
+		outcome, settleErr := v.settle(ctx, in)
 		if err == nil && errors.Is(settleErr, rbd.ErrPermissionDenied) {
 			err = settleErr
 		}
@@ -152,57 +158,28 @@ func (o *Orphans) Visit(ctx context.Context, pool *access.Pool) error {
 	return err
 }
 
-// sayUnreadable logs the images of unreadable intents, once.
-func (o *Orphans) sayUnreadable(ctx context.Context, pool volume.PoolID, images []string) {
-	o.mu.Lock()
-	said := o.said[pool]
-	o.said[pool] = len(images) > 0
-	o.mu.Unlock()
-	if !said && len(images) > 0 {
-		klog.FromContext(ctx).Info("Intents of another version are left alone", "pool", pool.Pool,
-			"object", o.config.Journal.Intents.Object, "images", images)
-	}
-}
-
-// forget drops what is known about images that no longer have an intent.
-func (o *Orphans) forget(pool volume.PoolID, intents []journal.Intent) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	noted := map[string]bool{}
-	for _, in := range intents {
-		noted[in.Image] = true
-	}
-	maps.DeleteFunc(o.known, func(id volume.ImageID, _ knowledge) bool { return id.PoolID == pool && !noted[id.Name] })
-}
-
 // settle cleans up after one intent. Its error, which it logs, says why an image was
 // kept.
-func (o *Orphans) settle(ctx context.Context, pool *access.Pool, in journal.Intent) (Outcome, error) {
-	logger := klog.FromContext(ctx).WithValues("image", in.Image, "pool", pool.ID.Pool,
+func (v visit) settle(ctx context.Context, in journal.Intent) (Outcome, error) {
+	logger := klog.FromContext(ctx).WithValues("image", in.Image, "pool", v.pool.ID.Pool,
 		"PVC", klog.KRef(in.Namespace, in.Claim), "PV", in.Volume)
-	ctx, end, err := o.config.Lease.Begin(klog.NewContext(ctx, logger))
+	ctx, end, err := v.Lease.Begin(klog.NewContext(ctx, logger))
 	if err != nil {
 		return outcomeWaiting, err
 	}
 	defer end()
-	id := pool.ID.Image(in.Image)
-	if o.config.Journal.InFlight.Has(pool.ID, in) {
-		return o.learn(id, outcomeHeld), nil // without waiting for its lock
+	if v.Journal.InFlight.Has(v.pool.ID, in) {
+		return v.learn(in.Image, outcomeHeld), nil // without waiting for its lock
 	}
-	defer o.config.Journal.Locks.Lock(id)()
-	// The intent may be out of date: this process may have begun with the claim. From
-	// here on it can't.
-	if o.config.Journal.InFlight.Has(pool.ID, in) {
-		return o.learn(id, outcomeHeld), nil
-	}
-	outcome, err := o.decide(ctx, pool, in)
+	defer v.Journal.Locks.Lock(v.pool.ID.Image(in.Image))()
+	outcome, err := v.decide(ctx, in)
 	if err != nil {
 		logger.V(2).Info("Kept what an earlier attempt left, will retry", "outcome", outcome, "err", err)
 	}
-	if outcome = o.learn(id, outcome); outcome.left() {
+	if outcome = v.learn(in.Image, outcome); outcome.left() || outcome == outcomeHeld {
 		return outcome, err
 	}
-	if err := o.clear(ctx, pool, in); err != nil {
+	if err := v.clear(ctx, in); err != nil {
 		logger.V(2).Info("An intent could not be cleared, will retry", "err", err)
 		return outcomeWaiting, err
 	}
@@ -211,13 +188,16 @@ func (o *Orphans) settle(ctx context.Context, pool *access.Pool, in journal.Inte
 
 // decide finds out what became of an image and its claim, and removes the image if no
 // one else ever will.
-func (o *Orphans) decide(ctx context.Context, pool *access.Pool, in journal.Intent) (Outcome, error) {
-	waits, err := o.claimWaits(ctx, in)
+func (v visit) decide(ctx context.Context, in journal.Intent) (Outcome, error) {
+	if v.Journal.InFlight.Has(v.pool.ID, in) {
+		return outcomeHeld, nil // begun since; it can't begin from here on
+	}
+	waits, err := v.claimWaits(ctx, in)
 	if err != nil {
 		return outcomeWaiting, err
 	}
 	// Last, so that it sees a volume that is saved meanwhile.
-	saved, err := o.hasVolume(ctx, pool.ID, in)
+	saved, err := v.hasVolume(ctx, in)
 	switch {
 	case err != nil:
 		return outcomeWaiting, err
@@ -226,14 +206,14 @@ func (o *Orphans) decide(ctx context.Context, pool *access.Pool, in journal.Inte
 	case waits:
 		return outcomeWaiting, nil
 	}
-	return o.discard(ctx, pool, in)
+	return v.discard(ctx, in)
 }
 
 // discard removes the image of an intent if the attempt made it and it is unused.
-func (o *Orphans) discard(ctx context.Context, pool *access.Pool, in journal.Intent) (Outcome, error) {
+func (v visit) discard(ctx context.Context, in journal.Intent) (Outcome, error) {
 	logger := klog.FromContext(ctx)
-	maker := image.Maker{Pool: pool, Journal: o.config.Journal}
-	fate, reason, err := maker.Discard(ctx, image.FromIntent(in, pool.ID, o.config.Identity, o.config.Cluster))
+	maker := image.Maker{Pool: v.pool, Journal: v.Journal}
+	fate, reason, err := maker.Discard(ctx, image.FromIntent(in, v.pool.ID, v.Identity, v.Cluster))
 	switch fate {
 	case image.Removed:
 		logger.Info("Removed an image that an earlier attempt made for a claim that is gone")
@@ -252,24 +232,21 @@ func (o *Orphans) discard(ctx context.Context, pool *access.Pool, in journal.Int
 
 // learn records the outcome of a visit and counts it. For an image that has not been
 // absent for long enough, it returns outcomeWaiting.
-func (o *Orphans) learn(id volume.ImageID, outcome Outcome) Outcome {
-	o.mu.Lock()
-	known := o.known[id]
+func (v visit) learn(image string, outcome Outcome) Outcome {
+	known := v.memory.images[image]
 	if outcome != outcomeAbsent {
 		known.absent = time.Time{}
 	} else if known.absent.IsZero() {
 		known.absent = time.Now()
 	}
-	news := outcome.counted() && outcome != known.counted
-	if news {
-		known.counted = outcome
+	switch outcome {
+	case OutcomeRemoved, OutcomeForeign, OutcomeKept:
+		if outcome != known.counted {
+			known.counted = outcome
+			v.Settled(outcome)
+		}
 	}
-	o.known[id] = known
-	o.mu.Unlock()
-
-	if news {
-		o.config.Settled(outcome)
-	}
+	v.memory.images[image] = known
 	if outcome == outcomeAbsent && time.Since(known.absent) < absentFor {
 		return outcomeWaiting
 	}
@@ -278,11 +255,26 @@ func (o *Orphans) learn(id volume.ImageID, outcome Outcome) Outcome {
 
 // clear clears an intent, but first removes the snapshot from which a clone was to be
 // made.
-func (o *Orphans) clear(ctx context.Context, pool *access.Pool, in journal.Intent) error {
+func (v visit) clear(ctx context.Context, in journal.Intent) error {
 	if in.SourceID != "" {
-		if err := pool.RemoveSnapshot(ctx, in.SourceID, image.CloneSnapshot(in.ClaimUID)); err != nil {
+		if err := v.pool.RemoveSnapshot(ctx, in.SourceID, image.CloneSnapshot(in.ClaimUID)); err != nil {
 			return err
 		}
 	}
-	return o.config.Journal.Settle(ctx, pool, pool.ID, in.Image)
+	return v.Journal.Settle(ctx, v.pool, v.pool.ID, in.Image)
+}
+
+// Saved is a pools.Visitor that clears the intents of images whose volumes this process
+// has saved: all of a pool in one call, without looking at anything. It is separate
+// from Orphans, whose visits may take long and come again late.
+type Saved struct{ Journal *journal.Journal }
+
+// Visit implements pools.Visitor. It returns the errors of Journal.Settle. If a stop
+// cuts it off, nothing is lost: the next leader finds the volumes.
+func (s Saved) Visit(ctx context.Context, pool *access.Pool) error {
+	images := s.Journal.InFlight.SavedIn(pool.ID)
+	if len(images) == 0 {
+		return nil
+	}
+	return s.Journal.Settle(ctx, pool, pool.ID, images...)
 }
