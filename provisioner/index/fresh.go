@@ -4,7 +4,6 @@ package index
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"time"
 
@@ -21,9 +20,8 @@ import (
 const (
 	// freshFor is how long after showing a volume's release the cache counts as knowing
 	// all volumes that name the same image. It surely knows what was in the API before
-	// the release, because it receives all volumes in the order of their changes.
-	// freshFor is longer than a call to Ceph may take, so that one request is enough for
-	// an attempt.
+	// the release, because it receives all volumes in the order of their changes. A call
+	// to Ceph takes less time, so that one request is enough for an attempt.
 	freshFor = 20 * time.Second
 	// cachePoll is how often CatchUp checks the cache, which takes some milliseconds to
 	// catch up.
@@ -41,13 +39,13 @@ type Freshness struct {
 	released *utilcache.Expiring
 }
 
-// NewFreshness returns the Freshness of a cache. Call Seen for every volume that the cache
-// shows. The client writes volumes.
+// NewFreshness returns the Freshness of a cache. The client writes volumes.
 func NewFreshness(volumes Volumes, client corev1client.PersistentVolumesGetter) *Freshness {
 	return &Freshness{volumes, client, utilcache.NewExpiring()}
 }
 
-// Seen records that the cache shows pv. before is what it showed until now; nil for none.
+// Seen records that the cache shows pv: call it for every volume. before is what the cache
+// showed until now; nil for none.
 func (f *Freshness) Seen(before, pv *corev1.PersistentVolume) {
 	// The same version again, as in a resync, is no news from the API server.
 	if Goes(pv) && (before == nil || before.ResourceVersion != pv.ResourceVersion) {
@@ -57,9 +55,9 @@ func (f *Freshness) Seen(before, pv *corev1.PersistentVolume) {
 
 // CatchUp returns once the cache has all volumes that were in the API when it was called,
 // and reports whether it had to wait for that. If the cache showed the release of pv a
-// moment ago, it has them, and CatchUp makes no request. Otherwise CatchUp changes pv
-// itself: once the cache shows this change, it has seen all earlier ones. That costs one
-// request, however many volumes there are.
+// moment ago, it has them. Otherwise CatchUp changes pv itself: once the cache shows this
+// change, it has seen all earlier ones. That costs one request, however many volumes there
+// are.
 func (f *Freshness) CatchUp(ctx context.Context, pv *corev1.PersistentVolume) (waited bool, err error) {
 	if _, fresh := f.released.Get(versionOf(pv)); fresh {
 		return false, nil
@@ -67,14 +65,9 @@ func (f *Freshness) CatchUp(ctx context.Context, pv *corev1.PersistentVolume) (w
 	ctx, cancel := context.WithTimeout(ctx, catchUpTimeout)
 	defer cancel()
 	begun := time.Now().UTC().Format(time.RFC3339Nano)
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
-		"uid":         pv.UID,
-		"annotations": map[string]string{volume.AnnDeletionBegun: begun},
-	}})
+	patch := fmt.Appendf(nil, `{"metadata":{"uid":%q,"annotations":{%q:%q}}}`, pv.UID, volume.AnnDeletionBegun, begun)
+	_, err = f.client.PersistentVolumes().Patch(ctx, pv.Name, types.MergePatchType, patch, metav1.PatchOptions{})
 	if err != nil {
-		return true, err
-	}
-	if _, err := f.client.PersistentVolumes().Patch(ctx, pv.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 		return true, fmt.Errorf("note in the volume that its image is about to be removed: %w", err)
 	}
 	err = wait.PollUntilContextCancel(ctx, cachePoll, true, func(context.Context) (bool, error) {

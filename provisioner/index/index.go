@@ -20,11 +20,10 @@ const byImage = "image"
 // Indexers returns the indexers that the cache of volumes needs.
 func Indexers() cache.Indexers {
 	return cache.Indexers{byImage: func(obj any) ([]string, error) {
-		pv, ok := obj.(*corev1.PersistentVolume)
-		if !ok {
-			return nil, nil
+		if pv, ok := obj.(*corev1.PersistentVolume); ok {
+			return volume.ImageKeys(pv), nil
 		}
-		return volume.ImageKeys(pv), nil
+		return nil, nil
 	}}
 }
 
@@ -60,13 +59,10 @@ func Goes(pv *corev1.PersistentVolume) bool {
 // deleted volume's image, that may be another volume, or one restored from a backup.
 func (v Volumes) Stays(image volume.ImageID) (*corev1.PersistentVolume, error) {
 	volumes, err := v.Of(image)
-	if err != nil {
-		return nil, err
-	}
 	for _, pv := range volumes {
 		if !Goes(pv) {
 			return pv, nil
 		}
 	}
-	return nil, nil
+	return nil, err
 }
