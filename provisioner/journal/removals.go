@@ -17,18 +17,17 @@ import (
 type Removal struct {
 	// ID is the ID of the image, and the key of its pending deletion.
 	ID string `json:"-"`
-	// Image is the name that the image had.
-	Image string `json:"image"`
-	// Volume is the name of its PersistentVolume.
+	// Image is the name that the image had, Volume that of its PersistentVolume.
+	Image  string `json:"image"`
 	Volume string `json:"volume"`
 	// At is when the move began, by the clock of the replica that began it.
 	At time.Time `json:"at"`
 	// Keep is how long the trash keeps the image.
 	Keep time.Duration `json:"keep,omitempty"`
-	// SizeBytes is the size of the image.
+	// SizeBytes is the image's size, Parent the ID of the image that it is a clone of;
+	// empty for none.
 	SizeBytes uint64 `json:"sizeBytes"`
-	// Parent is the ID of the image that it is a clone of; empty for none.
-	Parent string `json:"parent,omitempty"`
+	Parent    string `json:"parent,omitempty"`
 }
 
 // Due returns the earliest time at which the image may be removed.

@@ -39,11 +39,10 @@ var ErrLeft = errors.New("something is left to be done in the pool")
 
 // Visitor looks at pools.
 type Visitor interface {
-	// Visit looks at one pool, which it does not close. Nil means that nothing is left
-	// to do there. After ErrLeft, or any other error, which Rounds logs once, Rounds
-	// calls it again by the retry policy of package work; after work.Later, when that
-	// says so. Visits of one pool come one after the other, those of several pools at
-	// the same time.
+	// Visit looks at one pool, which it does not close. Nil means that nothing is left to
+	// do there. After ErrLeft, or any other error, which Rounds logs once, Rounds calls it
+	// again by the retry policy of package work; after work.Later, when that says so.
+	// Visits of one pool come one after the other, those of several at the same time.
 	Visit(ctx context.Context, pool *access.Pool) error
 }
 
@@ -153,11 +152,7 @@ func (r *Rounds) ask(pool volume.PoolID, after time.Duration) {
 // do makes a visit, or looks for pools.
 func (r *Rounds) do(ctx context.Context, v visit) error {
 	if v.visitor == nil {
-		err := r.look(ctx, v.pool.Pool)
-		if err == nil && v.pool.Pool == "" {
-			return work.Later(lookEvery)
-		}
-		return err
+		return r.look(ctx, v.pool.Pool)
 	}
 	r.mu.Lock()
 	r.pending[v] = false
@@ -179,8 +174,9 @@ func (r *Rounds) do(ctx context.Context, v visit) error {
 	return nil
 }
 
-// look finds new pools. It tries the ways of which nobody knows where they lead, and those
-// to pools of a name: they may lead to another cluster by now.
+// look finds new pools. It tries the ways of which nobody knows where they lead. If name is
+// not empty, it also tries those to pools of that name, which may lead to another cluster by
+// now, and does not come again.
 func (r *Rounds) look(ctx context.Context, name string) error {
 	ways := r.list()
 	var unknown []way
@@ -206,7 +202,10 @@ func (r *Rounds) look(ctx context.Context, name string) error {
 			return err
 		})
 	}
-	return opening.Wait()
+	if err := opening.Wait(); err != nil || name != "" {
+		return err
+	}
+	return work.Later(lookEvery)
 }
 
 // first has a new pool visited. The caller holds r.mu.
@@ -279,11 +278,9 @@ func (r *Rounds) list() []way {
 	}
 	classes, _ := r.config.Classes.List(labels.Everything()) // a cache has no errors
 	for _, class := range classes {
-		if class.Provisioner != r.config.Name {
-			continue
-		}
 		// Events on its claims report a faulty class.
-		if location, err := storageclass.ParseLocation(class.Parameters); err == nil {
+		location, err := storageclass.ParseLocation(class.Parameters)
+		if err == nil && class.Provisioner == r.config.Name {
 			add(location, volume.PoolID{})
 		}
 	}
