@@ -16,39 +16,11 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 )
 
-// cloneCrashes are the moments at which a process dies while it makes a clone that is
-// larger than its source.
-func cloneCrashes() map[string]rbdtest.FakeFault {
-	return map[string]rbdtest.FakeFault{
-		"before the intent":            {Call: rbdtest.CallSetNotes},
-		"after the intent":             {Call: rbdtest.CallSetNotes, TakesEffect: true},
-		"before the snapshot":          {Call: rbdtest.CallSnapshotImage},
-		"after the snapshot":           {Call: rbdtest.CallSnapshotImage, TakesEffect: true},
-		"before the clone":             {Call: rbdtest.CallCloneImage},
-		"in the clone":                 {Call: rbdtest.CallCloneImage, HalfWay: true},
-		"after the clone":              {Call: rbdtest.CallCloneImage, TakesEffect: true},
-		"before the snapshot's end":    {Call: rbdtest.CallRemoveSnapshot},
-		"after the snapshot's end":     {Call: rbdtest.CallRemoveSnapshot, TakesEffect: true},
-		"before it grows":              {Call: rbdtest.CallGrowImage},
-		"after it has grown":           {Call: rbdtest.CallGrowImage, TakesEffect: true},
-		"before the mark":              {Call: rbdtest.CallSetMetadata},
-		"after the mark":               {Call: rbdtest.CallSetMetadata, TakesEffect: true},
-		"before the source is seen":    {Call: rbdtest.CallImage, Image: testImage},
-		"before it is known to be new": {Call: rbdtest.CallImage, Image: cloneImage},
-		"before the journal is read":   {Call: rbdtest.CallNotes},
-	}
-}
-
 // cutOff lets a process die while it makes the clone.
 func (f *cloneFixture) cutOff(t *testing.T, fault rbdtest.FakeFault) {
 	t.Helper()
 	f.change(t, func(c *corev1.PersistentVolumeClaim) { c.Spec.Resources.Requests = storage("2Gi") })
-	// Later calls fail, too: a dead process cleans nothing up.
-	fault.Err = errors.New("killed")
-	f.ceph.Fake(fault)
-	if fault.Call == rbdtest.CallCloneImage || fault.Call == rbdtest.CallSnapshotImage {
-		f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallRemoveSnapshot, Err: errors.New("killed")})
-	}
+	f.ceph.FakeCrash(fault)
 	if _, _, err := f.provision(t.Context(), t); err == nil {
 		t.Fatal("it made a volume")
 	}

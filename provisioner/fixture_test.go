@@ -334,43 +334,16 @@ func (f FakeResolver) LookupNetIP(_ context.Context, _, host string) ([]netip.Ad
 	return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
 }
 
-// FakeConnector counts connections, and can show images that the cluster in memory does
-// not have.
+// FakeConnector counts connections.
 type FakeConnector struct {
 	rbd.Connector
 	connects atomic.Int32
-	// show changes what a cluster says about an image; nil for no change.
-	show func(*rbd.Image)
 }
 
 // Connect implements rbd.Connector.
 func (c *FakeConnector) Connect(ctx context.Context, creds rbd.Credentials) (rbd.Cluster, error) {
 	c.connects.Add(1)
-	cluster, err := c.Connector.Connect(ctx, creds)
-	return fakeCluster{cluster, c}, err
-}
-
-type fakeCluster struct {
-	rbd.Cluster
-	connector *FakeConnector
-}
-
-func (c fakeCluster) OpenPool(ctx context.Context, name string) (rbd.Pool, error) {
-	pool, err := c.Cluster.OpenPool(ctx, name)
-	return fakePool{pool, c.connector}, err
-}
-
-type fakePool struct {
-	rbd.Pool
-	connector *FakeConnector
-}
-
-func (p fakePool) Image(ctx context.Context, name string) (rbd.Image, error) {
-	image, err := p.Pool.Image(ctx, name)
-	if err == nil && p.connector.show != nil {
-		p.connector.show(&image)
-	}
-	return image, err
+	return c.Connector.Connect(ctx, creds)
 }
 
 func addresses(texts ...string) []netip.Addr {

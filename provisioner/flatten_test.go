@@ -176,11 +176,11 @@ func testCloneLimits(t *testing.T) {
 		{480, 0, "has nearly as many snapshots and clones as Linux can map an image with"},
 	} {
 		f := newCloneFixture(t)
-		f.connector.show = func(image *rbd.Image) {
+		f.ceph.FakeImages(func(image *rbd.Image) {
 			if image.ID == f.before.ID {
 				image.Kept = test.has
 			}
-		}
+		})
 		_, _, err := f.provision(t.Context(), t)
 		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%d snapshots: got %v", test.has, err)

@@ -52,10 +52,10 @@ func TestConflict(t *testing.T) {
 		{"a larger one", rbd.ImageSpec{SizeBytes: 2 << 30}, testMarks(), nothing, "its size differs"},
 		{"a larger one without marks", rbd.ImageSpec{SizeBytes: 2 << 30}, nil, nothing, "its size differs"},
 		{"one with more features", plain, testMarks(), func(_ *testing.T, f *fixture) {
-			f.connector.show = func(i *rbd.Image) { i.Features = []string{"exclusive-lock", rbd.FeatureLayering} }
+			f.ceph.FakeImages(func(i *rbd.Image) { i.Features = []string{"exclusive-lock", rbd.FeatureLayering} })
 		}, "its features differ"},
 		{"one without features", plain, testMarks(), func(_ *testing.T, f *fixture) {
-			f.connector.show = func(i *rbd.Image) { i.Features = nil }
+			f.ceph.FakeImages(func(i *rbd.Image) { i.Features = nil })
 		}, "its features differ"},
 		{"one with a data pool that the class does not name", rbd.ImageSpec{SizeBytes: 1 << 30, DataPool: "data"}, testMarks(), nothing,
 			"its features differ"},

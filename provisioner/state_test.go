@@ -16,7 +16,7 @@ import (
 // claim is gone by then.
 func TestCloneStates(t *testing.T) {
 	const noChange, background = controller.ProvisioningNoChange, controller.ProvisioningInBackground
-	crashes := cloneCrashes()
+	crashes := rbdtest.CloneCrashes(testImage, cloneImage)
 	for _, test := range []struct {
 		name  string
 		fault rbdtest.FakeFault

@@ -15,7 +15,7 @@ import (
 
 // TestCloneCutOff kills a process at each moment; the next process makes the clone.
 func TestCloneCutOff(t *testing.T) {
-	for name, fault := range cloneCrashes() {
+	for name, fault := range rbdtest.CloneCrashes(testImage, cloneImage) {
 		t.Run(name, func(t *testing.T) {
 			w := newCloneWorld(t)
 			w.cutOff(t, fault)
@@ -29,9 +29,9 @@ func TestCloneCutOff(t *testing.T) {
 // TestCloneCutOffTwice kills two processes, each at each moment; the third one makes the
 // clone. If the second process does not reach its moment, it has made the clone.
 func TestCloneCutOffTwice(t *testing.T) {
-	crashes := cloneCrashes()
+	crashes := rbdtest.CloneCrashes(testImage, cloneImage)
 	// Moments that only a second process reaches.
-	second := cloneCrashes()
+	second := rbdtest.CloneCrashes(testImage, cloneImage)
 	second["before it is known to be whole"] = rbdtest.FakeFault{Call: rbdtest.CallHasClone}
 	second["before what is half-made goes"] = rbdtest.FakeFault{Call: rbdtest.CallRemoveImage}
 	second["while what is half-made goes"] = rbdtest.FakeFault{Call: rbdtest.CallRemoveImage, HalfWay: true}
@@ -41,18 +41,14 @@ func TestCloneCutOffTwice(t *testing.T) {
 			t.Run(name+", "+again, func(t *testing.T) {
 				w := newCloneWorld(t)
 				w.cutOff(t, fault)
-				next.Err = errKilled
-				w.ceph.Fake(next)
-				if next.Call == rbdtest.CallCloneImage || next.Call == rbdtest.CallSnapshotImage {
-					w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallRemoveSnapshot, Err: errKilled})
-				}
-				if _, err := w.Make(t.Context(), w.want); err != nil && !errors.Is(err, errKilled) {
+				w.ceph.FakeCrash(next)
+				if _, err := w.Make(t.Context(), w.want); err != nil && !errors.Is(err, rbdtest.ErrKilled) {
 					t.Errorf("got %v", err)
 				}
 				w.ceph.ClearFaults()
 				w.checkMakes(t)
 				// What a removal that was cut off left goes when the intent does.
-				if err := w.Journal.Settle(t.Context(), w.Pool.(FakePool), w.want.Image.PoolID, cloneImage); err != nil {
+				if err := w.Journal.Settle(t.Context(), w.Pool.(rbd.Pool), w.want.Image.PoolID, cloneImage); err != nil {
 					t.Error(err)
 				}
 				w.checkClone(t)
@@ -65,7 +61,7 @@ func TestCloneCutOffTwice(t *testing.T) {
 // TestCloneDiscarded kills a process at each moment, and the claim is gone when the next
 // one comes. Nothing is left but the snapshot, which the intent names.
 func TestCloneDiscarded(t *testing.T) {
-	for name, fault := range cloneCrashes() {
+	for name, fault := range rbdtest.CloneCrashes(testImage, cloneImage) {
 		t.Run(name, func(t *testing.T) {
 			w := newCloneWorld(t)
 			w.cutOff(t, fault)
@@ -89,7 +85,7 @@ func TestCloneDiscarded(t *testing.T) {
 // TestCloneFind: a claim was deleted while its clone was made. If the clone was made, it
 // is found; otherwise nothing is.
 func TestCloneFind(t *testing.T) {
-	for name, fault := range cloneCrashes() {
+	for name, fault := range rbdtest.CloneCrashes(testImage, cloneImage) {
 		t.Run(name, func(t *testing.T) {
 			w := newCloneWorld(t)
 			w.cutOff(t, fault)
@@ -178,12 +174,12 @@ func TestCloneOfSourceThatGrew(t *testing.T) {
 	t.Run("a clone of before that is too large", func(t *testing.T) {
 		w := newCloneWorld(t)
 		w.cutOff(t, rbdtest.FakeFault{Call: rbdtest.CallRemoveSnapshot})
-		w.show = func(i *rbd.Image) { // which was larger then
+		w.ceph.FakeImages(func(i *rbd.Image) { // which was larger then
 			if i.Parent != "" && i.Metadata[volume.MetaVolume] == "pvc-1234" {
 				i.SizeBytes = 3 * gib
-				w.show = nil
+				w.ceph.FakeImages(nil)
 			}
-		}
+		})
 		w.checkMakes(t)
 		w.checkClone(t)
 	})
@@ -222,7 +218,7 @@ func TestCloneSourceGone(t *testing.T) {
 			w := newCloneWorld(t)
 			w.want.SizeBytes = 2 * gib
 			w.checkMakes(t)
-			if err := w.Pool.(FakePool).TrashImage(t.Context(), testImage, 0); err != nil {
+			if err := w.Pool.(rbd.Pool).TrashImage(t.Context(), testImage, 0); err != nil {
 				t.Fatal(err)
 			}
 			w.want.Source = &source

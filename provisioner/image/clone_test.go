@@ -151,11 +151,11 @@ func TestCloneConflict(t *testing.T) {
 		{"a clone of another image without metadata", of(nil), "it is not a clone of the claim's source: rename or remove it"},
 		{"one of other features", func(t *testing.T, w *cloneWorld) {
 			seed(gib, nil)(t, w)
-			w.show = func(i *rbd.Image) {
+			w.ceph.FakeImages(func(i *rbd.Image) {
 				if len(i.Metadata) == 0 {
 					i.Features = []string{"journaling", rbd.FeatureLayering}
 				}
-			}
+			})
 		}, "its features differ: rename or remove it"},
 		{"one with another data pool", func(t *testing.T, w *cloneWorld) {
 			w.want.DataPool = "data"

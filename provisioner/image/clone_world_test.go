@@ -65,14 +65,9 @@ func (w *cloneWorld) checkMakes(t *testing.T) {
 func (w *cloneWorld) cutOff(t *testing.T, fault rbdtest.FakeFault) {
 	t.Helper()
 	w.want.SizeBytes = 2 * gib
-	// Later calls fail, too: a dead process cleans nothing up.
-	fault.Err = errKilled
-	w.ceph.Fake(fault)
-	if fault.Call == rbdtest.CallCloneImage || fault.Call == rbdtest.CallSnapshotImage {
-		w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallRemoveSnapshot, Err: errKilled})
-	}
-	if _, err := w.Make(t.Context(), w.want); !errors.Is(err, errKilled) {
-		t.Fatalf("got %v, want %v", err, errKilled)
+	w.ceph.FakeCrash(fault)
+	if _, err := w.Make(t.Context(), w.want); !errors.Is(err, rbdtest.ErrKilled) {
+		t.Fatalf("got %v, want %v", err, rbdtest.ErrKilled)
 	}
 	w.ceph.ClearFaults()
 }
@@ -144,29 +139,6 @@ func (w *cloneWorld) chain(t *testing.T, n int) {
 func (w *cloneWorld) retire() {
 	w.ceph.ClearMetadata(testPool, testImage)
 	w.before, _ = w.ceph.Image(testPool, testImage)
-}
-
-// cloneCrashes are the moments at which a process dies while it makes a clone that is
-// larger than its source.
-func cloneCrashes() map[string]rbdtest.FakeFault {
-	return map[string]rbdtest.FakeFault{
-		"before the intent":            {Call: rbdtest.CallSetNotes},
-		"after the intent":             {Call: rbdtest.CallSetNotes, TakesEffect: true},
-		"before the snapshot":          {Call: rbdtest.CallSnapshotImage},
-		"after the snapshot":           {Call: rbdtest.CallSnapshotImage, TakesEffect: true},
-		"before the clone":             {Call: rbdtest.CallCloneImage},
-		"in the clone":                 {Call: rbdtest.CallCloneImage, HalfWay: true},
-		"after the clone":              {Call: rbdtest.CallCloneImage, TakesEffect: true},
-		"before the snapshot's end":    {Call: rbdtest.CallRemoveSnapshot},
-		"after the snapshot's end":     {Call: rbdtest.CallRemoveSnapshot, TakesEffect: true},
-		"before it grows":              {Call: rbdtest.CallGrowImage},
-		"after it has grown":           {Call: rbdtest.CallGrowImage, TakesEffect: true},
-		"before the mark":              {Call: rbdtest.CallSetMetadata},
-		"after the mark":               {Call: rbdtest.CallSetMetadata, TakesEffect: true},
-		"before the source is seen":    {Call: rbdtest.CallImage, Image: testImage},
-		"before it is known to be new": {Call: rbdtest.CallImage, Image: cloneImage},
-		"before the journal is read":   {Call: rbdtest.CallNotes},
-	}
 }
 
 // metadataOf returns those of the source's marks that a clone of another owner's image

@@ -37,17 +37,16 @@ func TestDiscardCutOff(t *testing.T) {
 		"in the removal":           {Call: rbdtest.CallRemoveImage, HalfWay: true},
 		"after the removal":        {Call: rbdtest.CallRemoveImage, TakesEffect: true},
 	}
-	for name, fault := range crashes() {
+	for name, fault := range rbdtest.CreateCrashes() {
 		for removal, second := range removals {
 			t.Run(name+", "+removal, func(t *testing.T) {
 				w := newWorld(t)
 				w.cutOff(t, fault)
 				there := len(w.ceph.Images(testPool)) > 0
 				if second.Call != "" {
-					second.Err = errKilled
-					w.ceph.Fake(second)
+					w.ceph.FakeCrash(second)
 					fate, reason, err := w.discard(t)
-					if err != nil && (fate != image.Kept || reason != "" || !errors.Is(err, errKilled)) {
+					if err != nil && (fate != image.Kept || reason != "" || !errors.Is(err, rbdtest.ErrKilled)) {
 						t.Errorf("got %s, %q, error %v", fate, reason, err)
 					}
 					w.ceph.ClearFaults()
@@ -88,11 +87,11 @@ func TestDiscardLeaves(t *testing.T) {
 		{"one of another size", rbd.ImageSpec{SizeBytes: 2 * gib}, map[string]string{}, nothing, image.Foreign, "its size differs", nil},
 		{"one of another size, without marks", rbd.ImageSpec{SizeBytes: 2 * gib}, nil, nothing, image.Foreign, "its size differs", nil},
 		{"one of other features", plain, nil, func(w *world) {
-			w.show = func(i *rbd.Image) { i.Features = append(i.Features, "object-map") }
+			w.ceph.FakeImages(func(i *rbd.Image) { i.Features = append(i.Features, "object-map") })
 		}, image.Foreign, "its features differ", nil},
 		{"one with another data pool", rbd.ImageSpec{SizeBytes: gib, DataPool: "data"}, nil, func(w *world) { w.want.DataPool = "other" },
 			image.Foreign, "its data pool differs", nil},
-		{"a clone", plain, map[string]string{}, func(w *world) { w.show = func(i *rbd.Image) { i.Parent = "10" } },
+		{"a clone", plain, map[string]string{}, func(w *world) { w.ceph.FakeImages(func(i *rbd.Image) { i.Parent = "10" }) },
 			image.Foreign, "it is a clone of another image", nil},
 		{"one with data", plain, map[string]string{}, func(w *world) { w.ceph.Write(testPool, testImage) }, image.Foreign, "it has data", nil},
 		{"one in use", plain, map[string]string{}, watch, image.Kept, "", rbd.ErrImageInUse},

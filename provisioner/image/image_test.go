@@ -15,26 +15,12 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// crashes are the moments at which a process dies while it makes an image.
-func crashes() map[string]rbdtest.FakeFault {
-	return map[string]rbdtest.FakeFault{
-		"before the intent": {Call: rbdtest.CallSetNotes},
-		"after the intent":  {Call: rbdtest.CallSetNotes, TakesEffect: true},
-		"before the image":  {Call: rbdtest.CallCreateImage},
-		"in the image":      {Call: rbdtest.CallCreateImage, HalfWay: true},
-		"after the image":   {Call: rbdtest.CallCreateImage, TakesEffect: true},
-		"before the mark":   {Call: rbdtest.CallSetMetadata},
-		"after the mark":    {Call: rbdtest.CallSetMetadata, TakesEffect: true},
-	}
-}
-
 // cutOff lets a process die while it makes the image.
 func (w *world) cutOff(t *testing.T, fault rbdtest.FakeFault) {
 	t.Helper()
-	fault.Err = errKilled
-	w.ceph.Fake(fault)
-	if _, err := w.Make(t.Context(), w.want); !errors.Is(err, errKilled) {
-		t.Fatalf("got %v, want %v", err, errKilled)
+	w.ceph.FakeCrash(fault)
+	if _, err := w.Make(t.Context(), w.want); !errors.Is(err, rbdtest.ErrKilled) {
+		t.Fatalf("got %v, want %v", err, rbdtest.ErrKilled)
 	}
 }
 
@@ -60,7 +46,7 @@ func TestMakeWithDataPool(t *testing.T) {
 
 // TestMakeCutOff kills a process at each moment; the next process makes the image.
 func TestMakeCutOff(t *testing.T) {
-	for name, fault := range crashes() {
+	for name, fault := range rbdtest.CreateCrashes() {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
 			w.cutOff(t, fault)
@@ -92,7 +78,7 @@ func TestMakeCutOffTwice(t *testing.T) {
 // TestFindCutOff kills a process at each moment, and the claim is gone when the next one
 // comes. That finds the image if there is one, and makes none.
 func TestFindCutOff(t *testing.T) {
-	for name, fault := range crashes() {
+	for name, fault := range rbdtest.CreateCrashes() {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
 			w.cutOff(t, fault)
@@ -157,7 +143,7 @@ func TestConflict(t *testing.T) {
 	nothing := func(*testing.T, *world) {}
 	wantData := func(_ *testing.T, w *world) { w.want.DataPool = "data" }
 	features := func(features ...string) func(*testing.T, *world) {
-		return func(_ *testing.T, w *world) { w.show = func(i *rbd.Image) { i.Features = features } }
+		return func(_ *testing.T, w *world) { w.ceph.FakeImages(func(i *rbd.Image) { i.Features = features }) }
 	}
 	plain := rbd.ImageSpec{SizeBytes: gib}
 	all := map[string]string{volume.MetaVolume: "pvc-1234", volume.MetaIdentity: testIdentity, volume.MetaCluster: testCluster}
@@ -199,7 +185,7 @@ func TestConflict(t *testing.T) {
 		{"one that names the claim alone and has a snapshot", plain, map[string]string{volume.MetaClaim: "data"}, snapshot,
 			": its metadata names no owner, and it has snapshots" + remedy},
 		{"a clone", plain, all, func(_ *testing.T, w *world) {
-			w.show = func(i *rbd.Image) { i.Parent = "10" }
+			w.ceph.FakeImages(func(i *rbd.Image) { i.Parent = "10" })
 		}, ": it is a clone of another image" + remedy},
 		{"one that was to be flattened", plain, with("rbd.ceph.com/flattening", "pending"), nothing, ": it was to be flattened"},
 	} {
@@ -298,9 +284,9 @@ func TestIntent(t *testing.T) {
 func TestRemoveIfThere(t *testing.T) {
 	w := newWorld(t)
 	w.seed(t, testImage, rbd.ImageSpec{SizeBytes: gib}, nil)
-	w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallRemoveImage, Err: errKilled, HalfWay: true})
-	if err := image.RemoveIfThere(t.Context(), w.Pool, testImage); !errors.Is(err, errKilled) {
-		t.Fatalf("got %v, want %v", err, errKilled)
+	w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallRemoveImage, Err: rbdtest.ErrKilled, HalfWay: true})
+	if err := image.RemoveIfThere(t.Context(), w.Pool, testImage); !errors.Is(err, rbdtest.ErrKilled) {
+		t.Fatalf("got %v, want %v", err, rbdtest.ErrKilled)
 	}
 	w.seed(t, testImage, rbd.ImageSpec{SizeBytes: gib}, nil)
 	for range 2 {

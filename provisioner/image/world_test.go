@@ -3,7 +3,6 @@
 package image_test
 
 import (
-	"context"
 	"errors"
 	"maps"
 	"slices"
@@ -26,14 +25,10 @@ const (
 	gib          = 1 << 30
 )
 
-var errKilled = errors.New("killed")
-
 // world has a Maker and its Ceph cluster.
 type world struct {
 	image.Maker
 	ceph *rbdtest.Cluster
-	// show changes what Ceph says about an image; nil changes nothing.
-	show func(*rbd.Image)
 	want image.Wanted
 }
 
@@ -53,7 +48,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(pool.Close)
-	w.Maker = image.Maker{Pool: FakePool{pool, w}, MaxCloneDepth: 4}
+	w.Maker = image.Maker{Pool: pool, MaxCloneDepth: 4}
 	w.setJournal(testCluster)
 	w.want = image.Wanted{
 		Image:     volume.PoolID{FSID: w.ceph.FSID(), Pool: testPool}.Image(testImage),
@@ -67,21 +62,6 @@ func newWorld(t *testing.T) *world {
 // setJournal gives the Maker the journal of a cluster with a UID.
 func (w *world) setJournal(uid string) {
 	w.Journal = journal.New(uid, "ceph.com/rbd", testIdentity)
-}
-
-// FakePool shows images that the cluster in memory does not have.
-type FakePool struct {
-	rbd.Pool
-	world *world
-}
-
-// Image implements rbd.Pool.
-func (p FakePool) Image(ctx context.Context, name string) (rbd.Image, error) {
-	image, err := p.Pool.Image(ctx, name)
-	if err == nil && p.world.show != nil {
-		p.world.show(&image)
-	}
-	return image, err
 }
 
 // marks returns the metadata of the wanted image with some entries replaced; an empty

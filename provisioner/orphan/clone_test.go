@@ -45,12 +45,7 @@ func (w *world) clone() image.Wanted {
 // cutOff lets a process die while it makes the clone.
 func (w *world) cutOff(t *testing.T, fault rbdtest.FakeFault) {
 	t.Helper()
-	// Calls after it fail, too: a process that is dead cleans nothing up.
-	fault.Err = errors.New("killed")
-	w.ceph.Fake(fault)
-	if fault.Call == rbdtest.CallCloneImage || fault.Call == rbdtest.CallSnapshotImage {
-		w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallRemoveSnapshot, Err: errors.New("killed")})
-	}
+	w.ceph.FakeCrash(fault)
 	if err := w.make(t, w.clone()); err == nil {
 		t.Fatal("it made the clone")
 	}
@@ -71,32 +66,10 @@ func (w *world) checkNoClone(t *testing.T) {
 	checkSame(t, "what the source has", content, w.ceph.Data(testPool, testImage))
 }
 
-// cloneCrashes are the moments at which a process dies that makes the clone.
-func cloneCrashes() map[string]rbdtest.FakeFault {
-	return map[string]rbdtest.FakeFault{
-		"before the intent":            {Call: rbdtest.CallSetNotes},
-		"after the intent":             {Call: rbdtest.CallSetNotes, TakesEffect: true},
-		"before the snapshot":          {Call: rbdtest.CallSnapshotImage},
-		"after the snapshot":           {Call: rbdtest.CallSnapshotImage, TakesEffect: true},
-		"before the clone":             {Call: rbdtest.CallCloneImage},
-		"in the clone":                 {Call: rbdtest.CallCloneImage, HalfWay: true},
-		"after the clone":              {Call: rbdtest.CallCloneImage, TakesEffect: true},
-		"before the snapshot's end":    {Call: rbdtest.CallRemoveSnapshot},
-		"after the snapshot's end":     {Call: rbdtest.CallRemoveSnapshot, TakesEffect: true},
-		"before it grows":              {Call: rbdtest.CallGrowImage},
-		"after it has grown":           {Call: rbdtest.CallGrowImage, TakesEffect: true},
-		"before the mark":              {Call: rbdtest.CallSetMetadata},
-		"after the mark":               {Call: rbdtest.CallSetMetadata, TakesEffect: true},
-		"before the source is seen":    {Call: rbdtest.CallImage, Image: testImage},
-		"before it is known to be new": {Call: rbdtest.CallImage, Image: cloneImage},
-		"before the journal is read":   {Call: rbdtest.CallNotes},
-	}
-}
-
 // TestCloneRemoved kills a process at each moment, and the claim is gone when the next
 // one comes: nothing is left.
 func TestCloneRemoved(t *testing.T) {
-	for name, fault := range cloneCrashes() {
+	for name, fault := range rbdtest.CloneCrashes(testImage, cloneImage) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newCloneWorld(t)

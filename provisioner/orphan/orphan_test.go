@@ -23,25 +23,18 @@ var _ pools.Visitor = (*orphan.Orphans)(nil)
 
 // crashes are the moments at which a process dies that makes the image.
 func crashes() map[string]func(*testing.T, *world) {
-	at := func(fault rbdtest.FakeFault) func(*testing.T, *world) {
-		return func(t *testing.T, w *world) {
-			fault.Err = errors.New("killed")
-			w.ceph.Fake(fault)
+	kills := map[string]func(*testing.T, *world){
+		"before it is saved": func(t *testing.T, w *world) { w.mustMake(t) },
+	}
+	for name, fault := range rbdtest.CreateCrashes() {
+		kills[name] = func(t *testing.T, w *world) {
+			w.ceph.FakeCrash(fault)
 			if err := w.make(t, w.wanted()); err == nil {
 				t.Fatal("it made the image")
 			}
 		}
 	}
-	return map[string]func(*testing.T, *world){
-		"before the intent":  at(rbdtest.FakeFault{Call: rbdtest.CallSetNotes}),
-		"after the intent":   at(rbdtest.FakeFault{Call: rbdtest.CallSetNotes, TakesEffect: true}),
-		"before the image":   at(rbdtest.FakeFault{Call: rbdtest.CallCreateImage}),
-		"in the image":       at(rbdtest.FakeFault{Call: rbdtest.CallCreateImage, HalfWay: true}),
-		"after the image":    at(rbdtest.FakeFault{Call: rbdtest.CallCreateImage, TakesEffect: true}),
-		"before the mark":    at(rbdtest.FakeFault{Call: rbdtest.CallSetMetadata}),
-		"after the mark":     at(rbdtest.FakeFault{Call: rbdtest.CallSetMetadata, TakesEffect: true}),
-		"before it is saved": func(t *testing.T, w *world) { w.mustMake(t) },
-	}
+	return kills
 }
 
 // TestRemoves kills a process at each moment; nothing runs while the claim stops
@@ -82,8 +75,7 @@ func TestRemovesAfterItDied(t *testing.T) {
 				w.mustMake(t)
 				w.dropClaim(t)
 				w.restart(t)
-				fault.Err = errors.New("killed")
-				w.ceph.Fake(fault)
+				w.ceph.FakeCrash(fault)
 				if err := w.visit(t); !errors.Is(err, pools.ErrLeft) {
 					t.Errorf("got %v, want %v", err, pools.ErrLeft)
 				}
@@ -228,7 +220,7 @@ func TestLeavesAlone(t *testing.T) {
 		{"one of another size, without marks", 2 * gib, without, nil, orphan.OutcomeForeign},
 		{"one of another size, with all marks", 2 * gib, marks, nil, orphan.OutcomeForeign},
 		{"one of other features", gib, without, func(w *world) {
-			w.connector.show = func(i *rbd.Image) { i.Features = append(i.Features, "object-map") }
+			w.ceph.FakeImages(func(i *rbd.Image) { i.Features = append(i.Features, "object-map") })
 		}, orphan.OutcomeForeign},
 		{"one with data", gib, marks, func(w *world) { w.ceph.Write(testPool, testImage) }, orphan.OutcomeForeign},
 		{"one with data, without marks", gib, without, func(w *world) { w.ceph.Write(testPool, testImage) }, orphan.OutcomeForeign},

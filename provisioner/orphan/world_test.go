@@ -5,7 +5,6 @@ package orphan_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -59,7 +58,6 @@ type world struct {
 	leaseLost atomic.Bool
 	// cluster and identity are those of the next process.
 	cluster, identity string
-	connector         *FakeConnector
 
 	mu       sync.Mutex // guards what follows
 	outcomes []orphan.Outcome
@@ -74,7 +72,6 @@ func newWorld(t *testing.T) *world {
 		volumes: cache.NewIndexer(cache.MetaNamespaceKeyFunc, index.Indexers()),
 		cluster: testCluster, identity: testIdentity,
 	}
-	w.connector = &FakeConnector{Connector: w.ceph}
 	w.ceph.AddPool(testPool)
 	w.putKey(t, rbdtest.Caps{AllPools: true})
 	w.putClaim(t, func(*corev1.PersistentVolumeClaim) {})
@@ -89,7 +86,7 @@ func (w *world) restart(t *testing.T) {
 	w.guard = lease.New(func() bool { return !w.leaseLost.Load() })
 	w.journal = journal.New(w.cluster, testName, w.identity)
 	var err error
-	if w.access, err = access.New(access.Config{Secrets: w.client.CoreV1(), Connector: w.connector, Lease: w.guard}); err != nil {
+	if w.access, err = access.New(access.Config{Secrets: w.client.CoreV1(), Connector: w.ceph, Lease: w.guard}); err != nil {
 		t.Fatal(err)
 	}
 	w.Orphans, err = orphan.New(orphan.Config{
@@ -347,43 +344,4 @@ func checkSame[T any](t *testing.T, what string, want, got T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("%s (-want +got):\n%s", what, diff)
 	}
-}
-
-// FakeConnector shows images as the cluster in memory has none.
-type FakeConnector struct {
-	rbd.Connector
-	// show changes what a cluster says about an image; nil changes nothing.
-	show func(*rbd.Image)
-}
-
-// Connect implements rbd.Connector.
-func (c *FakeConnector) Connect(ctx context.Context, creds rbd.Credentials) (rbd.Cluster, error) {
-	cluster, err := c.Connector.Connect(ctx, creds)
-	if err != nil {
-		return nil, fmt.Errorf("fake: %w", err)
-	}
-	return fakeCluster{cluster, c}, nil
-}
-
-type fakeCluster struct {
-	rbd.Cluster
-	connector *FakeConnector
-}
-
-func (c fakeCluster) OpenPool(ctx context.Context, name string) (rbd.Pool, error) {
-	pool, err := c.Cluster.OpenPool(ctx, name)
-	return fakePool{pool, c.connector}, err
-}
-
-type fakePool struct {
-	rbd.Pool
-	connector *FakeConnector
-}
-
-func (p fakePool) Image(ctx context.Context, name string) (rbd.Image, error) {
-	image, err := p.Pool.Image(ctx, name)
-	if err == nil && p.connector.show != nil {
-		p.connector.show(&image)
-	}
-	return image, err
 }

@@ -37,8 +37,9 @@ type Cluster struct {
 	paused chan struct{} // closed by Resume; nil while the OSDs answer
 	epoch  int           // raised by Disconnect
 	faults []*FakeFault
-	open   int // number of Clusters and Pools that were not closed
-	images int // number of images ever made
+	show   func(*rbd.Image) // changes what Image says
+	open   int              // number of Clusters and Pools that were not closed
+	images int              // number of images ever made
 }
 
 type user struct {

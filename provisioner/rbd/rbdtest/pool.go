@@ -31,13 +31,17 @@ func (p *pool) CreateImage(ctx context.Context, name string, spec rbd.ImageSpec)
 
 // Image implements rbd.Pool.
 func (p *pool) Image(ctx context.Context, name string) (rbd.Image, error) {
-	return call(ctx, p, CallImage, "describe", name, func() (rbd.Image, error) {
+	image, err := call(ctx, p, CallImage, "describe", name, func() (rbd.Image, error) {
 		i, err := p.state.image(name)
 		if err != nil {
 			return rbd.Image{}, err
 		}
 		return i.describe(), nil
 	})
+	if show := p.session.cluster.shown(); err == nil && show != nil {
+		show(&image)
+	}
+	return image, err
 }
 
 // SetMetadata implements rbd.Pool.
