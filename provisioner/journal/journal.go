@@ -10,10 +10,7 @@ package journal
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"fmt"
-	"maps"
-	"slices"
 
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/volume"
@@ -22,8 +19,8 @@ import (
 // Journal is the journal of one provisioner in one Kubernetes cluster, for all pools.
 // Others that share a pool have their own journals.
 type Journal struct {
-	Intents  Intents
-	Removals Removals
+	Intents  Store[Intent]
+	Removals Store[Removal]
 	// Locks are the locks of images that this process works on.
 	Locks    Locks
 	InFlight InFlight
@@ -38,9 +35,11 @@ const unknownCluster = "unknown"
 // cluster with that UID. Without a UID, the journal keeps no intents: if the making of an
 // image is cut off, and its claim is then deleted, nothing knows of the image.
 func New(clusterUID, name, identity string) *Journal {
-	j := &Journal{InFlight: InFlight{
-		images: map[string]volume.ImageID{}, saved: map[volume.ImageID]bool{}, ended: func(volume.PoolID) {},
-	}}
+	j := &Journal{
+		Intents:  Store[Intent]{key: Intent.key, parse: parseIntent},
+		Removals: Store[Removal]{key: Removal.key, parse: parseRemoval},
+		InFlight: InFlight{images: map[string]volume.ImageID{}, saved: map[volume.ImageID]bool{}, ended: func(volume.PoolID) {}},
+	}
 	if clusterUID != "" {
 		j.Intents.Object = objectName("intents", clusterUID, name, identity)
 	} else {
@@ -89,50 +88,4 @@ func (j *Journal) Begin(pool volume.PoolID, in Intent) (end func(err error)) {
 		}
 		unlock()
 	}
-}
-
-// The functions below keep notes in an object of a pool. With no object, there are none.
-
-func writeNote(ctx context.Context, pool rbd.Notes, object, key string, note any) error {
-	if object == "" {
-		return nil
-	}
-	text, err := json.Marshal(note)
-	if err != nil {
-		return err // can't happen: every field can be written
-	}
-	return pool.SetNotes(ctx, object, map[string][]byte{key: text})
-}
-
-// readNotes returns the notes that have one of the keys, or all if there is no key, sorted
-// by key, and the keys of those that parse does not accept.
-func readNotes[T any](ctx context.Context, pool rbd.Notes, object string,
-	parse func(key string, text []byte) (note T, ok bool), keys ...string) (notes []T, unreadable []string, err error) {
-	if object == "" {
-		return nil, nil, nil
-	}
-	texts, err := pool.Notes(ctx, object, keys...)
-	for _, key := range slices.Sorted(maps.Keys(texts)) {
-		if note, ok := parse(key, texts[key]); ok {
-			notes = append(notes, note)
-		} else {
-			unreadable = append(unreadable, key)
-		}
-	}
-	return notes, unreadable, err
-}
-
-// clearAtOnce is how many notes one call clears: an OSD handles each call in one go.
-const clearAtOnce = 500
-
-func clearNotes(ctx context.Context, pool rbd.Notes, object string, keys []string) error {
-	if object == "" {
-		return nil
-	}
-	for part := range slices.Chunk(keys, clearAtOnce) {
-		if err := pool.RemoveNotes(ctx, object, part...); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -85,10 +85,11 @@ func stores() map[string]store {
 		{Image: "b", Namespace: "apps", Claim: "copy", ClaimUID: "2", Volume: "pvc-2", SizeBytes: 1, SourceID: "10ab", SourceVolume: "pvc-1", SourceFSType: "xfs", SourceBytes: 1},
 	}
 	removals := []journal.Removal{
-		{ID: "20", Image: "b", Volume: "pvc-2", At: at, Keep: time.Hour, SizeBytes: 1 << 40, Parent: "10"},
 		{ID: "10", Image: "a", Volume: "pvc-1", At: at.Add(time.Second), SizeBytes: 1},
+		{ID: "20", Image: "b", Volume: "pvc-2", At: at, Keep: time.Hour, SizeBytes: 1 << 40, Parent: "10"},
 	}
-	j, r := journal.Intents{Object: "i"}, journal.Removals{Object: "r"}
+	both := journal.New("1", "ceph.com/rbd", "here")
+	j, r := both.Intents, both.Removals
 	return map[string]store{
 		"intents": {
 			object: j.Object, want: intents, keys: []string{"a", "b"},
@@ -123,7 +124,7 @@ func stores() map[string]store {
 	}
 }
 
-// TestNotes: what was written is read again, in its order, and is there until it is
+// TestNotes: what was written is read again, sorted by key, and is there until it is
 // cleared.
 func TestNotes(t *testing.T) {
 	for name, s := range stores() {
@@ -175,7 +176,7 @@ func TestUnreadable(t *testing.T) {
 // TestOf asks for one intent among many.
 func TestOf(t *testing.T) {
 	p := newPool(t)
-	j := journal.Intents{Object: "i"}
+	j := journal.New("1", "ceph.com/rbd", "here").Intents
 	in := journal.Intent{Image: "a", Namespace: "apps", Claim: "data", ClaimUID: "1", Volume: "pvc-1"}
 	for image, want := range map[string]journal.Intent{"a": in, "b": {}} {
 		if err := j.Write(t.Context(), p, in); err != nil {
@@ -190,7 +191,7 @@ func TestOf(t *testing.T) {
 // TestClearMany: more than an OSD is asked to clear at once.
 func TestClearMany(t *testing.T) {
 	p := newPool(t)
-	j := journal.Intents{Object: "i"}
+	j := journal.New("1", "ceph.com/rbd", "here").Intents
 	notes, keys := map[string][]byte{}, []string{}
 	for i := range 1234 {
 		key := fmt.Sprint(i)
