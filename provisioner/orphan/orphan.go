@@ -36,29 +36,25 @@ const (
 )
 
 // Outcome says what became of a leftover image.
-type Outcome string
+type Outcome = image.Fate
 
 // The outcomes that Settled receives.
 const (
-	// OutcomeRemoved: the image was removed.
-	OutcomeRemoved Outcome = "removed"
-	// OutcomeForeign: the image belongs to someone else, or has data. It stays, and is
-	// forgotten.
-	OutcomeForeign Outcome = "foreign"
-	// OutcomeKept: the image is in use, or could not be removed. Later visits retry.
-	OutcomeKept Outcome = "kept"
+	OutcomeRemoved = image.Removed
+	OutcomeForeign = image.Foreign // it is forgotten
+	OutcomeKept    = image.Kept    // later visits retry
 )
 
 // The other outcomes.
 const (
+	outcomeAbsent          = image.Absent
 	outcomeSaved   Outcome = "saved"   // there is a volume
-	outcomeAbsent  Outcome = "absent"  // there is no image
 	outcomeHeld    Outcome = "held"    // this process is at work on the image
 	outcomeWaiting Outcome = "waiting" // the claim waits for its image, or not all is known
 )
 
-// left reports whether a later visit has to come back.
-func (o Outcome) left() bool { return o == OutcomeKept || o == outcomeWaiting }
+// isLeft reports whether a later visit has to come back.
+func isLeft(o Outcome) bool { return o == OutcomeKept || o == outcomeWaiting }
 
 // Config has what New needs. All fields are required but Settled and Cluster.
 type Config struct {
@@ -150,7 +146,7 @@ func (o *Orphans) Visit(ctx context.Context, pool *access.Pool) error {
 		if err == nil && errors.Is(settleErr, rbd.ErrPermissionDenied) {
 			err = settleErr
 		}
-		left = left || outcome.left()
+		left = left || isLeft(outcome)
 	}
 	if err == nil && left {
 		err = pools.ErrLeft
@@ -176,7 +172,7 @@ func (v visit) settle(ctx context.Context, in journal.Intent) (Outcome, error) {
 	if err != nil {
 		logger.V(2).Info("Kept what an earlier attempt left, will retry", "outcome", outcome, "err", err)
 	}
-	if outcome = v.learn(in.Image, outcome); outcome.left() || outcome == outcomeHeld {
+	if outcome = v.learn(in.Image, outcome); isLeft(outcome) || outcome == outcomeHeld {
 		return outcome, err
 	}
 	if err := v.clear(ctx, in); err != nil {
@@ -214,20 +210,15 @@ func (v visit) discard(ctx context.Context, in journal.Intent) (Outcome, error) 
 	logger := klog.FromContext(ctx)
 	maker := image.Maker{Pool: v.pool, Journal: v.Journal}
 	fate, reason, err := maker.Discard(ctx, image.FromIntent(in, v.pool.ID, v.Identity, v.Cluster))
-	switch fate {
-	case image.Removed:
+	switch {
+	case fate == image.Removed:
 		logger.Info("Removed an image that an earlier attempt made for a claim that is gone")
-		return OutcomeRemoved, nil
-	case image.Foreign:
+	case fate == image.Foreign:
 		logger.Info("Left an image with the name that an earlier attempt wanted for a claim that is gone", "reason", reason)
-		return OutcomeForeign, nil
-	case image.Absent:
-		return outcomeAbsent, nil
-	}
-	if errors.Is(err, rbd.ErrImageNotFound) {
+	case errors.Is(err, rbd.ErrImageNotFound):
 		return outcomeWaiting, err // it went while we looked at it
 	}
-	return OutcomeKept, err
+	return fate, err
 }
 
 // learn records the outcome of a visit and counts it. For an image that has not been
