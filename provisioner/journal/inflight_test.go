@@ -75,7 +75,7 @@ func TestInFlight(t *testing.T) {
 	check("made once more", true, false, false, poolA)
 }
 
-// TestNothingInFlightWithoutIntents: where none are kept, nothing is remembered either.
+// TestNothingInFlightWithoutIntents: where no intents are kept, nothing is in flight.
 func TestNothingInFlightWithoutIntents(t *testing.T) {
 	j := journal.New("", "ceph.com/rbd", "here")
 	j.InFlight.OnEnd(func(volume.PoolID) { t.Error("something ended") })

@@ -33,8 +33,7 @@ func newPool(t *testing.T) rbd.Pool {
 	return pool
 }
 
-// TestObjects: no two provisioners have an object in common, and neither do the
-// kinds of notes.
+// TestObjects: no two provisioners share an object, nor do the two kinds of notes.
 func TestObjects(t *testing.T) {
 	seen := map[string]string{}
 	for kind, object := range map[string]func(string, string, string) string{
@@ -60,14 +59,14 @@ func TestObjects(t *testing.T) {
 	}
 }
 
-// store is a kind of notes, with two of them.
+// store is one kind of notes, and two notes of it.
 type store struct {
 	object string
 	write  func(t *testing.T, p rbd.Pool)
 	read   func(t *testing.T, p rbd.Pool) (all any, unreadable []string)
 	want   any
 	clear  func(t *testing.T, p rbd.Pool, keys ...string)
-	// keys are those of both, bad are notes that can't be read.
+	// keys are those of the two notes, bad are texts that can't be read.
 	keys []string
 	bad  []string
 }
@@ -130,7 +129,7 @@ func TestNotes(t *testing.T) {
 	for name, s := range stores() {
 		t.Run(name, func(t *testing.T) {
 			p := newPool(t)
-			for range 2 { // Writing it again replaces it.
+			for range 2 { // writing it again replaces it
 				s.write(t, p)
 			}
 			all, unreadable := s.read(t, p)
@@ -147,8 +146,8 @@ func TestNotes(t *testing.T) {
 	}
 }
 
-// TestUnreadable: what another version wrote is neither taken for something else nor
-// in the way.
+// TestUnreadable: what another version wrote is reported, and does not keep others from being
+// read.
 func TestUnreadable(t *testing.T) {
 	for name, s := range stores() {
 		t.Run(name, func(t *testing.T) {
@@ -188,7 +187,7 @@ func TestOf(t *testing.T) {
 	}
 }
 
-// TestClearMany: more than an OSD is asked to clear at once.
+// TestClearMany clears more than one call clears.
 func TestClearMany(t *testing.T) {
 	p := newPool(t)
 	j := journal.New("1", "ceph.com/rbd", "here").Intents
@@ -208,7 +207,7 @@ func TestClearMany(t *testing.T) {
 	}
 }
 
-// TestNoIntents is about a cluster whose UID may not be read.
+// TestNoIntents: a cluster whose UID may not be read keeps no intents.
 func TestNoIntents(t *testing.T) {
 	p := newPool(t)
 	j := journal.New("", "ceph.com/rbd", "here")

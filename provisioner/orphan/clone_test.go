@@ -42,7 +42,7 @@ func (w *world) clone() image.Wanted {
 	return want
 }
 
-// cutOff lets a process die while it makes the clone.
+// cutOff kills a process while it makes the clone.
 func (w *world) cutOff(t *testing.T, fault rbdtest.FakeFault) {
 	t.Helper()
 	w.ceph.FakeCrash(fault)
@@ -66,8 +66,8 @@ func (w *world) checkNoClone(t *testing.T) {
 	checkSame(t, "what the source has", content, w.ceph.Data(testPool, testImage))
 }
 
-// TestCloneRemoved kills a process at each moment, and the claim is gone when the next
-// one comes: nothing is left.
+// TestCloneRemoved kills a process at each moment. The claim is gone when the next process
+// starts, which removes everything.
 func TestCloneRemoved(t *testing.T) {
 	for name, fault := range rbdtest.CloneCrashes(testImage, cloneImage) {
 		t.Run(name, func(t *testing.T) {
@@ -82,7 +82,7 @@ func TestCloneRemoved(t *testing.T) {
 	}
 }
 
-// TestClonePendingRemoved: a clone that was to be flattened goes, although it has data.
+// TestClonePendingRemoved: a clone that was to be flattened is removed, although it has data.
 func TestClonePendingRemoved(t *testing.T) {
 	w := newCloneWorld(t)
 	pool := w.open(t)
@@ -99,7 +99,7 @@ func TestClonePendingRemoved(t *testing.T) {
 	checkSame(t, "the outcomes", []orphan.Outcome{orphan.OutcomeRemoved}, w.counted())
 }
 
-// TestCloneWithDataStays: somebody has written into a clone that was made.
+// TestCloneWithDataStays: a clone into which somebody has written stays.
 func TestCloneWithDataStays(t *testing.T) {
 	w := newCloneWorld(t)
 	if err := w.make(t, w.clone()); err != nil {
@@ -113,7 +113,7 @@ func TestCloneWithDataStays(t *testing.T) {
 	checkSame(t, "the outcomes", []orphan.Outcome{orphan.OutcomeForeign}, w.counted())
 }
 
-// TestCloneHalfMade: what librbd leaves that is killed in the middle of a clone is
+// TestCloneHalfMade: what librbd leaves when it is killed in the middle of a clone is
 // removed.
 func TestCloneHalfMade(t *testing.T) {
 	for name, leave := range map[string]func(*testing.T, *world){
@@ -133,8 +133,8 @@ func TestCloneHalfMade(t *testing.T) {
 	}
 }
 
-// TestCloneOfSourceThatGrew: the snapshot has another size than the source had when it
-// was looked at.
+// TestCloneOfSourceThatGrew grows the source after it was looked at and before its snapshot
+// is made.
 func TestCloneOfSourceThatGrew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCloneWorld(t)
@@ -152,15 +152,15 @@ func TestCloneOfSourceThatGrew(t *testing.T) {
 	})
 }
 
-// TestCloneSnapshotFirst: an intent stays for as long as the source has the snapshot,
-// since nobody else knows of that.
+// TestCloneSnapshotFirst: an intent stays as long as the source has the snapshot, because
+// nothing else leads to that.
 func TestCloneSnapshotFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCloneWorld(t)
 		w.cutOff(t, rbdtest.FakeFault{Call: rbdtest.CallRemoveSnapshot})
 		const times = 5
 		w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallRemoveSnapshot, Err: errors.New("not now"), Times: times})
-		// First the image goes, then its absence is waited for.
+		// The first visit removes the image, the others wait to be sure that it stays away.
 		for range times + 1 {
 			if err := w.visit(t); !errors.Is(err, pools.ErrLeft) {
 				t.Errorf("got %v, want %v", err, pools.ErrLeft)
@@ -175,7 +175,7 @@ func TestCloneSnapshotFirst(t *testing.T) {
 	})
 }
 
-// TestCloneSourceGone: the source went before what was made of it.
+// TestCloneSourceGone: the source is gone, the clone that was made of it is not.
 func TestCloneSourceGone(t *testing.T) {
 	w := newCloneWorld(t)
 	in := journal.Intent{
@@ -183,7 +183,7 @@ func TestCloneSourceGone(t *testing.T) {
 		SourceID: "gone", SourceVolume: "pvc-gone",
 	}
 	w.note(t, in)
-	// It was flattened by hand, say.
+	// Somebody has flattened it, say.
 	w.seed(t, cloneImage, 2*gib, map[string]string{volume.MetaVolume: "pvc-5678", volume.MetaIdentity: testIdentity})
 	w.visitAll(t)
 	w.checkNoClone(t)

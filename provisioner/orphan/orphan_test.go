@@ -18,7 +18,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// Orphans is given to package pools.
+// Package pools calls Orphans.
 var _ pools.Visitor = (*orphan.Orphans)(nil)
 
 // crashes are the moments at which a process dies that makes the image.
@@ -37,8 +37,8 @@ func crashes() map[string]func(*testing.T, *world) {
 	return kills
 }
 
-// TestRemoves kills a process at each moment; nothing runs while the claim stops
-// wanting its volume.
+// TestRemoves kills a process at each moment. The claim stops wanting its volume before the
+// next process starts.
 func TestRemoves(t *testing.T) {
 	for crash, kill := range crashes() {
 		for state, change := range unwanted() {
@@ -57,7 +57,7 @@ func TestRemoves(t *testing.T) {
 	}
 }
 
-// TestRemovesAfterItDied kills the process that removes an image, too.
+// TestRemovesAfterItDied also kills the process that removes the image.
 func TestRemovesAfterItDied(t *testing.T) {
 	for name, fault := range map[string]rbdtest.FakeFault{
 		"before it looks":       {Call: rbdtest.CallImage},
@@ -88,7 +88,7 @@ func TestRemovesAfterItDied(t *testing.T) {
 	}
 }
 
-// TestWaits: the claim still wants its volume, which the library makes.
+// TestWaits: the claim still wants its volume, so the library makes it.
 func TestWaits(t *testing.T) {
 	for crash, kill := range crashes() {
 		t.Run(crash, func(t *testing.T) {
@@ -107,7 +107,7 @@ func TestWaits(t *testing.T) {
 				w.mustMake(t)
 				w.checkMade(t)
 				w.checkIntents(t, testImage)
-				// Whose volume is not saved yet.
+				// The volume is not saved yet.
 				w.dropClaim(t)
 				w.visitAll(t)
 				w.checkMade(t)
@@ -118,8 +118,8 @@ func TestWaits(t *testing.T) {
 	}
 }
 
-// TestBound: the claim has the volume that the image was made for, which the API server
-// does not show.
+// TestBound: the claim is bound to the volume that the image was made for, but the API
+// server does not show that volume.
 func TestBound(t *testing.T) {
 	w := newWorld(t)
 	w.mustMake(t)
@@ -132,7 +132,7 @@ func TestBound(t *testing.T) {
 	w.checkIntents(t, testImage)
 }
 
-// TestSaved: the volume was saved, and the intent not cleared.
+// TestSaved: the volume was saved, but its intent was not cleared.
 func TestSaved(t *testing.T) {
 	for state, change := range unwanted() {
 		t.Run(state, func(t *testing.T) {
@@ -169,7 +169,7 @@ func TestSaved(t *testing.T) {
 	}
 }
 
-// TestNotSaved is about volumes that are none of the image's.
+// TestNotSaved shows volumes that are not of the image.
 func TestNotSaved(t *testing.T) {
 	for name, put := range map[string]func(*testing.T, *world){
 		"in another Ceph cluster": func(t *testing.T, w *world) {
@@ -178,7 +178,7 @@ func TestNotSaved(t *testing.T) {
 		"in another pool": func(t *testing.T, w *world) {
 			w.save(t, func(pv *corev1.PersistentVolume) { pv.Spec.RBD.RBDPool = "other" })
 		},
-		// It was deleted, and the cache does not know yet.
+		// It was deleted, but the cache does not know that yet.
 		"in the cache's memory": func(t *testing.T, w *world) { w.show(t, asItIs) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -200,7 +200,7 @@ func marksWith(w *world, entries map[string]string) map[string]string {
 	return marks
 }
 
-// TestLeavesAlone is about images that must not be removed.
+// TestLeavesAlone shows images that must not be removed.
 func TestLeavesAlone(t *testing.T) {
 	marks := func(w *world) map[string]string { return w.wanted().Owner.Marks() }
 	without := func(*world) map[string]string { return nil }
@@ -246,7 +246,7 @@ func TestLeavesAlone(t *testing.T) {
 			}
 			after, _ := w.ceph.Image(testPool, testImage)
 			checkSame(t, "the image", before, after)
-			// However often it was looked at.
+			// It is counted once, however often it was looked at.
 			checkSame(t, "the outcomes", []orphan.Outcome{test.want}, w.counted())
 			if test.want == orphan.OutcomeForeign {
 				w.checkIntents(t)
@@ -257,7 +257,7 @@ func TestLeavesAlone(t *testing.T) {
 	}
 }
 
-// TestAfterUse: a client that died is a watcher for a while.
+// TestAfterUse: a client that died still watches its image for a while.
 func TestAfterUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -300,14 +300,15 @@ func TestOthers(t *testing.T) {
 	}
 }
 
-// TestLate: a process that was halted, or an OSD, goes on after a visit.
+// TestLate: the call of a process that was halted, or one that an OSD held up, takes effect
+// after a visit.
 func TestLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		crashes()["after the intent"](t, w)
 		w.dropClaim(t)
 		w.restart(t)
-		for range 3 { // Soon after one another.
+		for range 3 { // within a minute
 			if err := w.visit(t); !errors.Is(err, pools.ErrLeft) {
 				t.Errorf("got %v, want %v", err, pools.ErrLeft)
 			}
@@ -323,7 +324,7 @@ func TestLate(t *testing.T) {
 	})
 }
 
-// TestAbsentAtAStretch: the minute begins anew when the image was seen meanwhile.
+// TestAbsentAtAStretch: the minute begins anew if the image appears meanwhile.
 func TestAbsentAtAStretch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

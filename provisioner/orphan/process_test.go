@@ -20,14 +20,14 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 )
 
-// TestNew leaves something out.
+// TestNew leaves out what New needs.
 func TestNew(t *testing.T) {
 	if _, err := orphan.New(orphan.Config{Identity: testIdentity}); err == nil {
 		t.Error("it needs nothing")
 	}
 }
 
-// TestOwn: the library gave up a claim whose image this process may have made.
+// TestOwn: the library gave up a claim, but this process may have made its image.
 func TestOwn(t *testing.T) {
 	w := newWorld(t)
 	if err := w.visit(t); err != nil {
@@ -46,8 +46,7 @@ func TestOwn(t *testing.T) {
 	checkSame(t, "the outcomes", []orphan.Outcome{orphan.OutcomeRemoved}, w.counted())
 }
 
-// TestExcludesMaking: of a visit and the making of the same image one waits for the
-// other.
+// TestExcludesMaking: a visit does not look at an image while this process makes it.
 func TestExcludesMaking(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -78,7 +77,7 @@ func TestExcludesMaking(t *testing.T) {
 	})
 }
 
-// TestExcludedFromMaking: who makes an image waits until it is decided about.
+// TestExcludedFromMaking: an image is not made while a visit decides about it.
 func TestExcludedFromMaking(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -113,7 +112,7 @@ func TestExcludedFromMaking(t *testing.T) {
 	})
 }
 
-// TestMayNotBegin is about a process that stops, or does not lead any more.
+// TestMayNotBegin visits by a process that stops, or does not lead any more.
 func TestMayNotBegin(t *testing.T) {
 	for name, end := range map[string]func(*testing.T, *world){
 		"it stops": func(t *testing.T, w *world) {
@@ -139,7 +138,7 @@ func TestMayNotBegin(t *testing.T) {
 	}
 }
 
-// TestStop: what has begun when the process stops is done, and nothing begins after it.
+// TestStop: when the process stops, the image at hand is removed, and no further one.
 func TestStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -173,8 +172,7 @@ func TestStop(t *testing.T) {
 	})
 }
 
-// TestAPIDown: where the API server does not answer, nobody knows whether an image is
-// wanted.
+// TestAPIDown: nothing is removed while the API server does not say whether it is wanted.
 func TestAPIDown(t *testing.T) {
 	for name, call := range map[string][2]string{"claims": {"get", "persistentvolumeclaims"}, "volumes": {"list", "persistentvolumes"}} {
 		t.Run(name, func(t *testing.T) {
@@ -200,8 +198,8 @@ func TestAPIDown(t *testing.T) {
 	}
 }
 
-// TestFaults: what Ceph says that somebody has to mend is returned; and the images for
-// which that is not so are cleaned up after.
+// TestFaults: a visit returns what somebody has to mend, and does not stop at it: the other
+// images are removed.
 func TestFaults(t *testing.T) {
 	for _, test := range []struct {
 		name  string
@@ -239,7 +237,7 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// TestUnreadable: what another version wrote is left alone, and said once.
+// TestUnreadable: what another version wrote is left alone, and logged once.
 func TestUnreadable(t *testing.T) {
 	w := newWorld(t)
 	w.mustMake(t)
@@ -265,8 +263,7 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
-// TestSlow: a visit of a pool where each image takes long begins with no further one
-// after a while.
+// TestSlow: where each image takes long, a visit ends after a while, and the next one goes on.
 func TestSlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

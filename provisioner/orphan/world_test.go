@@ -45,14 +45,14 @@ const (
 // absentFor is for how long an image must be absent before its intent is cleared.
 const absentFor = time.Minute
 
-// world has a provisioner's Orphans, and the Kubernetes and the Ceph cluster around it.
+// world has a provisioner's Orphans, and the Kubernetes and the Ceph cluster around them.
 type world struct {
 	*orphan.Orphans
 	ceph    *rbdtest.Cluster
 	client  *fake.Clientset
 	volumes cache.Indexer // the cache
 	access  *access.Access
-	// journal, guard and Orphans are those of one process, which restart makes anew.
+	// journal, guard and Orphans are those of one process: restart makes new ones.
 	journal   *journal.Journal
 	guard     *lease.Guard
 	leaseLost atomic.Bool
@@ -116,7 +116,7 @@ func (w *world) putKey(t *testing.T, caps rbdtest.Caps) {
 		Type:       access.TypeRBD,
 		Data:       map[string][]byte{access.KeyEntry: []byte(w.ceph.AddUser("admin", caps).Key.Reveal())},
 	}
-	// That it is not there is no fault.
+	// It may be missing.
 	_ = w.client.CoreV1().Secrets(s.Namespace).Delete(t.Context(), s.Name, metav1.DeleteOptions{})
 	if _, err := w.client.CoreV1().Secrets(s.Namespace).Create(t.Context(), s, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
@@ -147,7 +147,7 @@ func (w *world) putClaim(t *testing.T, change func(*corev1.PersistentVolumeClaim
 
 func (w *world) dropClaim(t *testing.T) {
 	t.Helper()
-	// That it is not there is no fault.
+	// It may be missing.
 	_ = w.client.CoreV1().PersistentVolumeClaims("apps").Delete(t.Context(), "data", metav1.DeleteOptions{})
 }
 
@@ -179,7 +179,7 @@ func testIntent() journal.Intent {
 	}
 }
 
-// make makes an image as the program does, which takes it into care until it fails.
+// make makes an image as the program does: it is in flight until that fails.
 func (w *world) make(t *testing.T, want image.Wanted) error {
 	t.Helper()
 	pool := w.open(t)
@@ -197,7 +197,7 @@ func (w *world) mustMake(t *testing.T) {
 	}
 }
 
-// seed makes an image behind the program's back.
+// seed makes an image without the program.
 func (w *world) seed(t *testing.T, name string, size uint64, metadata map[string]string) {
 	t.Helper()
 	cluster, err := w.ceph.Connect(t.Context(), w.ceph.AddUser("somebody", rbdtest.Caps{AllPools: true}))
@@ -215,7 +215,7 @@ func (w *world) seed(t *testing.T, name string, size uint64, metadata map[string
 	}
 }
 
-// note writes an intent down as an earlier process did.
+// note writes an intent, as an earlier process did.
 func (w *world) note(t *testing.T, in journal.Intent) {
 	t.Helper()
 	pool := w.open(t)
@@ -253,7 +253,7 @@ func (w *world) volume(change func(*corev1.PersistentVolume)) *corev1.Persistent
 
 func asItIs(*corev1.PersistentVolume) {}
 
-// visit visits the pool once, and checks what holds whatever comes of it.
+// visit visits the pool once, and checks that it leaves no connection open.
 func (w *world) visit(t *testing.T) error {
 	t.Helper()
 	pool := w.open(t)
@@ -266,7 +266,7 @@ func (w *world) visit(t *testing.T) error {
 }
 
 // visitAll visits the pool until nothing is left to be done, at most for an hour, and
-// returns how many visits it took. It needs a bubble, or nothing that has to wait.
+// returns how many visits it took. If anything has to wait, it needs a bubble.
 func (w *world) visitAll(t *testing.T) int {
 	t.Helper()
 	var err error
@@ -280,7 +280,7 @@ func (w *world) visitAll(t *testing.T) int {
 	return 0
 }
 
-// withLog returns a context whose log logged returns, to the last detail.
+// withLog returns a context with a logger that keeps every line for logged.
 func (w *world) withLog(ctx context.Context) context.Context {
 	return klog.NewContext(ctx, funcr.New(func(_, line string) {
 		w.mu.Lock()
@@ -322,7 +322,7 @@ func (w *world) checkNothing(t *testing.T) {
 	checkSame(t, "the trash", nil, w.ceph.Trash(testPool))
 }
 
-// intents returns the images of the intents in the pool, of whatever journal.
+// intents returns the images of all intents in the pool, of any journal.
 func (w *world) intents() []string {
 	var images []string
 	for _, notes := range w.ceph.Notes(testPool) {

@@ -20,13 +20,13 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/work"
 )
 
-// readNotes is a visit that needs caps, as all that are worth it.
+// readNotes is a visit that needs permissions, as any useful one does.
 func readNotes(ctx context.Context, pool *access.Pool, _ int) error {
 	_, err := pool.Notes(ctx, "notes")
 	return err
 }
 
-// checkDone checks that a visitor was called, and that its last visit was the end of it.
+// checkDone checks that a visitor was called, and is not called again.
 func (w *world) checkDone(t *testing.T, v *FakeVisitor) {
 	t.Helper()
 	v.mu.Lock()
@@ -70,14 +70,14 @@ func TestRetries(t *testing.T) {
 				w.run(t)
 				pass(24 * time.Hour)
 				v.checkTimes(t, test.want...)
-				once.checkTimes(t, 0) // another one's visits are no business of its
+				once.checkTimes(t, 0) // the other visitor's retries do not concern it
 				w.checkFaults(t, test.faults)
 			})
 		})
 	}
 }
 
-// TestAgain: what this process has left is looked at soon, and not too often.
+// TestAgain: a pool is visited soon after Again, however often that is called.
 func TestAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := newVisitor(nil)
@@ -100,7 +100,7 @@ func TestAgain(t *testing.T) {
 	})
 }
 
-// TestAgainBeforeRun: what is said before the first look is not lost, nor visited twice.
+// TestAgainBeforeRun calls Again before the first look: the pool is visited, and once.
 func TestAgainBeforeRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := newVisitor(nil)
@@ -113,7 +113,7 @@ func TestAgainBeforeRun(t *testing.T) {
 	})
 }
 
-// TestAgainMeanwhile: what comes while the pool is visited has it visited once more.
+// TestAgainMeanwhile: calls of Again during a visit have the pool visited once more.
 func TestAgainMeanwhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := newVisitor(func(context.Context, *access.Pool, int) error {
@@ -131,8 +131,8 @@ func TestAgainMeanwhile(t *testing.T) {
 	})
 }
 
-// TestAgainDuringAVisit: what is left while a pool is visited does not have it visited
-// more often either, if something has to wait there.
+// TestAgainDuringAVisit: where something has to wait, Again during a visit does not have
+// the pool visited more often.
 func TestAgainDuringAVisit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var w *world
@@ -153,8 +153,8 @@ func TestAgainDuringAVisit(t *testing.T) {
 	})
 }
 
-// TestAgainDoesNotHasten: a pool in which something has to wait is not visited more often
-// because more is left there.
+// TestAgainDoesNotHasten: where something has to wait, Again does not have the pool visited
+// more often.
 func TestAgainDoesNotHasten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := newVisitor(func(context.Context, *access.Pool, int) error { return pools.ErrLeft })
@@ -177,7 +177,7 @@ func TestAgainDoesNotHasten(t *testing.T) {
 	})
 }
 
-// TestWhileDown: Ceph does not answer at first, or not us.
+// TestWhileDown: at first Ceph does not answer, or refuses us.
 func TestWhileDown(t *testing.T) {
 	for name, fail := range map[string]func(*testing.T, *world) (mend func()){
 		"no monitor answers": func(_ *testing.T, w *world) func() {
@@ -236,7 +236,7 @@ func TestWhileDown(t *testing.T) {
 	}
 }
 
-// TestSlowPools: pools that are slow do not hold up another one.
+// TestSlowPools: slow pools do not hold up another one.
 func TestSlowPools(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		slow := []string{"a", "b", "c"}
@@ -262,8 +262,7 @@ func TestSlowPools(t *testing.T) {
 	})
 }
 
-// TestRunStops ends the context while a pool is visited: no further visit begins, and
-// that one is told.
+// TestRunStops ends the context during a visit: the visit is told, and no other begins.
 func TestRunStops(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := newVisitor(func(ctx context.Context, _ *access.Pool, _ int) error {

@@ -18,14 +18,14 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// TestNew leaves something out.
+// TestNew leaves out what New needs.
 func TestNew(t *testing.T) {
 	if _, err := pools.New(pools.Config{Name: testName}); err == nil {
 		t.Error("it needs nothing")
 	}
 }
 
-// TestWhichPools is about what names a pool of ours.
+// TestWhichPools shows which classes and volumes name a pool of ours.
 func TestWhichPools(t *testing.T) {
 	class := func(change func(*storagev1.StorageClass)) func(*testing.T, *world) {
 		return func(t *testing.T, w *world) { w.putClass(t, "fast", change) }
@@ -87,7 +87,7 @@ func TestWhichPools(t *testing.T) {
 	}
 }
 
-// TestNewPool: pools that are named later are visited after a while, once.
+// TestNewPool: a pool that a class names later is visited some minutes after that, once.
 func TestNewPool(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := newVisitor(nil)
@@ -105,8 +105,7 @@ func TestNewPool(t *testing.T) {
 	})
 }
 
-// TestAgainInNewPool: a pool that is not known yet is looked for when something is left
-// there.
+// TestAgainInNewPool: Again has an unknown pool looked for at once.
 func TestAgainInNewPool(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := newVisitor(nil)
@@ -122,7 +121,7 @@ func TestAgainInNewPool(t *testing.T) {
 	})
 }
 
-// TestAgainInOtherCluster: a route that led to one cluster leads to another one by now.
+// TestAgainInOtherCluster: Again notices that a route leads to another cluster by now.
 func TestAgainInOtherCluster(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := newVisitor(nil)
@@ -144,8 +143,7 @@ func TestAgainInOtherCluster(t *testing.T) {
 	})
 }
 
-// TestNamedLater: a pool that nobody named when something was left there is visited once
-// somebody does.
+// TestNamedLater calls Again for a pool that nothing names: it is visited once a class does.
 func TestNamedLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := newVisitor(nil)
@@ -160,7 +158,7 @@ func TestNamedLater(t *testing.T) {
 	})
 }
 
-// TestOtherRoute: where one route fails, another one to the same pool is taken.
+// TestOtherRoute: where one route to a pool fails, another one is tried.
 func TestOtherRoute(t *testing.T) {
 	for name, fail := range map[string]func(*testing.T, *world){
 		"the secret is gone": func(t *testing.T, w *world) { w.dropKey(t, "second") },
@@ -194,9 +192,9 @@ func TestOtherRoute(t *testing.T) {
 				if visits == 0 {
 					t.Error("the pool was not visited")
 				}
-				pass(time.Hour) // what failed is not in the way
+				pass(time.Hour) // the route that fails is not in the way
 				w.checkDone(t, v)
-				// Once both are known, without a retry.
+				// Both routes are known by now, so no visit has to be retried.
 				for range 10 {
 					last = errors.New("none")
 					w.Again(w.pool())

@@ -85,7 +85,7 @@ func newWorld(t *testing.T, visitors ...pools.Visitor) *world {
 	return w
 }
 
-// run has the rounds run until the test ends.
+// run runs the Rounds until the test ends.
 func (w *world) run(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(w.withLog(t.Context()))
@@ -121,7 +121,7 @@ func (w *world) putKey(t *testing.T, name string, key rbd.Key) {
 
 func (w *world) dropKey(t *testing.T, name string) {
 	t.Helper()
-	// That it is not there is no fault.
+	// It may be missing.
 	_ = w.client.CoreV1().Secrets("kube-system").Delete(t.Context(), name, metav1.DeleteOptions{})
 }
 
@@ -168,7 +168,7 @@ func (w *world) putVolume(t *testing.T, name string, change func(*corev1.Persist
 
 func (w *world) pool() volume.PoolID { return volume.PoolID{FSID: w.ceph.FSID(), Pool: testPool} }
 
-// withLog returns a context whose log logged returns, to the last detail.
+// withLog returns a context with a logger that keeps every line in w.logs.
 func (w *world) withLog(ctx context.Context) context.Context {
 	return klog.NewContext(ctx, funcr.New(func(_, line string) {
 		w.mu.Lock()
@@ -188,10 +188,10 @@ func (w *world) checkFaults(t *testing.T, want int) {
 	}
 }
 
-// FakeConnector can be exchanged while nothing is visited.
+// FakeConnector lets a test exchange its Connector while no visit runs.
 type FakeConnector struct{ rbd.Connector }
 
-// FakeVisitor notes when it was called for which pool.
+// FakeVisitor records when it was called for which pool.
 type FakeVisitor struct {
 	// visit is what a visit does and returns; nil for nothing.
 	visit func(ctx context.Context, pool *access.Pool, n int) error
@@ -219,7 +219,7 @@ func (v *FakeVisitor) Visit(ctx context.Context, pool *access.Pool) error {
 	return v.visit(ctx, pool, n)
 }
 
-// check checks which pools were visited, and forgets it.
+// check checks which pools were visited, and forgets these visits.
 func (v *FakeVisitor) check(t *testing.T, want ...volume.PoolID) {
 	t.Helper()
 	v.mu.Lock()
@@ -234,7 +234,7 @@ func (v *FakeVisitor) check(t *testing.T, want ...volume.PoolID) {
 	v.visits, v.times = nil, nil
 }
 
-// checkTimes checks when there were visits, since the visitor was made.
+// checkTimes checks when the visits began, counted from when the visitor was made.
 func (v *FakeVisitor) checkTimes(t *testing.T, want ...time.Duration) {
 	t.Helper()
 	v.mu.Lock()
