@@ -302,10 +302,10 @@ func TestCredentialsAreChecked(t *testing.T) {
 			}
 		}
 		for name, spoil := range map[string]func(*rbd.Credentials){
-			"no monitor is given":                     func(c *rbd.Credentials) { c.Monitors = nil },
-			"no user is given":                        func(c *rbd.Credentials) { c.User = "" },
-			"a zero byte is not supported":            func(c *rbd.Credentials) { c.User = "a\x00b" },
-			"malformed key: there is none":            func(c *rbd.Credentials) { c.Key = rbd.Key{} },
+			"no monitor is given":                         func(c *rbd.Credentials) { c.Monitors = nil },
+			"no user is given":                            func(c *rbd.Credentials) { c.User = "" },
+			"a zero byte is not supported":                func(c *rbd.Credentials) { c.User = "a\x00b" },
+			"malformed key: there is none":                func(c *rbd.Credentials) { c.Key = rbd.Key{} },
 			`monitor "x" is not an IP address with an op`: func(c *rbd.Credentials) { c.Monitors[0] = "x" },
 		} {
 			creds := fakeCreds()
