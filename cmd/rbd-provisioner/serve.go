@@ -137,12 +137,12 @@ func serve(ctx context.Context, o *options) (err error) {
 // know before the first claim. It returns an error only when ctx ends.
 func checkServer(ctx context.Context, o *options, client kubernetes.Interface) error {
 	logger := klog.FromContext(ctx)
-	var said sync.Once
+	var logged sync.Once
 	err := wait.PollUntilContextCancel(ctx, serverRetry, true, func(context.Context) (bool, error) {
 		v, err := client.Discovery().ServerVersion()
 		if err != nil {
-			said.Do(func() { logger.Error(err, "The API server does not answer, will retry") })
-			return false, nil
+			logged.Do(func() { logger.Error(err, "The API server does not answer, will retry") })
+			return false, nil //nolint:nilerr // an error would end the wait
 		}
 		logger.Info("Connected to the API server", "version", v.GitVersion)
 		if lacksInTreeRBD(v) {

@@ -152,11 +152,13 @@ func (p *pool) try(ctx context.Context, a attempt, op rbd.Op, call func(context.
 
 func (a attempt) log(ctx context.Context, op rbd.Op, pool string, took time.Duration, err error) {
 	log, message := klog.FromContext(ctx), "Called librbd"
-	if a.key != "" {
-		log = log.WithValues(a.key, op.Image)
-	}
-	if a.key == "object" {
-		message = "Called librados"
+	switch a.key {
+	case "image":
+		log = log.WithValues("image", op.Image)
+	case "id":
+		log = log.WithValues("id", op.Image)
+	case "object":
+		log, message = log.WithValues("object", op.Image), "Called librados"
 	}
 	log.V(4).Info(message, "call", a.call, "pool", pool, "duration", took, "err", err)
 }

@@ -83,8 +83,8 @@ type Orphans struct {
 // memory is what earlier visits found out about a pool.
 type memory struct {
 	images map[string]knowledge
-	// said tells that its intents of another version are in the log.
-	said bool
+	// logged tells that its intents of another version are in the log.
+	logged bool
 }
 
 type knowledge struct {
@@ -128,11 +128,11 @@ func (o *Orphans) Visit(ctx context.Context, pool *access.Pool) error {
 		return !slices.ContainsFunc(intents, func(in journal.Intent) bool { return in.Image == image })
 	})
 	left := len(unreadable) > 0
-	if left && !v.memory.said {
+	if left && !v.memory.logged {
 		klog.FromContext(ctx).Info("Intents of another version are left alone", "pool", pool.ID.Pool,
 			"object", o.config.Journal.Intents.Object, "images", unreadable)
 	}
-	v.memory.said = left
+	v.memory.logged = left
 	begin := time.Now()
 	for _, in := range intents {
 		if time.Since(begin) > visitTimeout || ctx.Err() != nil {
@@ -230,12 +230,10 @@ func (v visit) learn(image string, outcome Outcome) Outcome {
 	} else if known.absent.IsZero() {
 		known.absent = time.Now()
 	}
-	switch outcome {
-	case OutcomeRemoved, OutcomeForeign, OutcomeKept:
-		if outcome != known.counted {
-			known.counted = outcome
-			v.Settled(outcome)
-		}
+	counts := outcome == OutcomeRemoved || outcome == OutcomeForeign || outcome == OutcomeKept
+	if counts && outcome != known.counted {
+		known.counted = outcome
+		v.Settled(outcome)
 	}
 	v.memory.images[image] = known
 	if outcome == outcomeAbsent && time.Since(known.absent) < absentFor {

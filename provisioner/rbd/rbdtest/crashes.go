@@ -58,8 +58,8 @@ func CloneCrashes(source, clone string) map[string]FakeFault {
 	}
 }
 
-// FakeImages has change change what Image says of all images from now on, so that they look
-// like some that a Cluster never has; nil changes nothing. It may use the Cluster.
+// FakeImages passes whatever Image returns to change from now on, so that images look like
+// some that a Cluster never has; nil changes nothing. change may use the Cluster.
 func (c *Cluster) FakeImages(change func(*rbd.Image)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
