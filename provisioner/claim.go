@@ -64,7 +64,7 @@ func (p *Provisioner) checkUserSecret(ctx context.Context, claim *corev1.Persist
 	if errors.Is(err, access.ErrSecretForbidden) {
 		// By default the provisioner may read secrets in its own namespace
 		// only, and need not read this one.
-		if _, said := p.forbidden.LoadOrStore(secret.Namespace, true); !said {
+		if _, logged := p.forbidden.LoadOrStore(secret.Namespace, true); !logged {
 			klog.FromContext(ctx).Info("The user's secret is not checked before its use: reading it is not allowed",
 				"secret", secret.String())
 		}

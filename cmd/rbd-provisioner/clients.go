@@ -67,7 +67,7 @@ func lacksInTreeRBD(v *apiversion.Info) bool {
 
 // warningLog logs each warning of the API server once.
 type warningLog struct {
-	said sync.Map // by text
+	logged sync.Map // by text
 }
 
 func (w *warningLog) HandleWarningHeaderWithContext(ctx context.Context, code int, _, text string) {
@@ -75,7 +75,7 @@ func (w *warningLog) HandleWarningHeaderWithContext(ctx context.Context, code in
 	if code != 299 || text == "" {
 		return
 	}
-	if _, again := w.said.LoadOrStore(text, true); !again {
+	if _, again := w.logged.LoadOrStore(text, true); !again {
 		klog.FromContext(ctx).Info("The API server warns", "warning", text)
 	}
 }

@@ -28,7 +28,7 @@ const rightsDelay = 10 * time.Second
 // when ctx ends.
 func readClusterUID(ctx context.Context, client corev1client.NamespacesGetter) (uid string, err error) {
 	logger := klog.FromContext(ctx)
-	var said sync.Once
+	var logged sync.Once
 	began := time.Now()
 	err = wait.PollUntilContextCancel(ctx, serverRetry, true, func(ctx context.Context) (bool, error) {
 		ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
@@ -46,7 +46,7 @@ func readClusterUID(ctx context.Context, client corev1client.NamespacesGetter) (
 				"before the next start, is then never removed; apply the manifests of rbac/ and restart", "err", err)
 			return true, nil
 		}
-		said.Do(func() {
+		logged.Do(func() {
 			logger.Error(err, "The namespace that identifies the cluster can't be read, will retry", "namespace", clusterNamespace)
 		})
 		return false, nil

@@ -54,7 +54,7 @@ func newExpansion(c controllerConfig, keeper ownership.Keeper, volumes access.Vo
 // not show how their expansion goes. It returns an error only when ctx ends.
 func waitForExpansion(ctx context.Context, client authorizationclient.SelfSubjectAccessReviewInterface) error {
 	logger := klog.FromContext(ctx)
-	var said sync.Once
+	var logged sync.Once
 	return wait.PollUntilContextCancel(ctx, expansionRetry, true, func(ctx context.Context) (bool, error) {
 		ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
 		defer cancel()
@@ -64,7 +64,7 @@ func waitForExpansion(ctx context.Context, client authorizationclient.SelfSubjec
 			return true, nil // requests will tell
 		}
 		if err == nil && !allowed {
-			said.Do(func() {
+			logged.Do(func() {
 				logger.Info("Volumes do not grow, also where their class has allowVolumeExpansion: apply rbac/resize-*.yaml, "+
 					"or give -expansion=false", "permission", expansionPermission.describe(verb))
 			})

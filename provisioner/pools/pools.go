@@ -76,8 +76,8 @@ type Rounds struct {
 	// pending has the visits that are queued or run, and says of which another one has to
 	// follow.
 	pending map[visit]bool
-	// said has the faults that are in the log.
-	said map[fault]bool
+	// logged has the faults that are in the log.
+	logged map[fault]bool
 }
 
 // way leads to a pool.
@@ -112,7 +112,7 @@ func New(c Config) (*Rounds, error) {
 		leads:   map[volume.Route]volume.PoolID{},
 		known:   map[volume.PoolID]bool{},
 		pending: map[visit]bool{},
-		said:    map[fault]bool{},
+		logged:  map[fault]bool{},
 	}, nil
 }
 
@@ -198,7 +198,7 @@ func (r *Rounds) look(ctx context.Context, name string) error {
 	opening.SetLimit(workers)
 	for _, w := range unknown {
 		opening.Go(func() error {
-			_, err := r.by(ctx, w, visit{})
+			_, err := r.visitBy(ctx, w, visit{})
 			return err
 		})
 	}
@@ -223,7 +223,7 @@ func (r *Rounds) try(ctx context.Context, v visit) (found bool, err error) {
 	r.mu.Unlock()
 	var faults []error
 	for _, w := range ways {
-		right, err := r.by(ctx, w, v)
+		right, err := r.visitBy(ctx, w, v)
 		if right {
 			return true, err
 		}
@@ -232,9 +232,9 @@ func (r *Rounds) try(ctx context.Context, v visit) (found bool, err error) {
 	return false, errors.Join(faults...)
 }
 
-// by makes a visit by one way, and reports whether it was the right one. If not, an
+// visitBy makes a visit by one way, and reports whether it was the right one. If not, an
 // error says that it may be once the fault is mended.
-func (r *Rounds) by(ctx context.Context, w way, v visit) (right bool, err error) {
+func (r *Rounds) visitBy(ctx context.Context, w way, v visit) (right bool, err error) {
 	pool, err := r.config.Access.OpenForVolume(ctx, w.location)
 	r.say(ctx, w, nil, err)
 	if err != nil {
@@ -258,11 +258,11 @@ func (r *Rounds) say(ctx context.Context, w way, visitor Visitor, err error) {
 	wrong := err != nil && !errors.Is(err, ErrLeft) && !work.IsLater(err) && ctx.Err() == nil
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if wrong && !r.said[fault{w.route, visitor}] {
+	if wrong && !r.logged[fault{w.route, visitor}] {
 		klog.FromContext(ctx).Info("A pool could not be visited, will retry",
 			"pool", w.location.Pool, "user", w.location.User, "err", err)
 	}
-	r.said[fault{w.route, visitor}] = wrong
+	r.logged[fault{w.route, visitor}] = wrong
 }
 
 // list returns the ways that our classes and volumes name, those of classes first. Pools

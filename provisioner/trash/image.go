@@ -47,7 +47,7 @@ func (r removing) settle(ctx context.Context, one *item) error {
 	}
 	late := found != nil && found.Since.After(removal.At.Add(moveTime))
 	switch {
-	case found == nil && one.by == "" && time.Since(one.absent) < absentFor:
+	case found == nil && one.remover == "" && time.Since(one.absent) < absentFor:
 		one.postpone(absentFor)
 		return nil
 	case found == nil:
@@ -58,7 +58,7 @@ func (r removing) settle(ctx context.Context, one *item) error {
 		return nil
 	case late || found.Name != removal.Image:
 		logger.Info("Left an image in the trash that another client restored and moved there again")
-		one.by = ""
+		one.remover = ""
 		return r.done(ctx, one)
 	}
 	switch pv, err := r.config.Volumes.Stays(r.imageID(one)); {
@@ -74,7 +74,7 @@ func (r removing) settle(ctx context.Context, one *item) error {
 	return r.remove(ctx, one)
 }
 
-// lookUp looks for an image in the trash, and returns nil if it is absent. If by is set
+// lookUp looks for an image in the trash, and returns nil if it is absent. If remover is set
 // then, it was removed; otherwise someone has restored it, or its move may still come.
 func (r removing) lookUp(ctx context.Context, one *item) (*rbd.Trashed, error) {
 	// Not in the middle of its deletion.
@@ -102,14 +102,14 @@ func (r removing) lookUp(ctx context.Context, one *item) (*rbd.Trashed, error) {
 	case one.absent.IsZero():
 		one.absent = time.Now()
 	}
-	if one.by == "" {
+	if one.remover == "" {
 		return nil, nil
 	}
 	switch restored, err := r.open.Image(ctx, one.removal.Image); {
 	case err != nil && !errors.Is(err, rbd.ErrImageNotFound):
 		return nil, err
 	case restored.ID == one.removal.ID:
-		one.by = ""
+		one.remover = ""
 	}
 	return nil, nil
 }
@@ -129,10 +129,10 @@ func (r removing) isBeingDeleted(one *item) bool {
 func (r removing) keep(ctx context.Context, one *item, pv *corev1.PersistentVolume) {
 	one.retry()
 	// Promise nothing where Ceph's manager was asked to remove it.
-	if one.told || one.by == ByManager {
+	if one.warned || one.remover == ByManager {
 		return
 	}
-	one.told = true
+	one.warned = true
 	klog.FromContext(ctx).Info("An image of a deleted volume stays in the trash, since another volume names it", "by", pv.Name)
 	r.config.Events.Eventf(pv, corev1.EventTypeWarning, "ImageInTrash", "image %q in pool %q was deleted with volume %q: "+
 		"it stays in the trash for as long as this volume names it; bring it back with: rbd trash restore --pool %s %s",
@@ -141,8 +141,8 @@ func (r removing) keep(ctx context.Context, one *item, pv *corev1.PersistentVolu
 
 // remove settles an image by removing it in this process.
 func (r removing) remove(ctx context.Context, one *item) error {
-	listed := one.by == ByManager
-	one.by = ByProvisioner
+	listed := one.remover == ByManager
+	one.remover = ByProvisioner
 	err := r.open.RemoveTrashed(ctx, one.removal.ID)
 	switch {
 	case err == nil, errors.Is(err, rbd.ErrImageNotFound):
@@ -157,13 +157,13 @@ func (r removing) remove(ctx context.Context, one *item) error {
 	case !errors.Is(err, rbd.ErrImageInUse):
 		return err
 	}
-	one.by = "" // if it is gone next time, another client removed it
+	one.remover = "" // if it is gone next time, another client removed it
 	// The manager may have it open; if not, asking again makes it stop trying.
 	listed = listed && r.askManager(ctx, one)
 	one.retry()
-	if !one.said && !listed {
+	if !one.logged && !listed {
 		klog.FromContext(ctx).Info("An image of a deleted volume stays in the trash for now", "reason", err)
-		one.said = true
+		one.logged = true
 	}
 	return nil
 }
@@ -181,7 +181,7 @@ func (r removing) removeCloneSnapshots(ctx context.Context, id string) {
 }
 
 // done clears the note of an image that needs nothing more, and forgets the image. If
-// by is set, the image was removed as asked, and its parent may be waiting for that.
+// remover is set, the image was removed as asked, and its parent may be waiting for that.
 func (r removing) done(ctx context.Context, one *item) error {
 	defer r.config.Journal.Locks.Lock(r.imageID(one))()
 	r.mu.Lock()
@@ -196,9 +196,9 @@ func (r removing) done(ctx context.Context, one *item) error {
 	r.mu.Lock()
 	delete(r.in.items, one.removal.ID)
 	r.mu.Unlock()
-	if one.by != "" {
-		klog.FromContext(ctx).Info("Image removed from the trash", "by", one.by)
-		r.config.Purged(one.by)
+	if one.remover != "" {
+		klog.FromContext(ctx).Info("Image removed from the trash", "by", one.remover)
+		r.config.Purged(one.remover)
 		r.Wake(r.in.id, one.removal.Parent)
 	}
 	return nil

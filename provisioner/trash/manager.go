@@ -37,11 +37,11 @@ const (
 // leaveToManager reports whether to leave an image to Ceph's manager, which takes none of
 // our time. It asks a manager that was not asked yet, and postpones the image.
 func (r removing) leaveToManager(ctx context.Context, one *item) bool {
-	if one.ours.IsZero() && r.askManager(ctx, one) {
-		one.ours = time.Now().Add(managerTime)
+	if one.oursFrom.IsZero() && r.askManager(ctx, one) {
+		one.oursFrom = time.Now().Add(managerTime)
 	}
-	left := time.Until(one.ours)
-	if left <= 0 || time.Now().Before(r.in.alone) {
+	left := time.Until(one.oursFrom)
+	if left <= 0 || time.Now().Before(r.in.askAfter) {
 		return false
 	}
 	// Each look doubles the time since the request.
@@ -52,7 +52,7 @@ func (r removing) leaveToManager(ctx context.Context, one *item) bool {
 // askManager asks Ceph's manager to remove an image, and reports whether the manager's
 // list now has it. If the manager has failed with it, asking again takes it off the list.
 func (r removing) askManager(ctx context.Context, one *item) bool {
-	if time.Now().Before(r.in.alone) {
+	if time.Now().Before(r.in.askAfter) {
 		return false
 	}
 	asking, cancel := context.WithTimeout(ctx, managerWait)
@@ -60,17 +60,17 @@ func (r removing) askManager(ctx context.Context, one *item) bool {
 	err := r.open.HandOverTrashed(asking, one.removal.ID)
 	switch {
 	case err == nil:
-		one.by, r.in.denied = ByManager, false
+		one.remover, r.in.denied = ByManager, false
 		return true
 	case errors.Is(err, rbd.ErrManagerFailed):
-		one.ours = time.Now()
+		one.oursFrom = time.Now()
 		return false
 	case errors.Is(err, rbd.ErrImageNotFound), errors.Is(err, lease.ErrNotLeading), ctx.Err() != nil:
 		return false // the removal here shows the same
 	case errors.Is(err, rbd.ErrPermissionDenied):
 		err = fmt.Errorf("%w: the cap mgr 'profile rbd' allows it", err)
 	}
-	r.in.alone = time.Now().Add(managerAgain)
+	r.in.askAfter = time.Now().Add(managerAgain)
 	if !r.in.denied {
 		klog.FromContext(ctx).Info("Images are removed from the trash by this process, not by Ceph's manager", "reason", err)
 		r.in.denied = true

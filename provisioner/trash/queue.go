@@ -69,10 +69,10 @@ type pool struct {
 	items    map[string]*item
 	// failing means that the last round failed, and that the log has the reason.
 	failing bool
-	// alone is until when Ceph's manager is left alone; denied means that the log has
-	// the reason.
-	alone  time.Time
-	denied bool
+	// askAfter is the earliest time at which Ceph's manager is asked again; denied means
+	// that the log has the reason.
+	askAfter time.Time
+	denied   bool
 }
 
 // item is an image to remove.
@@ -85,13 +85,13 @@ type item struct {
 	delay time.Duration
 	// absent is since when it has been missing from the trash; zero while it is there.
 	absent time.Time
-	// by names the remover that was last asked; empty for none.
-	by string
-	// ours is from when this process removes it; zero if no manager was asked.
-	ours time.Time
-	// said means that the log says why it stays; told, that a volume that names it again
+	// remover is ByManager or ByProvisioner, whichever was last asked; empty for none.
+	remover string
+	// oursFrom is when this process begins to remove it; zero if no manager was asked.
+	oursFrom time.Time
+	// logged means that the log says why it stays; warned, that a volume that names it again
 	// has an event.
-	said, told bool
+	logged, warned bool
 }
 
 // New returns an empty queue to Run, or an error that says that a field is missing.
@@ -202,8 +202,8 @@ func (q *Queue) due(id volume.PoolID) (in *pool, location volume.Location, due [
 		if one.woken {
 			one.woken, one.due = false, one.removal.Due()
 			// What kept this process from removing it made the manager fail, too.
-			if !one.ours.IsZero() {
-				one.ours = time.Now()
+			if !one.oursFrom.IsZero() {
+				one.oursFrom = time.Now()
 			}
 		}
 		if q.isTurn(one) {
