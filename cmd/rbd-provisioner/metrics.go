@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"runtime"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -75,9 +76,29 @@ func newCounterVec(registry prometheus.Registerer, name, help, label string, val
 	return counter
 }
 
+// newCephObserver shows how long calls to Ceph take: from a millisecond, as for a note, to a
+// minute, as for an image that is removed.
+func newCephObserver(registry prometheus.Registerer) func(call string, d time.Duration, err error) {
+	durations := promauto.With(registry).NewHistogramVec(prometheus.HistogramOpts{
+		Name:    "rbd_provisioner_ceph_call_duration_seconds",
+		Help:    "Time that calls to Ceph took, by call and result: success or failure, which includes that there is no such image.",
+		Buckets: prometheus.ExponentialBuckets(0.001, 4, 9),
+	}, []string{"call", "result"})
+	return func(call string, d time.Duration, err error) {
+		durations.WithLabelValues(call, resultOf(err)).Observe(d.Seconds())
+	}
+}
+
+func resultOf(err error) string {
+	if err != nil {
+		return "failure"
+	}
+	return "success"
+}
+
 func newRecoveredCounter(registry prometheus.Registerer) func(orphan.Outcome) {
 	counter := newCounterVec(registry, "rbd_provisioner_recovered_images_total",
-		"Images without a volume that attempts left which were cut off: removed, foreign (somebody else's or with data, so left) or kept (in use or out of reach, to be tried again).",
+		"Images without a volume that interrupted attempts left: removed, foreign (another owner's or with data, so left alone) or kept (in use or out of reach: will retry).",
 		"outcome", string(orphan.OutcomeRemoved), string(orphan.OutcomeForeign), string(orphan.OutcomeKept))
 	return func(outcome orphan.Outcome) { counter.WithLabelValues(string(outcome)).Inc() }
 }
@@ -91,15 +112,9 @@ func newPurgedCounter(registry prometheus.Registerer) func(by string) {
 
 func newResizedCounter(registry prometheus.Registerer) func(error) {
 	counter := newCounterVec(registry, "rbd_provisioner_expansions_total",
-		"Attempts to give the image of a volume the size that its claim asks for, by result: success or failure (tried again).",
+		"Attempts to give the image of a volume the size that its claim asks for, by result: success or failure (will retry).",
 		"result", "success", "failure")
-	return func(err error) {
-		result := "success"
-		if err != nil {
-			result = "failure"
-		}
-		counter.WithLabelValues(result).Inc()
-	}
+	return func(err error) { counter.WithLabelValues(resultOf(err)).Inc() }
 }
 
 func newFlattenedCounter(registry prometheus.Registerer) func() {

@@ -96,7 +96,8 @@ func serve(ctx context.Context, o *options) (err error) {
 	if !o.leaderElection {
 		guard = lease.New(nil)
 	}
-	open, err := access.New(access.Config{Secrets: client.CoreV1(), Connector: connector, Workers: o.workers, Lease: guard})
+	open, err := access.New(access.Config{Secrets: client.CoreV1(), Connector: connector, Workers: o.workers,
+		Lease: guard, Observe: newCephObserver(registry)})
 	if err != nil {
 		return err
 	}

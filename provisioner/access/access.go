@@ -39,6 +39,9 @@ type Config struct {
 	// Lease must be held for each call that changes something; otherwise the call returns
 	// lease.ErrNotLeading. Nil means that there is no lease.
 	Lease *lease.Guard
+	// Observe gets each call to a pool: the name of its rbd.Op, how long it took and its
+	// error. Many goroutines call it. Nil means that no one observes.
+	Observe func(op string, d time.Duration, err error)
 }
 
 // DefaultTimeout bounds each call that is not to Ceph.
@@ -63,6 +66,9 @@ func New(c Config) (*Access, error) {
 	}
 	if c.Lease == nil {
 		c.Lease = lease.New(nil)
+	}
+	if c.Observe == nil {
+		c.Observe = func(string, time.Duration, error) {}
 	}
 	return &Access{config: c, gate: newGate(c.Workers), recent: utilcache.NewExpiring()}, nil
 }

@@ -54,6 +54,7 @@ type gated struct {
 	one, two  *rbdtest.Cluster
 	connector *FakeSilence // of the first one
 	leaseLost atomic.Bool
+	observed  []string // the calls that Config.Observe got
 }
 
 func newGated(t *testing.T, workers int) *gated {
@@ -74,9 +75,15 @@ func newGated(t *testing.T, workers int) *gated {
 		}
 	}
 	var err error
+	var mu sync.Mutex // guards g.observed
 	g.Access, err = access.New(access.Config{
 		Secrets: client.CoreV1(), Connector: g.connector, Workers: workers,
 		Lease: lease.New(func() bool { return !g.leaseLost.Load() }),
+		Observe: func(op string, d time.Duration, err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			g.observed = append(g.observed, fmt.Sprintf("%s %v %v", op, d, errors.Is(err, rbd.ErrTimeout)))
+		},
 	})
 	if err != nil {
 		t.Fatal(err)

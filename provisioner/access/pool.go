@@ -54,6 +54,7 @@ func (a *Access) around(p *Pool) func(context.Context, rbd.Op, func(context.Cont
 		if mayHaveChanged(op, err) {
 			p.changed.Store(true)
 		}
+		a.config.Observe(op.Name, time.Since(began), err)
 		return err
 	}
 }

@@ -8,6 +8,9 @@ import (
 	"slices"
 	"testing"
 	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
 	"ceph.com/rbd-provisioner/provisioner/lease"
@@ -86,6 +89,20 @@ func TestRefusalIsNoAnswer(t *testing.T) {
 			if err == nil {
 				other.Close()
 			}
+		}
+	})
+}
+
+// TestObserve checks that calls are observed with their time and their error.
+func TestObserve(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGated(t, 0)
+		pool := g.mustOpen(t)
+		g.one.Fake(rbdtest.FakeFault{Call: rbdtest.CallImage, Before: func() { time.Sleep(time.Second) }, Err: rbd.ErrTimeout})
+		_, _ = pool.Image(t.Context(), "x")
+		_ = pool.CreateImage(t.Context(), "x", rbd.ImageSpec{SizeBytes: 1})
+		if diff := cmp.Diff([]string{"Image 1s true", "CreateImage 0s false"}, g.observed); diff != "" {
+			t.Errorf("what was observed (-want +got):\n%s", diff)
 		}
 	})
 }

@@ -330,6 +330,9 @@ func TestExpandAcrossRestarts(t *testing.T) {
 	if !strings.Contains(metrics, `rbd_provisioner_expansions_total{result="failure"} 0`) {
 		t.Error("attempts failed")
 	}
+	if !strings.Contains(metrics, `rbd_provisioner_ceph_call_duration_seconds_count{call="GrowImage",result="success"} `) {
+		t.Error("the metrics do not show how long images took to grow")
+	}
 }
 
 // Volumes that the retired provisioner made grow through their class and, once that is
