@@ -239,8 +239,9 @@ func (d deletion) removeInPlace(ctx context.Context, done string) error {
 	return nil
 }
 
-// stillRemoving is the error of a removal that outlives its deadline. Ceph need not be
-// at fault: librbd deletes every object that the image could have.
+// stillRemoving is the error while an earlier call on the image has not ended. If that is its
+// removal, Ceph need not be at fault: librbd deletes every object that the image could have.
 func (d deletion) stillRemoving() error {
-	return fmt.Errorf("%s is still being removed, which takes longer the larger it is: nothing needs to be done", d)
+	return fmt.Errorf("%s is still being removed, which takes longer the larger it is, or an earlier call on it had no answer: "+
+		"will retry; if this does not end, check the health of the Ceph cluster", d)
 }

@@ -61,12 +61,12 @@ func TestConflict(t *testing.T) {
 			"its features differ"},
 		{"one without the data pool that the class names", plain, testMarks(), wantData, "its features differ"},
 		{"one with another data pool", rbd.ImageSpec{SizeBytes: 1 << 30, DataPool: "other"}, testMarks(), wantData, "its data pool differs"},
-		{"one without marks that is in use", plain, nil, watch, "its metadata names no owner, and a client has it open: if that does not end, rename or remove it"},
-		{"one without marks that has a snapshot", plain, nil, snapshot, "its metadata names no owner, and it has snapshots"},
+		{"one without marks that is in use", plain, nil, watch, "its metadata does not name this claim's volume, and a client has it open: if that does not end, rename or remove it"},
+		{"one without marks that has a snapshot", plain, nil, snapshot, "its metadata does not name this claim's volume, and it has snapshots"},
 		{"one that names our provisioner alone and is in use", plain, map[string]string{volume.MetaIdentity: testIdentity}, watch,
-			"its metadata names no owner, and a client has it open: if that does not end, rename or remove it"},
+			"its metadata does not name this claim's volume, and a client has it open: if that does not end, rename or remove it"},
 		{"one that names the claim alone and has a snapshot", plain, map[string]string{volume.MetaClaim: "data"}, snapshot,
-			"its metadata names no owner, and it has snapshots"},
+			"its metadata does not name this claim's volume, and it has snapshots"},
 	} {
 		inBubble(t, test.name, func(t *testing.T) {
 			f := newFixture(t)

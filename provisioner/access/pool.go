@@ -65,8 +65,9 @@ func mayHaveChanged(op rbd.Op, err error) bool {
 	case rbd.OpSetNotes, rbd.OpRemoveNotes, rbd.OpSnapshotImage, rbd.OpRemoveSnapshot:
 		return false
 	case rbd.OpCreateImage, rbd.OpCloneImage:
-		// These errors say that neither this call made an image nor an earlier attempt. A
-		// full pool does not: the call may have met it half-way.
+		// These errors say that neither this call made an image nor an earlier attempt.
+		// ErrImageExists does not: the image may be that of an earlier attempt. Nor does a
+		// full pool: the call may have met it half-way.
 		return !errors.Is(err, rbd.ErrPermissionDenied) && !errors.Is(err, rbd.ErrPoolNotFound) &&
 			!errors.Is(err, rbd.ErrNotSupported)
 	}

@@ -32,7 +32,7 @@ const (
 // watches an image while flattening it, so kubelet would not map it; and anything
 // cloned from it meanwhile is lost.
 var ErrFlattening = errors.New("its clone is being flattened, since it depends on more images than -max-clone-depth allows " +
-	"or its source has many clones: the claim gets its volume once all data is copied, nothing needs to be done")
+	"or its source has many clones: the claim gets its volume once all data is copied")
 
 // notFlattened is ErrFlattening in the words of a failure.
 type notFlattened struct{ error }

@@ -164,15 +164,15 @@ func TestCloneConflict(t *testing.T) {
 		{"an empty one that is in use", func(t *testing.T, w *cloneWorld) {
 			seed(gib, nil)(t, w)
 			w.ceph.Watch(testPool, cloneImage, "10.0.2.1:0/77")
-		}, "its metadata names no owner, and a client has it open: if that does not end, rename or remove it"},
+		}, "its metadata does not name this claim's volume, and a client has it open: if that does not end, rename or remove it"},
 		{"an empty one with a snapshot", func(t *testing.T, w *cloneWorld) {
 			seed(gib, nil)(t, w)
 			w.ceph.AddSnapshot(testPool, cloneImage, "monday")
-		}, "its metadata names no owner, and it has snapshots: rename or remove it"},
+		}, "its metadata does not name this claim's volume, and it has snapshots: rename or remove it"},
 		{"a clone of the source that is in use", func(_ *testing.T, w *cloneWorld) {
 			w.ceph.Clone(testPool, testImage, cloneImage)
 			w.ceph.Watch(testPool, cloneImage, "10.0.2.1:0/77")
-		}, "its metadata names no owner, and a client has it open: if that does not end, rename or remove it"},
+		}, "its metadata does not name this claim's volume, and a client has it open: if that does not end, rename or remove it"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			w := newCloneWorld(t)

@@ -58,9 +58,9 @@ func (w Wanted) differs(image rbd.Image) string {
 		return ""
 	case len(image.Watchers) > 0:
 		// A provisioner that died before the mark stays a watcher for half a minute.
-		return "its metadata names no owner, and a client has it open: if that does not end, rename or remove it"
+		return "its metadata does not name this claim's volume, and a client has it open: if that does not end, rename or remove it"
 	case len(image.Snapshots) > 0:
-		return "its metadata names no owner, and it has snapshots" + remedy
+		return "its metadata does not name this claim's volume, and it has snapshots" + remedy
 	}
 	return ""
 }

@@ -178,12 +178,12 @@ func TestConflict(t *testing.T) {
 		{"one with a data pool that the class does not name", rbd.ImageSpec{SizeBytes: gib, DataPool: "data"}, all, nothing, ": its features differ" + remedy},
 		{"one without the data pool that the class names", plain, all, wantData, ": its features differ" + remedy},
 		{"one with another data pool", rbd.ImageSpec{SizeBytes: gib, DataPool: "other"}, all, wantData, ": its data pool differs" + remedy},
-		{"one without marks that is in use", plain, nil, watch, ": its metadata names no owner, and a client has it open: if that does not end, rename or remove it"},
-		{"one without marks that has a snapshot", plain, nil, snapshot, ": its metadata names no owner, and it has snapshots" + remedy},
+		{"one without marks that is in use", plain, nil, watch, ": its metadata does not name this claim's volume, and a client has it open: if that does not end, rename or remove it"},
+		{"one without marks that has a snapshot", plain, nil, snapshot, ": its metadata does not name this claim's volume, and it has snapshots" + remedy},
 		{"one that names our provisioner alone and is in use", plain, map[string]string{volume.MetaIdentity: testIdentity}, watch,
-			": its metadata names no owner, and a client has it open: if that does not end, rename or remove it"},
+			": its metadata does not name this claim's volume, and a client has it open: if that does not end, rename or remove it"},
 		{"one that names the claim alone and has a snapshot", plain, map[string]string{volume.MetaClaim: "data"}, snapshot,
-			": its metadata names no owner, and it has snapshots" + remedy},
+			": its metadata does not name this claim's volume, and it has snapshots" + remedy},
 		{"a clone", plain, all, func(_ *testing.T, w *world) {
 			w.ceph.FakeImages(func(i *rbd.Image) { i.Parent = "10" })
 		}, ": it is a clone of another image" + remedy},

@@ -80,7 +80,7 @@ func (r removing) lookUp(ctx context.Context, one *item) (*rbd.Trashed, error) {
 	// Not in the middle of its deletion.
 	defer r.config.Journal.Locks.Lock(r.imageID(one))()
 	if !one.absent.IsZero() {
-		// The note is about to be cleared. A move by this process may still wait for an
+		// The note may be about to be cleared. A move by this process may still wait for an
 		// OSD, however long; it holds the name until then, and this call waits for it.
 		if _, err := r.open.Image(ctx, one.removal.Image); err != nil && !errors.Is(err, rbd.ErrImageNotFound) {
 			return nil, err

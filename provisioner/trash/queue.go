@@ -78,7 +78,7 @@ type pool struct {
 // item is an image to remove.
 type item struct {
 	removal journal.Removal
-	// woken means that Wake was called since due last looked.
+	// woken means that Wake was called since a round last looked.
 	woken bool
 	// due is when it is looked at next; delay is what its last retry waited for.
 	due   time.Time
