@@ -23,7 +23,7 @@ import (
 var ErrBusy = errors.New("the Ceph cluster is slow to answer, and other operations already wait for it")
 
 const (
-	// lately is how long the gate remembers that a route was used or did not answer.
+	// lately is how long the gate remembers a route that is not used any more.
 	lately = 10 * time.Minute
 	// placeWait bounds the wait for a place: the waiting worker could serve another
 	// cluster.
@@ -137,7 +137,7 @@ func (g *gate) admit(l volume.Location, u use) (*visit, <-chan struct{}, error) 
 // forget drops the routes that were not used lately.
 func (g *gate) forget(now time.Time) {
 	for v := range g.inside {
-		v.route.used = now
+		v.route.used = now // a visit to the trash may take hours
 	}
 	maps.DeleteFunc(g.routes, func(_ volume.Route, r *route) bool { return now.Sub(r.used) > lately })
 }

@@ -308,6 +308,26 @@ func TestAttemptsHaveALimit(t *testing.T) {
 	})
 }
 
+// The gate remembers an outage on a route for as long as an operation is inside.
+func TestSilenceIsRemembered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGated(t, 4)
+		ctx, l := t.Context(), at("10.0.0.1", "a")
+		pool := g.mustOpen(t)
+		g.one.Fake(rbdtest.FakeFault{Call: rbdtest.CallCreateImage, Err: rbd.ErrTimeout})
+		_ = pool.CreateImage(ctx, "x", rbd.ImageSpec{SizeBytes: 1})
+		time.Sleep(time.Hour)
+		probe, err := g.Open(ctx, l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := g.Open(ctx, l); !errors.Is(err, rbd.ErrTimeout) {
+			t.Errorf("got %v beside a probe, want ErrTimeout", err)
+		}
+		probe.Close()
+	})
+}
+
 // The gate forgets an outage that nobody asked about for a while.
 func TestSilenceIsForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

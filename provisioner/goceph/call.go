@@ -123,7 +123,7 @@ func (p *pool) try(ctx context.Context, a attempt, op rbd.Op, call func(context.
 	defer cancel()
 	unlock, notes := func() {}, name
 	if a.locks {
-		lock := imageName{p.link.conn.fsid(), p.id(), name}
+		lock := imageName{p.link.conn.fsid(), p.number, name}
 		if op.Name == rbd.OpFlattenImage {
 			lock.image = flattening + name
 		}

@@ -16,14 +16,26 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// TestEachCallHasAnAttempt checks that no error lacks its text.
+// TestEachCallHasAnAttempt checks that each call has its texts, holds its image's name, and
+// finds no image where there is none: all but those about notes, and FinishRemovals.
 func TestEachCallHasAnAttempt(t *testing.T) {
+	others := map[string]error{
+		rbd.OpNotes: nil, rbd.OpSetNotes: rbd.ErrPoolNotFound, rbd.OpRemoveNotes: nil, rbd.OpFinishRemovals: nil,
+	}
 	for method := range reflect.TypeFor[rbd.Pool]().Methods() {
 		if method.Name == "Close" || method.Name == rbd.OpHandOverTrashed {
 			continue // operate does not make this call
 		}
-		if a := attempts[method.Name]; a.call == "" || a.text == "" {
+		a := attempts[method.Name]
+		if a.call == "" || a.text == "" {
 			t.Errorf("%s has none", method.Name)
+		}
+		notFound, other := others[method.Name]
+		if !other {
+			notFound = rbd.ErrImageNotFound
+		}
+		if a.locks == other || !errors.Is(a.notFound, notFound) {
+			t.Errorf("%s locks: %v, and ENOENT means %v, want %v and %v", method.Name, a.locks, a.notFound, !other, notFound)
 		}
 	}
 }

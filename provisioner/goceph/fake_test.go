@@ -146,7 +146,14 @@ type fakePool struct {
 }
 
 // id depends on the length of the name, which is enough for tests.
-func (p *fakePool) id() int64 { return int64(len(p.name)) }
+func (p *fakePool) id() int64 {
+	p.conn.mu.Lock()
+	defer p.conn.mu.Unlock()
+	if p.closed {
+		p.conn.t.Error("asked for its ID after it was closed")
+	}
+	return int64(len(p.name))
+}
 
 func (p *fakePool) close() {
 	p.conn.mu.Lock()

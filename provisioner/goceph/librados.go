@@ -65,40 +65,43 @@ func Version() string {
 	return version
 }
 
-type option struct{ name, value string }
+type option struct {
+	name, value string
+	optional    bool // a librados that does not know it needs no such setting
+}
 
 // options returns what librados must know. limit is how many seconds a monitor or manager
 // may take for a command; 0 for no limit.
 func options(cfg Config, creds rbd.Credentials, limit int64) []option {
 	return []option{
 		// No keys but ours.
-		{"keyring", ""},
-		{"keyfile", ""},
+		{"keyring", "", true},
+		{"keyfile", "", true},
 		// No listener, no files, no output: librados prints keys that it cannot read. Its
 		// error numbers say all that it has to say.
-		{"admin_socket", ""},
-		{"log_file", ""},
-		{"log_to_file", "false"},
-		{"log_to_stderr", "false"},
-		{"err_to_stderr", "false"},
-		{"log_to_syslog", "false"},
-		{"err_to_syslog", "false"},
-		{"log_to_graylog", "false"},
-		{"err_to_graylog", "false"},
-		{"log_to_journald", "false"},
-		{"err_to_journald", "false"},
+		{"admin_socket", "", true},
+		{"log_file", "", true},
+		{"log_to_file", "false", true},
+		{"log_to_stderr", "false", true},
+		{"err_to_stderr", "false", true},
+		{"log_to_syslog", "false", true},
+		{"err_to_syslog", "false", true},
+		{"log_to_graylog", "false", true},
+		{"err_to_graylog", "false", true},
+		{"log_to_journald", "false", true},
+		{"err_to_journald", "false", true},
 		// Nothing here reads or writes an image's data.
-		{"rbd_cache", "false"},
-		{"client_mount_timeout", strconv.FormatInt(cfg.timeoutSeconds(), 10)},
-		{"rados_mon_op_timeout", strconv.FormatInt(limit, 10)},
+		{"rbd_cache", "false", true},
+		{"client_mount_timeout", strconv.FormatInt(cfg.timeoutSeconds(), 10), false},
+		{"rados_mon_op_timeout", strconv.FormatInt(limit, 10), false},
 		// No limit for OSDs. With one, librados would forget a request on its way, and
 		// librbd, in the middle of making an image, would take that for a failure and
 		// remove the image's name; the OSD would still make the header, and nothing would
 		// ever find that. Measured: it happened to one of 40 images being made while an
 		// OSD was halted for some seconds.
-		{"rados_osd_op_timeout", "0"},
-		{"mon_host", creds.MonHost()},
-		{"key", creds.Key.Reveal()},
+		{"rados_osd_op_timeout", "0", false},
+		{"mon_host", creds.MonHost(), false},
+		{"key", creds.Key.Reveal(), false},
 	}
 }
 
@@ -125,9 +128,11 @@ func connect(creds rbd.Credentials, options []option) (*rados.Conn, error) {
 		return nil, err
 	}
 	for _, o := range options {
-		// An option that librados does not know comes from a newer Ceph: there is nothing
-		// to switch off.
-		if err := c.SetConfigOption(o.name, o.value); err != nil && !errors.Is(err, rados.ErrNotFound) {
+		err := c.SetConfigOption(o.name, o.value)
+		if o.optional && errors.Is(err, rados.ErrNotFound) {
+			continue
+		}
+		if err != nil {
 			release(c)
 			// Without the value, which may be a key. And with the bare number: translate
 			// would take librados's own error for a cluster's answer.

@@ -186,9 +186,9 @@ func (cl *cluster) openPool(ctx context.Context, name string) (*pool, error) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if err != nil {
-			l.users--
+			l.users-- // p.calls stays 1: there is no handle to release
 		} else {
-			p.ioctx = io
+			p.ioctx, p.number = io, io.id()
 			l.pools[p] = struct{}{}
 			p.calls--
 			p.release() // if the caller gave up

@@ -9,10 +9,12 @@ type pool struct {
 	connector *Connector
 	link      *link
 	name      string
+	// number is the pool's ID, also when the handle is closed.
+	number int64
 
 	// Guarded by Connector.mu.
 
-	calls  int // with that which opens the pool
+	calls  int // with the one that opens the pool
 	closed bool
 	// manager is a connection on which no command is running; nil for none.
 	manager managerConn
@@ -49,7 +51,7 @@ func (p *pool) begin(notes string) (call *running, earlier <-chan struct{}, err 
 	}
 	unanswered := 0
 	for other := range p.link.abandoned {
-		if other.pool.id() != p.id() {
+		if other.pool.number != p.number {
 			continue
 		}
 		unanswered++
