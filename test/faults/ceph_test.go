@@ -15,6 +15,7 @@ import (
 var noAnswer = []string{
 	"no answer in time, the outcome is unknown", "no answer lately", "no monitor answered",
 	"the connection to the cluster was lost", "an earlier call on it has not ended", "still being removed",
+	"earlier calls to the pool have had no answer yet",
 }
 
 // Servers of Ceph hang or are restarted for longer than every deadline, while claims are
