@@ -124,8 +124,8 @@ func (g *gate) admit(l volume.Location, u use) (*visit, <-chan struct{}, error) 
 	probe := r.fault != nil
 	switch {
 	case probe && !g.mayProbe(r):
-		return nil, nil, silence{fmt.Errorf("pool %q, monitors %q, user %q: no answer lately: "+
-			"only one attempt at a time is made, and this one waits its turn", l.Pool, r.monitors, l.User), r.fault}
+		return nil, nil, silence{fmt.Errorf("pool %q, monitors %q, user %q: no answer lately (%w): "+
+			"only one attempt at a time is made, and this one waits its turn", l.Pool, r.monitors, l.User, kind(r.fault)), r.fault}
 	case !probe && !g.hasPlace(r, u, now):
 		return nil, g.changed, nil
 	}
@@ -215,9 +215,17 @@ func (g *gate) wake() {
 	g.changed = make(chan struct{})
 }
 
+// kind is what a fault comes to, without the call and the image: the text of an operation
+// that was not tried must not change with every attempt of another one.
+func kind(fault error) error {
+	if errors.Is(fault, rbd.ErrUnreachable) {
+		return rbd.ErrUnreachable
+	}
+	return rbd.ErrTimeout
+}
+
 // silence is the error of an operation that was not tried, because the route gave no
-// answer last time and another operation waits for one now. Its text does not depend on
-// the fault.
+// answer last time and another operation waits for one now.
 type silence struct {
 	error
 	fault error

@@ -381,7 +381,7 @@ func TestExpandAfterOutage(t *testing.T) {
 	claim := f.claim("data", class, func(c *corev1.PersistentVolumeClaim) { c.Spec.VolumeName = pv.Name })
 	f.bound(claim)
 	f.ask(claim, "2Gi")
-	f.event(claim, `failed: connect to monitors "v1:127.0.0.1:1" as user "`+f.name+`-admin": no monitor answered`)
+	f.event(claim, `no monitor answered`) // of its own attempt, or of one that the loops make
 	f.must(rig.Kube.Client.StorageV1().StorageClasses().Delete(t.Context(), class.Name, metav1.DeleteOptions{}))
 	f.class("a", growing) // parameters can't be changed
 	f.grown(claim, "2Gi")
