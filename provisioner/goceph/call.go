@@ -74,6 +74,7 @@ var attempts = map[string]attempt{
 	rbd.OpTrashImage:    onImage("move to the trash"),
 	rbd.OpTrashed:       onTrashed("look up"),
 	rbd.OpRemoveTrashed: onTrashed("remove"),
+	rbd.OpShrinkTrashed: onTrashed("shrink"),
 
 	rbd.OpSnapshotImage:  onID("make a snapshot of"),
 	rbd.OpCloneImage:     onImage("clone"),

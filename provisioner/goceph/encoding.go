@@ -56,9 +56,11 @@ const (
 	// Source: TrashImageSource in Ceph's src/cls/rbd/cls_rbd_types.h.
 	trashRemoving = 3
 	// trashMoving is the state of an entry until the image has lost its name, trashNormal
-	// the state after that. Source: TrashImageState in the same file.
+	// the state after that, and trashEnding that of an image whose removal has begun.
+	// Source: TrashImageState in the same file.
 	trashNormal = 0
 	trashMoving = 1
+	trashEnding = 2
 )
 
 // trashEntry is what the trash says about an image.

@@ -222,6 +222,10 @@ func (p *fakePool) Trashed(_ context.Context, id string) (rbd.Trashed, error) {
 
 func (p *fakePool) RemoveTrashed(_ context.Context, id string) error { return p.call(id) }
 
+func (p *fakePool) ShrinkTrashed(_ context.Context, id string, _ uint64) (uint64, error) {
+	return 0, p.call(id)
+}
+
 func (p *fakePool) SnapshotImage(_ context.Context, id, _ string) error { return p.call(id) }
 
 func (p *fakePool) HasClone(_ context.Context, id, _, _ string) (bool, error) {

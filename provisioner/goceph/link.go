@@ -30,6 +30,7 @@ type ioctx interface {
 	TrashImage(ctx context.Context, name string, keep time.Duration) error
 	Trashed(ctx context.Context, id string) (rbd.Trashed, error)
 	RemoveTrashed(ctx context.Context, id string) error
+	ShrinkTrashed(ctx context.Context, id string, objects uint64) (uint64, error)
 	id() int64
 	// close frees memory. It does no I/O.
 	close()

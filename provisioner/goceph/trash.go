@@ -89,15 +89,50 @@ func (p *radosPool) trashEntry(id string) (trashEntry, error) {
 }
 
 func (p *radosPool) RemoveTrashed(_ context.Context, id string) error {
-	err := librbd.TrashRemove(p.io, id, true)
-	if number, _ := errno(err); number != syscall.EUCLEAN {
+	return p.afterMove(id, func() error { return librbd.TrashRemove(p.io, id, true) })
+}
+
+func (p *radosPool) ShrinkTrashed(_ context.Context, id string, objects uint64) (left uint64, err error) {
+	image, err := librbd.OpenImageById(p.io, id, librbd.NoSnapshot)
+	err = change(image, err, func() error {
+		info, err := image.Stat()
+		part := objects * info.Obj_size
+		if err != nil || info.Size <= part {
+			return err
+		}
+		// The checks and steps of librbd's removal.
+		snapshots, err := image.GetSnapshotNames()
+		watchers, watchersErr := image.ListWatchers()
+		switch err := errors.Join(err, watchersErr); {
+		case err != nil:
+			return err
+		case len(snapshots) > 0:
+			return rbd.ErrImageHasSnapshots
+		case len(watchers) > 1: // one is this client
+			return rbd.ErrImageInUse
+		}
+		if err := p.afterMove(id, func() error { return p.setTrashState(id, trashEnding, trashNormal) }); err != nil {
+			return err // also if the image is not in the trash, or being restored
+		}
+		// librbd stores the size last: nothing is lost sight of if this is cut off.
+		left = (info.Size - 1) / part * part
+		return image.Resize(left)
+	})
+	return left, err
+}
+
+// afterMove runs f, which removes something of an image in the trash, and completes the
+// image's move there if need be.
+func (p *radosPool) afterMove(id string, f func() error) error {
+	err := f()
+	if number, _ := errno(err); number != syscall.EUCLEAN && number != syscall.ESTALE {
 		return err
 	}
 	// A client is moving, removing or restoring the image; or died while doing so.
 	if err := p.endMove(id); err != nil {
 		return err
 	}
-	return librbd.TrashRemove(p.io, id, true)
+	return f()
 }
 
 // endMove completes a move to the trash that was cut off after the image had lost its
@@ -117,6 +152,10 @@ func (p *radosPool) endMove(id string) error {
 	case err != nil:
 		return err
 	}
-	// It changes nothing if the state is no longer the expected one.
-	return p.exec(trashObject, "trash_state_set", append(appendText(nil, id), trashNormal, trashMoving))
+	return p.setTrashState(id, trashNormal, trashMoving)
+}
+
+// setTrashState fails with ESTALE if the state is neither the expected nor the new one.
+func (p *radosPool) setTrashState(id string, state, expected byte) error {
+	return p.exec(trashObject, "trash_state_set", append(appendText(nil, id), state, expected))
 }

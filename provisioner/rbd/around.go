@@ -20,6 +20,7 @@ const (
 	OpTrashImage      = "TrashImage"
 	OpTrashed         = "Trashed"
 	OpRemoveTrashed   = "RemoveTrashed"
+	OpShrinkTrashed   = "ShrinkTrashed"
 	OpHandOverTrashed = "HandOverTrashed"
 
 	OpSnapshotImage  = "SnapshotImage"
@@ -135,6 +136,12 @@ func (p aroundPool) Trashed(ctx context.Context, id string) (Trashed, error) {
 func (p aroundPool) RemoveTrashed(ctx context.Context, id string) error {
 	return p.around(ctx, Op{Name: OpRemoveTrashed, Image: id, Changes: true, Slow: true}, func(ctx context.Context) error {
 		return p.pool.RemoveTrashed(ctx, id)
+	})
+}
+
+func (p aroundPool) ShrinkTrashed(ctx context.Context, id string, objects uint64) (uint64, error) {
+	return ask(ctx, p, Op{Name: OpShrinkTrashed, Image: id, Changes: true, Slow: true}, func(ctx context.Context) (uint64, error) {
+		return p.pool.ShrinkTrashed(ctx, id, objects)
 	})
 }
 

@@ -26,6 +26,7 @@ var aroundOps = map[string]rbd.Op{
 	"TrashImage":      {Name: rbd.OpTrashImage, Image: "this", Changes: true},
 	"Trashed":         {Name: rbd.OpTrashed, Image: "this"},
 	"RemoveTrashed":   {Name: rbd.OpRemoveTrashed, Image: "this", Changes: true, Slow: true},
+	"ShrinkTrashed":   {Name: rbd.OpShrinkTrashed, Image: "this", Changes: true, Slow: true},
 	"HandOverTrashed": {Name: rbd.OpHandOverTrashed, Image: "this", Changes: true},
 
 	"SnapshotImage":  {Name: rbd.OpSnapshotImage, Image: "this", Changes: true},

@@ -30,6 +30,12 @@ type Trash interface {
 	// or if its move to the trash was cut off and no other image has its name: then TrashImage
 	// must continue the move; ErrImageHasSnapshots, as for the source of a clone.
 	RemoveTrashed(ctx context.Context, id string) error
+	// ShrinkTrashed removes the last objects of an image in the trash, at most that many,
+	// and returns the size of what is left, which no client can restore any more. For an
+	// image of no more objects, it does nothing and returns 0. It is safe to repeat.
+	//
+	// Errors: those of RemoveTrashed, before anything is removed.
+	ShrinkTrashed(ctx context.Context, id string, objects uint64) (left uint64, err error)
 	// HandOverTrashed has the cluster's manager remove an image in the trash. The manager
 	// removes one image after the other, and goes on when this process ends. The call
 	// waits only until the manager has accepted the task. Asking again is harmless, and

@@ -84,6 +84,7 @@ func Conformance(t *testing.T, h Harness) {
 		{"Remains", s.testRemains},
 		{"TrashImage", s.testTrashImage},
 		{"RemoveTrashed", s.testRemoveTrashed},
+		{"ShrinkTrashed", s.testShrinkTrashed},
 		{"SnapshotImage", s.testSnapshotImage},
 		{"CloneImage", s.testCloneImage},
 		{"ClonesGo", s.testClonesGo},

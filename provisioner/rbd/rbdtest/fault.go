@@ -30,6 +30,7 @@ const (
 	CallTrashImage      Call = rbd.OpTrashImage
 	CallTrashed         Call = rbd.OpTrashed
 	CallRemoveTrashed   Call = rbd.OpRemoveTrashed
+	CallShrinkTrashed   Call = rbd.OpShrinkTrashed
 	CallHandOverTrashed Call = rbd.OpHandOverTrashed
 
 	CallSnapshotImage  Call = rbd.OpSnapshotImage

@@ -11,6 +11,9 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
+// objectSize is how much of an image is in an object.
+const objectSize = 4 << 20
+
 // trashed is an image in the trash.
 type trashed struct {
 	image *image
@@ -19,8 +22,9 @@ type trashed struct {
 	// removing means that a RemoveImage of the image was interrupted, moving that a
 	// TrashImage was.
 	removing, moving bool
-	// empty means that a RemoveTrashed was interrupted: only the entry is left.
-	empty bool
+	// empty means that a RemoveTrashed was interrupted: only the entry is left. ending
+	// means that a part of the image was removed.
+	empty, ending bool
 	// handedOver means that the manager is to remove the image, failed that it could not.
 	handedOver, failed bool
 }
@@ -37,6 +41,17 @@ func (c *Cluster) Trash(pool string) []string {
 	return names
 }
 
+// TrashedSize returns the size of an image in the trash, and whether it is there.
+func (c *Cluster) TrashedSize(pool, id string) (size uint64, there bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := c.mustPool(pool).trash[id]
+	if t == nil {
+		return 0, false
+	}
+	return t.image.size, true
+}
+
 // Restore takes an image out of the trash, as "rbd trash restore" does.
 func (c *Cluster) Restore(pool, id string) {
 	c.mu.Lock()
@@ -45,6 +60,9 @@ func (c *Cluster) Restore(pool, id string) {
 	t := p.trash[id]
 	if t == nil {
 		panic(fmt.Sprintf("rbdtest: the test has no image %q in the trash of pool %q", id, pool))
+	}
+	if t.ending {
+		panic(fmt.Sprintf("rbdtest: image %q can't be restored any more", t.name))
 	}
 	delete(p.trash, id)
 	p.images[t.name] = t.image
@@ -91,6 +109,25 @@ func (p *pool) RemoveTrashed(ctx context.Context, id string) error {
 		return struct{}{}, p.state.removeTrashed(id, p.session.caps)
 	})
 	return err
+}
+
+// ShrinkTrashed implements rbd.Trash.
+func (p *pool) ShrinkTrashed(ctx context.Context, id string, objects uint64) (uint64, error) {
+	return callTrash(ctx, p, CallShrinkTrashed, "shrink", id, func(t *trashed) (uint64, error) {
+		part := objects * objectSize
+		if t.empty {
+			return 0, rbd.ErrImageNotFound
+		}
+		if t.image.size <= part {
+			return 0, nil
+		}
+		if err := p.state.removable(t, p.session.caps); err != nil {
+			return 0, err
+		}
+		t.moving, t.ending = false, true
+		t.image.size = (t.image.size - 1) / part * part
+		return t.image.size, nil
+	})
 }
 
 // callTrash makes one call about an image in the trash. It locks the ID like a name.
@@ -151,6 +188,16 @@ func (p *poolState) removing(name string) *trashed {
 
 func (p *poolState) removeTrashed(id string, caps Caps) error {
 	t := p.trash[id]
+	if err := p.removable(t, caps); err != nil {
+		return err
+	}
+	t.image.leaveParent()
+	delete(p.trash, id)
+	return nil
+}
+
+// removable returns an error that says why an image can't be removed from the trash.
+func (p *poolState) removable(t *trashed, caps Caps) error {
 	switch {
 	case len(t.image.snapshots) > 0:
 		return rbd.ErrImageHasSnapshots
@@ -159,8 +206,6 @@ func (p *poolState) removeTrashed(id string, caps Caps) error {
 	case t.image.dataPool != "" && !caps.allow(t.image.dataPool):
 		return rbd.ErrPermissionDenied
 	}
-	t.image.leaveParent()
-	delete(p.trash, id)
 	return nil
 }
 
