@@ -102,6 +102,7 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 	if err != nil {
 		return nil, !wanted || made.Flatten || pool.Changed(), access.Explain(err, pool.Location)
 	}
+	p.config.Sized(options.PVC, ask.sizeBytes)
 	return p.newVolume(options, ask, pool, made.Source), true, nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	utilcache "k8s.io/apimachinery/pkg/util/cache"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
@@ -76,6 +77,8 @@ type Config struct {
 	Flattener    Flattener
 	// Events reports problems that do not keep a volume from being made.
 	Events record.EventRecorder
+	// Sized is called with the size of each volume that a claim gets.
+	Sized func(claim runtime.Object, sizeBytes int64)
 	// MaxCloneDepth is the most images that a clone may depend on, one through the other,
 	// at most image.CloneDepthLimit. A clone that depends on more is flattened before it
 	// gets its volume.
@@ -105,7 +108,7 @@ var _ controller.BlockProvisioner = (*Provisioner)(nil)
 func New(c Config) (*Provisioner, error) {
 	if c.Name == "" || c.Identity == "" || c.Claims == nil || c.ClaimLister == nil || c.Volumes == nil ||
 		c.VolumeLister == nil || c.VolumeIndex.Cache == nil || c.Classes == nil || c.Access == nil || c.Journal == nil ||
-		c.Trash == nil || c.Flattener == nil || c.Events == nil || c.Lease == nil || c.Activity == nil {
+		c.Trash == nil || c.Flattener == nil || c.Events == nil || c.Sized == nil || c.Lease == nil || c.Activity == nil {
 		return nil, errors.New("provisioner: all fields but UsePVName, ClusterUID and MaxCloneDepth are required")
 	}
 	return &Provisioner{config: c, deleted: utilcache.NewExpiring(), fresh: index.NewFreshness(c.VolumeIndex, c.Volumes)}, nil

@@ -14,6 +14,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	storagelisters "k8s.io/client-go/listers/storage/v1"
 
@@ -113,6 +114,7 @@ func (f *fixture) restart(t *testing.T) {
 		Trash:         p.trash,
 		Flattener:     p.flatten,
 		Events:        f.events,
+		Sized:         func(runtime.Object, int64) {},
 		MaxCloneDepth: f.maxCloneDepth,
 		Lease:         p.guard,
 		Activity:      activity,

@@ -9,6 +9,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -74,7 +76,13 @@ func newController(ctx context.Context, c controllerConfig) (*controller, error)
 	if err != nil {
 		return nil, err
 	}
-	p, err := newProvisioner(c, jobs, recorder)
+	sized := func(claim runtime.Object, size int64) {
+		if limit := c.options.warnVolumeSize; limit.Sign() > 0 && limit.CmpInt64(size) < 0 {
+			recorder.Eventf(claim, corev1.EventTypeWarning, "LargeVolume", "the volume has %s, which is above %s (-warn-volume-size): if that is a mistake, "+
+				"delete the claim, since volumes never shrink", resource.NewQuantity(size, resource.BinarySI), limit.String())
+		}
+	}
+	p, err := newProvisioner(c, jobs, recorder, sized)
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +95,7 @@ func newController(ctx context.Context, c controllerConfig) (*controller, error)
 	keeper := ownership.Keeper{Identity: c.options.identity, Cluster: c.clusterUID}
 	volumes := access.Volumes{Access: c.access, Classes: c.informers.Storage().V1().StorageClasses().Lister(), Provisioner: c.options.provisionerName}
 	if c.options.expansion {
-		grow, err := newExpansion(c, keeper, volumes)
+		grow, err := newExpansion(c, keeper, volumes, sized)
 		if err != nil {
 			return nil, err
 		}
@@ -114,7 +122,7 @@ func newController(ctx context.Context, c controllerConfig) (*controller, error)
 
 // newProvisioner returns our provisioner. The cache of volumes tells it of each volume,
 // and of all of them at each resync.
-func newProvisioner(c controllerConfig, jobs *jobs, events record.EventRecorder) (*provisioner.Provisioner, error) {
+func newProvisioner(c controllerConfig, jobs *jobs, events record.EventRecorder, sized func(runtime.Object, int64)) (*provisioner.Provisioner, error) {
 	core := c.informers.Core().V1()
 	p, err := provisioner.New(provisioner.Config{
 		Name:          c.options.provisionerName,
@@ -132,6 +140,7 @@ func newProvisioner(c controllerConfig, jobs *jobs, events record.EventRecorder)
 		Trash:         jobs.trash,
 		Flattener:     jobs.flatten,
 		Events:        events,
+		Sized:         sized,
 		MaxCloneDepth: c.options.maxCloneDepth,
 		Lease:         c.guard,
 		Activity:      jobs.activity,

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/wait"
 	authorizationclient "k8s.io/client-go/kubernetes/typed/authorization/v1"
 	"k8s.io/klog/v2"
@@ -26,7 +27,7 @@ const (
 
 // newExpansion returns a function that grows volumes until its context ends, once that is
 // allowed: its rights are a separate part of rbac/, which an administrator may leave out.
-func newExpansion(c controllerConfig, keeper ownership.Keeper, volumes access.Volumes) (func(context.Context), error) {
+func newExpansion(c controllerConfig, keeper ownership.Keeper, volumes access.Volumes, sized func(runtime.Object, int64)) (func(context.Context), error) {
 	loop, err := resize.New(resize.Config{
 		Keeper:       keeper,
 		Volumes:      volumes,
@@ -38,6 +39,7 @@ func newExpansion(c controllerConfig, keeper ownership.Keeper, volumes access.Vo
 		BackoffCap:   backoffCap,
 		Lease:        c.guard,
 		Resized:      newResizedCounter(c.registry),
+		Sized:        sized,
 	})
 	if err != nil {
 		return nil, err

@@ -109,6 +109,7 @@ func TestTrimmedClaimGrows(t *testing.T) {
 		},
 		Client: client, Factory: factory, ResyncPeriod: time.Hour, Workers: 1,
 		BackoffStart: time.Millisecond, BackoffCap: time.Second, Lease: lease.New(nil), Resized: func(error) {},
+		Sized: func(runtime.Object, int64) {},
 	})
 	if err != nil {
 		t.Fatal(err)

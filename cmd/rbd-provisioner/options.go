@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
 	logsapi "k8s.io/component-base/logs/api/v1"
 	_ "k8s.io/component-base/logs/json/register" // -logging-format=json
@@ -34,6 +35,7 @@ type options struct {
 	workers         int
 	expansion       bool
 	maxCloneDepth   int
+	warnVolumeSize  resource.QuantityValue
 
 	qps   float64
 	burst int
@@ -73,6 +75,7 @@ func parseOptions(args []string, getenv func(string) string, stdout io.Writer) (
 	o := &options{
 		provisionerName: cmp.Or(getenv(envProvisionerName), provisioner.DefaultName),
 		logging:         logsapi.NewLoggingConfiguration(),
+		warnVolumeSize:  resource.QuantityValue{Quantity: resource.MustParse("1Pi")},
 	}
 	var commandTimeout, metricsPort int
 
@@ -87,6 +90,7 @@ func parseOptions(args []string, getenv func(string) string, stdout io.Writer) (
 	fs.IntVar(&o.workers, "worker-threads", 100, "claims, and likewise volumes, worked on at a time")
 	fs.BoolVar(&o.expansion, "expansion", true, "grow volumes whose claim asks for more, which needs the rights of rbac/resize-*.yaml")
 	fs.IntVar(&o.maxCloneDepth, "max-clone-depth", 4, "images that a clone may depend on, one through the other; one with more is flattened before its claim gets it, with 0 every clone")
+	fs.Var(&o.warnVolumeSize, "warn-volume-size", "`size` above which a volume is made all the same, but its claim gets a warning; 0 for none")
 	fs.Float64Var(&o.qps, "kube-api-qps", 500, "requests per second to the API server, in the long run")
 	fs.IntVar(&o.burst, "kube-api-burst", 1000, "requests to the API server in a burst")
 	fs.BoolVar(&o.leaderElection, "leader-election", true, "let one of several replicas work at a time")

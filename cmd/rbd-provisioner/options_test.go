@@ -34,7 +34,8 @@ func TestDefaults(t *testing.T) {
 	if o.provisionerName != "ceph.com/rbd" || o.identity != "ceph.com/rbd" || o.leaseName() != "ceph.com-rbd" {
 		t.Errorf("got provisioner %q, identity %q, lease %q", o.provisionerName, o.identity, o.leaseName())
 	}
-	if !o.leaderElection || o.leaseNamespace != "default" || o.httpEndpoint != "" || o.commandTimeout != 15*time.Second {
+	if !o.leaderElection || o.leaseNamespace != "default" || o.httpEndpoint != "" || o.commandTimeout != 15*time.Second ||
+		o.warnVolumeSize.Value() != 1<<50 {
 		t.Errorf("got %+v", o)
 	}
 }
@@ -72,6 +73,7 @@ func TestWrongOptions(t *testing.T) {
 		{"-metrics-port=1 -http-endpoint=:2", []string{"give one of them"}},
 		{"-http-endpoint=8080", []string{"as in :8080"}},
 		{"-logging-format=xml", []string{"logging flags", "xml"}},
+		{"-warn-volume-size=much", []string{"-warn-volume-size", "much"}},
 		{"-frobnicate", []string{"flag provided but not defined: -frobnicate"}},
 		{"run", []string{`unexpected argument "run"`}},
 	} {

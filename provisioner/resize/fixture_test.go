@@ -47,8 +47,9 @@ type fixture struct {
 	// leading is what guard asks.
 	leading func() bool
 
-	mu      sync.Mutex // guards results
+	mu      sync.Mutex // guards the fields below
 	results []error
+	sizes   []int64 // of images that were grown
 }
 
 // newFixture makes the world, after change has changed the claim and the volume.
@@ -97,6 +98,11 @@ func newFixture(t *testing.T, change func(*corev1.PersistentVolumeClaim, *corev1
 			f.mu.Lock()
 			defer f.mu.Unlock()
 			f.results = append(f.results, err)
+		},
+		Sized: func(_ runtime.Object, size int64) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.sizes = append(f.sizes, size)
 		},
 	})
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/kubernetes-csi/external-resizer/pkg/controller"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/informers"
 	coreinformers "k8s.io/client-go/informers/core/v1"
 	"k8s.io/client-go/kubernetes"
@@ -47,6 +48,8 @@ type Config struct {
 	Lease *lease.Guard
 	// Resized is called with the result of each attempt.
 	Resized func(error)
+	// Sized is called with the new size of each image that was grown.
+	Sized func(claim runtime.Object, sizeBytes int64)
 }
 
 // Loop grows volumes. It is safe for concurrent use, but run it only once.
@@ -59,8 +62,8 @@ type Loop struct {
 // New returns a Loop, or an error that names what c lacks.
 func New(c Config) (*Loop, error) {
 	v := c.Volumes
-	if c.Keeper.Identity == "" || v.Access == nil || v.Classes == nil || v.Provisioner == "" || c.Client == nil || c.Factory == nil || c.Resized == nil {
-		return nil, errors.New("resize: Keeper, Volumes, Client, Factory and Resized are required")
+	if c.Keeper.Identity == "" || v.Access == nil || v.Classes == nil || v.Provisioner == "" || c.Client == nil || c.Factory == nil || c.Resized == nil || c.Sized == nil {
+		return nil, errors.New("resize: Keeper, Volumes, Client, Factory, Resized and Sized are required")
 	}
 	if c.Workers < 1 || c.BackoffStart <= 0 || c.BackoffCap < c.BackoffStart || c.ResyncPeriod <= 0 || c.Lease == nil {
 		return nil, errors.New("resize: Workers, BackoffStart, BackoffCap, ResyncPeriod and Lease are required")

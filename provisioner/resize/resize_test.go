@@ -234,7 +234,7 @@ func TestRequests(t *testing.T) {
 }
 
 func TestNew(t *testing.T) {
-	if _, err := New(Config{}); err == nil || !strings.Contains(err.Error(), "Keeper, Volumes, Client, Factory and Resized are required") {
+	if _, err := New(Config{}); err == nil || !strings.Contains(err.Error(), "Keeper, Volumes, Client, Factory, Resized and Sized are required") {
 		t.Errorf("got %v", err)
 	}
 	c := newFixture(t, nil).config

@@ -135,6 +135,7 @@ func (r *resizer) growImage(ctx context.Context, pool rbd.Pool, pv *corev1.Persi
 	}
 	klog.FromContext(ctx).Info("Image grown", "image", record.Image, "pool", record.Pool,
 		"fromBytes", image.SizeBytes, "sizeBytes", wanted)
+	r.config.Sized(pv.Spec.ClaimRef, wanted)
 	return wanted, nil
 }
 

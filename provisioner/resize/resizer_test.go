@@ -3,6 +3,7 @@
 package resize
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -95,6 +96,10 @@ func TestResize(t *testing.T) {
 				test.put(f)
 			}
 			before := f.pv.DeepCopy()
+			var grown []int64
+			if f.size() < test.want {
+				grown = append(grown, int64(test.want))
+			}
 			for range 2 { // The second time finds it done.
 				got, fsResize, err := f.resizer().Resize(f.pv, resource.MustParse(test.size))
 				if err != nil {
@@ -112,6 +117,9 @@ func TestResize(t *testing.T) {
 			}
 			if len(f.results) != 2 || f.results[0] != nil {
 				t.Errorf("it told of %v", f.results)
+			}
+			if !slices.Equal(f.sizes, grown) {
+				t.Errorf("it told of the sizes %v, want %v", f.sizes, grown)
 			}
 			f.checkClosed()
 		})
