@@ -68,7 +68,7 @@ func (r removing) settle(ctx context.Context, one *item) error {
 		r.keep(ctx, one, pv)
 		return nil
 	// Only RemoveTrashed completes a move that was cut off.
-	case !found.Moving && r.leaveToManager(ctx, one):
+	case !found.Moving && one.left <= large && r.leaveToManager(ctx, one):
 		return nil
 	}
 	return r.remove(ctx, one)
@@ -128,8 +128,8 @@ func (r removing) isBeingDeleted(one *item) bool {
 // second one. An administrator can bring the image back.
 func (r removing) keep(ctx context.Context, one *item, pv *corev1.PersistentVolume) {
 	one.retry()
-	// Promise nothing where Ceph's manager was asked to remove it.
-	if one.warned || one.remover == ByManager {
+	// Promise nothing where its removal has begun.
+	if one.warned || one.remover != "" {
 		return
 	}
 	one.warned = true
@@ -139,17 +139,24 @@ func (r removing) keep(ctx context.Context, one *item, pv *corev1.PersistentVolu
 		one.removal.Image, r.in.id.Pool, one.removal.Volume, r.in.id.Pool, one.removal.ID)
 }
 
-// remove settles an image by removing it in this process.
+// remove settles an image by removing it in this process, or a slice of it.
 func (r removing) remove(ctx context.Context, one *item) error {
 	listed := one.remover == ByManager
 	one.remover = ByProvisioner
-	err := r.open.RemoveTrashed(ctx, one.removal.ID)
+	var err error
+	if one.left > large {
+		err = r.removeSlice(ctx, one)
+	} else {
+		err = r.open.RemoveTrashed(ctx, one.removal.ID)
+	}
 	switch {
+	case work.IsLater(err):
+		return err
 	case err == nil, errors.Is(err, rbd.ErrImageNotFound):
 		return r.done(ctx, one)
 	case errors.Is(err, rbd.ErrTimeout):
-		// librbd goes on: the larger the image, the longer that takes. The next attempt
-		// waits for it. If nothing answers, looking the image up then shows that.
+		// librbd goes on. The next attempt waits for it. If nothing answers, looking the
+		// image up then shows that.
 		klog.FromContext(ctx).V(2).Info("The image is still being removed from the trash")
 		return work.Later(pause)
 	case errors.Is(err, rbd.ErrImageHasSnapshots):
@@ -166,6 +173,25 @@ func (r removing) remove(ctx context.Context, one *item) error {
 		one.logged = true
 	}
 	return nil
+}
+
+// removeSlice removes a slice of a large image.
+func (r removing) removeSlice(ctx context.Context, one *item) error {
+	left, err := r.open.ShrinkTrashed(ctx, one.removal.ID, slice)
+	if errors.Is(err, rbd.ErrImageNotFound) {
+		err = nil // its entry in the trash may still be there
+	}
+	if err != nil {
+		return err
+	}
+	one.left = left
+	if time.Since(one.told) >= time.Hour {
+		one.told = time.Now()
+		klog.FromContext(ctx).Info("A large image is removed from the trash in parts, after all smaller ones of its pool",
+			"sizeBytes", one.removal.SizeBytes, "leftBytes", left)
+	}
+	one.postpone(pause) // it gives way again
+	return work.Later(pause)
 }
 
 // removeCloneSnapshots removes from an image in the trash the leftovers of attempts to

@@ -5,6 +5,7 @@
 package trash
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/access"
 	"ceph.com/rbd-provisioner/provisioner/index"
 	"ceph.com/rbd-provisioner/provisioner/journal"
+	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/volume"
 	"ceph.com/rbd-provisioner/provisioner/work"
 )
@@ -31,6 +33,11 @@ const (
 	// Ceph's manager takes a hundred times the CPU for an image that its volume's
 	// deletion does, on cores that may serve claims, too.
 	quiet = time.Second
+	// slice is how many objects of a large image, of more than 64 GiB, are removed at a
+	// time: librbd's calls take 1 s for that, written or not, but weeks for 100 PiB. Ceph's
+	// manager, too, would begin with no other image before the end.
+	slice = 16 << 10
+	large = slice * (4 << 20)
 	// pause is the least time between two rounds in a pool, unless a call asks for one.
 	pause = time.Second
 )
@@ -80,6 +87,9 @@ type item struct {
 	removal journal.Removal
 	// woken means that Wake was called since a round last looked.
 	woken bool
+	// left is what is left of its size, told when the log last said so.
+	left uint64
+	told time.Time
 	// due is when it is looked at next; delay is what its last retry waited for.
 	due   time.Time
 	delay time.Duration
@@ -119,7 +129,7 @@ func (q *Queue) Add(id volume.PoolID, location volume.Location, removal journal.
 	in.location = location
 	// An image that was restored and deleted again has a new pending deletion.
 	if known := in.items[removal.ID]; known == nil || !known.removal.At.Equal(removal.At) {
-		in.items[removal.ID] = &item{removal: removal, due: removal.Due()}
+		in.items[removal.ID] = &item{removal: removal, left: removal.SizeBytes, due: removal.Due()}
 		q.work.AddAfter(id, time.Until(removal.Due()))
 	}
 }
@@ -191,8 +201,8 @@ func (q *Queue) round(ctx context.Context, id volume.PoolID) error {
 	return err
 }
 
-// due returns a pool, its location and the images whose turn it is, the oldest first. If
-// there are none, again says when to look again: nil for never.
+// due returns a pool, its location and the images whose turn it is, the smallest and then the
+// oldest first. If there are none, again says when to look again: nil for never.
 func (q *Queue) due(id volume.PoolID) (in *pool, location volume.Location, due []*item, again error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -214,7 +224,9 @@ func (q *Queue) due(id volume.PoolID) (in *pool, location volume.Location, due [
 			again = work.Later(max(time.Until(next), pause))
 		}
 	}
-	slices.SortFunc(due, func(a, b *item) int { return a.due.Compare(b.due) })
+	slices.SortFunc(due, func(a, b *item) int {
+		return cmp.Or(cmp.Compare(a.left, b.left), a.due.Compare(b.due))
+	})
 	return in, in.location, due, again
 }
 
@@ -241,6 +253,9 @@ func (q *Queue) removeAll(ctx context.Context, in *pool, location volume.Locatio
 			break
 		}
 		if err := r.settle(ctx, one); err != nil {
+			if !work.IsLater(err) && !errors.Is(err, rbd.ErrImageBusy) {
+				one.retry() // others come first in the next round: only this one may fail
+			}
 			return access.Explain(err, location)
 		}
 	}

@@ -18,8 +18,8 @@ import (
 )
 
 // sizes deletes volumes of both sizes, each pair in its own pool, which is removed
-// afterwards. Their class keeps deleted images in the trash: otherwise Ceph's manager
-// would be busy with each large one for half a minute.
+// afterwards. Their class keeps deleted images in the trash: otherwise the
+// removal of each large one would take half a minute.
 func (b *bench) sizes(ctx context.Context) error {
 	defer b.watch.forget()
 	c := b.contender(this)

@@ -15,7 +15,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
@@ -52,24 +51,31 @@ func (f *fixture) allowManager() {
 	f.must(err)
 }
 
-// purgedBy waits until the log says what removed a volume's image from the trash.
-func (f *fixture) purgedBy(pv *corev1.PersistentVolume, by string) {
+// purgedBy waits until a provisioner's log says what removed a volume's image from the trash.
+func (f *fixture) purgedBy(p *cluster.Provisioner, pv *corev1.PersistentVolume, by string) {
+	f.Helper()
+	if line := f.logged(p, pv, "Image removed from the trash"); !strings.Contains(line, `by="`+by+`"`) {
+		f.Errorf("it was not removed by the %s: %s", by, line)
+	}
+}
+
+// logged waits for a line of a provisioner's log about a volume's image, and returns it.
+func (f *fixture) logged(p *cluster.Provisioner, pv *corev1.PersistentVolume, text string) (line string) {
 	f.Helper()
 	f.eventually(func(context.Context) error {
-		for line := range strings.Lines(log(f.T, rig.main)) {
-			if strings.Contains(line, "Image removed from the trash") && strings.Contains(line, pv.Spec.RBD.RBDImage) {
-				if !strings.Contains(line, `by="`+by+`"`) {
-					f.Errorf("it was not removed by the %s: %s", by, line)
-				}
+		for line = range strings.Lines(log(f.T, p)) {
+			if strings.Contains(line, text) && strings.Contains(line, pv.Spec.RBD.RBDImage) {
 				return nil
 			}
 		}
-		return errors.New("the log does not say that the image was removed")
+		return fmt.Errorf("the log does not say %q of image %s", text, pv.Spec.RBD.RBDImage)
 	})
+	return line
 }
 
 // The volume of a large image is gone as soon as that of a small one. The image is
-// removed later: by Ceph's manager if the user may ask it, otherwise by us.
+// removed later, in parts, the last one like a small image: by Ceph's manager if the user may
+// ask it, otherwise by us.
 func TestLargeVolume(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -83,15 +89,14 @@ func TestLargeVolume(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t)
 			test.begin(f)
-			claim := f.claim("large", f.class("a", nil), func(c *corev1.PersistentVolumeClaim) {
-				c.Spec.Resources.Requests[corev1.ResourceStorage] = resource.MustParse("128Gi")
-			})
+			claim := f.sized("large", "128Gi", f.class("a", nil))
 			pv := f.bound(claim)
 			f.delete(claim)
 			f.volumeGone(pv)
 			f.trashed(pv.Spec.RBD.RBDImage) // for seconds
 			f.gone(pv)
-			f.purgedBy(pv, test.by)
+			f.logged(rig.main, pv, "A large image is removed from the trash in parts")
+			f.purgedBy(rig.main, pv, test.by)
 		})
 	}
 }
@@ -109,7 +114,7 @@ func TestPausedManager(t *testing.T) {
 	defer func() { f.must(resume()) }()
 	f.delete(claim)
 	f.gone(pv)
-	f.purgedBy(pv, "provisioner")
+	f.purgedBy(rig.main, pv, "provisioner")
 	f.must(resume())
 
 	// In a pool about which nothing is known, it is asked again.
@@ -119,7 +124,7 @@ func TestPausedManager(t *testing.T) {
 	pv = other.bound(claim)
 	other.delete(claim)
 	other.gone(pv)
-	other.purgedBy(pv, "manager")
+	other.purgedBy(rig.main, pv, "manager")
 }
 
 // documentedVolume is the PersistentVolume in docs/trash.md.
