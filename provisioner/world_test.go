@@ -88,7 +88,7 @@ func (f *fixture) restart(t *testing.T) {
 	must()
 	p.orphans, err = orphan.New(orphan.Config{
 		Identity: f.identity, Cluster: f.clusterUID, Journal: p.journal, Claims: f.client.CoreV1(), Volumes: f.client.CoreV1(),
-		Index: volumes, Lease: p.guard,
+		Index: volumes, Lease: p.guard, Trash: p.trash.Move,
 	})
 	must()
 	p.pools, err = pools.New(pools.Config{

@@ -66,6 +66,7 @@ func newJobs(c controllerConfig, events record.EventRecorder) (*jobs, error) {
 		Volumes:  c.client.CoreV1(),
 		Index:    volumes,
 		Lease:    c.guard,
+		Trash:    j.trash.Move,
 		Settled:  newRecoveredCounter(c.registry),
 	})
 	if err != nil {

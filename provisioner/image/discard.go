@@ -27,10 +27,14 @@ const (
 	Kept Fate = "kept"
 )
 
+// Large is the size in bytes above which the removal of an image takes more than a moment:
+// librbd deletes each object that the image could have. The trash removes it in parts.
+const Large = 64 << 30
+
 // Discard removes the image of an attempt whose claim is gone and which has no volume, if
-// the image is surely that attempt's and unused. For a Foreign image, reason says why
-// Discard left it.
-func (m Maker) Discard(ctx context.Context, want Wanted) (fate Fate, reason string, err error) {
+// the image is surely that attempt's and unused; it calls trash for a large one. For a
+// Foreign image, reason says why Discard left it.
+func (m Maker) Discard(ctx context.Context, want Wanted, trash func(rbd.Image) error) (fate Fate, reason string, err error) {
 	fate = Removed
 	image, err := m.Pool.Image(ctx, want.Image.Name)
 	switch {
@@ -45,7 +49,12 @@ func (m Maker) Discard(ctx context.Context, want Wanted) (fate Fate, reason stri
 	if reason != "" {
 		return Foreign, reason, nil
 	}
-	if err := RemoveIfThere(ctx, m.Pool, want.Image.Name); err != nil {
+	if image.SizeBytes > Large {
+		err = trash(image)
+	} else {
+		err = RemoveIfThere(ctx, m.Pool, want.Image.Name)
+	}
+	if err != nil {
 		return Kept, "", err
 	}
 	return fate, "", nil

@@ -23,7 +23,9 @@ func (w *world) discard(t *testing.T) (image.Fate, string, error) {
 	if in.Volume == "" {
 		in = w.want.Intent()
 	}
-	return w.Discard(t.Context(), image.FromIntent(in, w.want.Image.PoolID, testIdentity, testCluster))
+	return w.Discard(t.Context(), image.FromIntent(in, w.want.Image.PoolID, testIdentity, testCluster), func(rbd.Image) error {
+		return errors.New("it is not large")
+	})
 }
 
 // TestDiscardCutOff kills a process at each moment of making an image, and the next one

@@ -67,6 +67,9 @@ type Config struct {
 	Volumes corev1client.PersistentVolumesGetter
 	Index   index.Volumes
 	Lease   *lease.Guard
+	// Trash notes and moves a large image to the trash, like trash.Queue.Move: its removal
+	// here would hold up all others.
+	Trash func(ctx context.Context, pool *access.Pool, removal journal.Removal) error
 	// Settled is called with what became of each image: OutcomeKept at most once, and
 	// one of the others at most once. Several goroutines call it; it may be nil.
 	Settled func(Outcome)
@@ -103,8 +106,8 @@ type visit struct {
 
 // New returns Orphans, or an error that names the missing fields.
 func New(c Config) (*Orphans, error) {
-	if c.Identity == "" || c.Journal == nil || c.Claims == nil || c.Volumes == nil || c.Index.Cache == nil || c.Lease == nil {
-		return nil, errors.New("orphan: Identity, Journal, Claims, Volumes, Index and Lease are required")
+	if c.Identity == "" || c.Journal == nil || c.Claims == nil || c.Volumes == nil || c.Index.Cache == nil || c.Lease == nil || c.Trash == nil {
+		return nil, errors.New("orphan: Identity, Journal, Claims, Volumes, Index, Lease and Trash are required")
 	}
 	if c.Settled == nil {
 		c.Settled = func(Outcome) {}
@@ -209,7 +212,11 @@ func (v visit) decide(ctx context.Context, in journal.Intent) (Outcome, error) {
 func (v visit) discard(ctx context.Context, in journal.Intent) (Outcome, error) {
 	logger := klog.FromContext(ctx)
 	maker := image.Maker{Pool: v.pool, Journal: v.Journal}
-	fate, reason, err := maker.Discard(ctx, image.FromIntent(in, v.pool.ID, v.Identity, v.Cluster))
+	fate, reason, err := maker.Discard(ctx, image.FromIntent(in, v.pool.ID, v.Identity, v.Cluster), func(found rbd.Image) error {
+		return v.Trash(ctx, v.pool, journal.Removal{
+			ID: found.ID, Image: in.Image, Volume: in.Volume, At: time.Now(), SizeBytes: found.SizeBytes, Parent: found.Parent,
+		})
+	})
 	switch {
 	case fate == image.Removed:
 		logger.Info("Removed an image that an earlier attempt made for a claim that is gone")

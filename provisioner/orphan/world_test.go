@@ -61,6 +61,7 @@ type world struct {
 
 	mu       sync.Mutex // guards what follows
 	outcomes []orphan.Outcome
+	trashed  []journal.Removal
 	logs     []string
 }
 
@@ -97,6 +98,10 @@ func (w *world) restart(t *testing.T) {
 		Volumes:  w.client.CoreV1(),
 		Index:    index.Volumes{Cache: w.volumes},
 		Lease:    w.guard,
+		Trash: func(ctx context.Context, pool *access.Pool, removal journal.Removal) error {
+			w.trashed = append(w.trashed, removal)
+			return pool.TrashImage(ctx, removal.Image, removal.Keep)
+		},
 		Settled: func(o orphan.Outcome) {
 			w.mu.Lock()
 			defer w.mu.Unlock()

@@ -68,7 +68,7 @@ func (r removing) settle(ctx context.Context, one *item) error {
 		r.keep(ctx, one, pv)
 		return nil
 	// Only RemoveTrashed completes a move that was cut off.
-	case !found.Moving && one.left <= large && r.leaveToManager(ctx, one):
+	case !found.Moving && one.left <= image.Large && r.leaveToManager(ctx, one):
 		return nil
 	}
 	return r.remove(ctx, one)
@@ -144,7 +144,7 @@ func (r removing) remove(ctx context.Context, one *item) error {
 	listed := one.remover == ByManager
 	one.remover = ByProvisioner
 	var err error
-	if one.left > large {
+	if one.left > image.Large {
 		err = r.removeSlice(ctx, one)
 	} else {
 		err = r.open.RemoveTrashed(ctx, one.removal.ID)

@@ -23,7 +23,8 @@ const (
 	// doubles with each look.
 	managerLook = 4 * time.Second
 	// managerTime is how long a manager has for an image: in that time it removes some
-	// hundred images of 64 GiB, the largest that it is asked for, or a thousand small ones. This process removes what is left by then:
+	// hundred images of 64 GiB, the largest that it is asked for, or a thousand small
+	// ones. This process removes what is left by then:
 	// the manager works on others, has failed or is gone. If both do, that is harmless.
 	managerTime = 10 * time.Minute
 )

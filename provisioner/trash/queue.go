@@ -16,6 +16,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/image"
 	"ceph.com/rbd-provisioner/provisioner/index"
 	"ceph.com/rbd-provisioner/provisioner/journal"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
@@ -33,11 +34,10 @@ const (
 	// Ceph's manager takes a hundred times the CPU for an image that its volume's
 	// deletion does, on cores that may serve claims, too.
 	quiet = time.Second
-	// slice is how many objects of a large image, of more than 64 GiB, are removed at a
-	// time: librbd's calls take 1 s for that, written or not, but weeks for 100 PiB. Ceph's
-	// manager, too, would begin with no other image before the end.
-	slice = 16 << 10
-	large = slice * (4 << 20)
+	// slice is how many objects of a large image are removed at a time: librbd's calls take
+	// 1 s for that, written or not, but weeks for 100 PiB. Ceph's manager, too, would begin
+	// with no other image before the end.
+	slice = image.Large / (4 << 20)
 	// pause is the least time between two rounds in a pool, unless a call asks for one.
 	pause = time.Second
 )
@@ -115,6 +115,20 @@ func New(c Config) (*Queue, error) {
 // Run removes images when they are due, until ctx ends and calls in flight have
 // returned. The next leader goes on with unfinished removals. Call it once.
 func (q *Queue) Run(ctx context.Context) { q.work.Run(ctx, width, q.round) }
+
+// Move notes a pending deletion, moves the image to the trash, and queues it. Call it with
+// the image locked in the journal. Errors: those of SetNotes and TrashImage; after
+// ErrImageNotFound the image is queued, too, since it may be in the trash already.
+func (q *Queue) Move(ctx context.Context, pool *access.Pool, removal journal.Removal) error {
+	err := q.config.Journal.Removals.Write(ctx, pool, removal)
+	if err == nil {
+		err = pool.TrashImage(ctx, removal.Image, removal.Keep)
+	}
+	if err == nil || errors.Is(err, rbd.ErrImageNotFound) {
+		q.Add(pool.ID, pool.Location, removal)
+	}
+	return err
+}
 
 // Add queues an image to remove, of which the journal has a note. The location is how
 // its pool was opened. Call it with the image locked in the journal.
