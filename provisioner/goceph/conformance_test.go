@@ -79,6 +79,7 @@ func TestOnCeph(t *testing.T) {
 	t.Run("Manager", c.testManager)
 	t.Run("ReadersDoNotWatch", c.testReadersDoNotWatch)
 	t.Run("MovesCutOff", c.testMovesCutOff)
+	t.Run("Defaults", c.testDefaults)
 	t.Run("Conformance", func(t *testing.T) { rbdtest.Conformance(t, h) })
 }
 

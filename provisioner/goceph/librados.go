@@ -92,6 +92,7 @@ func options(cfg Config, creds rbd.Credentials, limit int64) []option {
 		{"err_to_journald", "false", true},
 		// Nothing here reads or writes an image's data.
 		{"rbd_cache", "false", true},
+		{"rbd_plugins", "", true},
 		{"client_mount_timeout", strconv.FormatInt(cfg.timeoutSeconds(), 10), false},
 		{"rados_mon_op_timeout", strconv.FormatInt(limit, 10), false},
 		// No limit for OSDs. With one, librados would forget a request on its way, and

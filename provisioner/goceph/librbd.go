@@ -45,13 +45,18 @@ func (p *radosPool) imageOptions(dataPool string) (*librbd.ImageOptions, error) 
 	if err := p.checkDataPool(dataPool); err != nil {
 		return nil, fmt.Errorf("data pool %q: %w", dataPool, translate(err, rbd.ErrPoolNotFound))
 	}
+	const order = 22 // objects of 4 MiB
 	options := librbd.NewRbdImageOptions()
 	if err := errors.Join(
 		options.SetUint64(librbd.ImageOptionFormat, 2),
 		options.SetUint64(librbd.ImageOptionFeatures, librbd.FeatureLayering),
-		// Set even if empty: the cluster's configuration may name a default that the
-		// caller did not ask for.
+		// Ceph's own defaults, set even if empty: for what is missing or 0, librbd takes
+		// the defaults of the pool's or the cluster's configuration.
+		options.SetUint64(librbd.ImageOptionOrder, order),
+		options.SetUint64(librbd.ImageOptionStripeUnit, 1<<order),
+		options.SetUint64(librbd.ImageOptionStripeCount, 1),
 		options.SetString(librbd.ImageOptionDataPool, dataPool),
+		options.SetString(librbd.ImageOptionJournalPool, ""),
 	); err != nil {
 		options.Destroy()
 		return nil, err
@@ -182,9 +187,18 @@ func (p *radosPool) Written(_ context.Context, name string) (bool, error) {
 	return written, err
 }
 
-func (p *radosPool) RemoveImage(_ context.Context, name string) error {
+func (p *radosPool) RemoveImage(ctx context.Context, name string) error {
+	id, idErr := p.imageID(name)
 	// librbd moves an image to the trash before it removes it.
-	return p.intoTrash(name, func() error { return librbd.RemoveImage(p.io, name) })
+	err := p.intoTrash(name, func() error { return librbd.RemoveImage(p.io, name) })
+	if err != nil || idErr != nil {
+		return err
+	}
+	// The pool's option rbd_move_to_trash_on_remove makes librbd leave it there.
+	if err = p.RemoveTrashed(ctx, id); errors.Is(err, librbd.ErrNotFound) {
+		return nil
+	}
+	return err
 }
 
 func (p *radosPool) GrowImage(_ context.Context, name string, sizeBytes uint64) error {

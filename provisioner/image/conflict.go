@@ -28,14 +28,14 @@ func (w Wanted) conflict(reason string) error {
 // differs says why an image is not the wanted one and what to do about it; empty if it is.
 // An unmarked clone has the size that its source had, and the source's metadata or none.
 func (w Wanted) differs(image rbd.Image) string {
-	features := []string{rbd.FeatureLayering}
-	if w.DataPool != "" {
-		features = []string{rbd.FeatureDataPool, rbd.FeatureLayering}
-	}
-	// Ceph sets and clears this feature as the image gains and loses parents and clones.
-	has := slices.DeleteFunc(slices.Clone(image.Features), func(f string) bool { return f == rbd.FeatureOperations })
+	// Ceph sets and clears operations as the image gains and loses parents and clones. For
+	// striping, earlier versions followed Ceph's defaults.
+	may := []string{rbd.FeatureOperations, rbd.FeatureStriping, rbd.FeatureDataPool}
+	has := slices.DeleteFunc(slices.Clone(image.Features), func(f string) bool { return slices.Contains(may, f) })
 	whose := volume.Foreign(image.Metadata, w.Owner)
 	fresh, marked := w.isFresh(image), w.isMarked(image)
+	// Surely made for this claim, as the class or the cluster's defaults were at that time.
+	ours := marked && image.Metadata[volume.MetaIdentity] == w.Owner.Identity && image.Metadata[volume.MetaCluster] == w.Owner.Cluster
 	// Before Ceph writes a clone's parent, the clone is empty and has no owner metadata.
 	bare := w.Source != nil && w.Source.ID != "" && image.Parent == "" &&
 		image.Metadata[volume.MetaVolume] == "" && image.Metadata[volume.MetaIdentity] == ""
@@ -46,9 +46,9 @@ func (w Wanted) differs(image rbd.Image) string {
 		return whose + remedy
 	case !fresh && image.SizeBytes != w.SizeBytes && (!bare || image.SizeBytes > w.SizeBytes):
 		return "its size differs" + remedy
-	case !slices.Equal(has, features):
+	case !ours && !slices.Equal(has, []string{rbd.FeatureLayering}):
 		return "its features differ" + remedy
-	case image.DataPool != w.DataPool:
+	case !ours && image.DataPool != w.DataPool:
 		return "its data pool differs" + remedy
 	case w.Source == nil && image.Parent != "":
 		return "it is a clone of another image" + remedy

@@ -68,6 +68,35 @@ func TestDiscardCutOff(t *testing.T) {
 	}
 }
 
+// TestDiscardOwn: images of attempts go, whatever they got when they were made.
+func TestDiscardOwn(t *testing.T) {
+	for name, test := range map[string]struct {
+		marked   bool
+		features []string
+		dataPool string // that the class names by now
+	}{
+		"striped":         {false, []string{rbd.FeatureLayering, rbd.FeatureStriping}, ""},
+		"marked, striped": {true, []string{rbd.FeatureLayering, rbd.FeatureStriping}, ""},
+		"marked, with features that people added": {true, []string{"exclusive-lock", "journaling", rbd.FeatureLayering}, ""},
+		"marked, of a class without a data pool":  {true, []string{rbd.FeatureLayering}, "data"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			var metadata map[string]string
+			if test.marked {
+				metadata = w.marks(nil)
+			}
+			w.seed(t, testImage, rbd.ImageSpec{SizeBytes: gib}, metadata)
+			w.ceph.FakeImages(func(i *rbd.Image) { i.Features = test.features })
+			w.want.DataPool = test.dataPool
+			if fate, reason, err := w.discard(t); fate != image.Removed || reason != "" || err != nil {
+				t.Errorf("got %s, %q, error %v; want %s", fate, reason, err, image.Removed)
+			}
+			w.checkNothing(t)
+		})
+	}
+}
+
 // TestDiscardLeaves: these images stay.
 func TestDiscardLeaves(t *testing.T) {
 	watch := func(w *world) { w.ceph.Watch(testPool, testImage, "10.0.1.1:0/1") }

@@ -173,11 +173,13 @@ func TestConflict(t *testing.T) {
 		{"a smaller one", rbd.ImageSpec{SizeBytes: gib - 1}, all, nothing, ": its size differs" + remedy},
 		{"a larger one", rbd.ImageSpec{SizeBytes: 2 * gib}, all, nothing, ": its size differs" + remedy},
 		{"a larger one without marks", rbd.ImageSpec{SizeBytes: 2 * gib}, nil, nothing, ": its size differs" + remedy},
-		{"one with more features", plain, all, features("exclusive-lock", rbd.FeatureLayering), ": its features differ" + remedy},
-		{"one without features", plain, all, features(), ": its features differ" + remedy},
-		{"one with a data pool that the class does not name", rbd.ImageSpec{SizeBytes: gib, DataPool: "data"}, all, nothing, ": its features differ" + remedy},
-		{"one without the data pool that the class names", plain, all, wantData, ": its features differ" + remedy},
-		{"one with another data pool", rbd.ImageSpec{SizeBytes: gib, DataPool: "other"}, all, wantData, ": its data pool differs" + remedy},
+		{"one with more features", plain, nil, features("exclusive-lock", rbd.FeatureLayering), ": its features differ" + remedy},
+		{"one with more features that names our volume alone", plain, map[string]string{volume.MetaVolume: "pvc-1234"},
+			features("exclusive-lock", rbd.FeatureLayering), ": its features differ" + remedy},
+		{"one without features", plain, nil, features(), ": its features differ" + remedy},
+		{"one with a data pool that the class does not name", rbd.ImageSpec{SizeBytes: gib, DataPool: "data"}, nil, nothing, ": its data pool differs" + remedy},
+		{"one without the data pool that the class names", plain, nil, wantData, ": its data pool differs" + remedy},
+		{"one with another data pool", rbd.ImageSpec{SizeBytes: gib, DataPool: "other"}, nil, wantData, ": its data pool differs" + remedy},
 		{"one without marks that is in use", plain, nil, watch, ": its metadata does not name this claim's volume, and a client has it open: if that does not end, rename or remove it"},
 		{"one without marks that has a snapshot", plain, nil, snapshot, ": its metadata does not name this claim's volume, and it has snapshots" + remedy},
 		{"one that names our provisioner alone and is in use", plain, map[string]string{volume.MetaIdentity: testIdentity}, watch,
@@ -215,6 +217,9 @@ func TestConflict(t *testing.T) {
 // claim.
 func TestAdopt(t *testing.T) {
 	nothing := func(*world) {}
+	features := func(features ...string) func(*world) {
+		return func(w *world) { w.ceph.FakeImages(func(i *rbd.Image) { i.Features = features }) }
+	}
 	for _, test := range []struct {
 		name string
 		// metadata is all of the metadata, or, if full is set, what replaces some of the
@@ -236,6 +241,9 @@ func TestAdopt(t *testing.T) {
 		{"with a claim's name that is not right, which is for people only", map[string]string{volume.MetaClaim: "old"}, true, nil, nothing},
 		{"with metadata of others, which stays", map[string]string{"backup": "nightly"}, true, map[string]string{"backup": "nightly"}, nothing},
 		{"with all marks, in use", nil, true, nil, func(w *world) { w.ceph.Watch(testPool, testImage, "10.0.2.1:0/77") }},
+		{"with the stripes of Ceph's defaults, from an earlier version", nil, false, nil, features(rbd.FeatureLayering, rbd.FeatureStriping)},
+		{"with all marks, and features that people gave it", nil, true, nil, features("exclusive-lock", "journaling", rbd.FeatureLayering)},
+		{"with all marks, from before the class named a data pool", nil, true, nil, func(w *world) { w.want.DataPool = "data" }},
 		{"with all marks and a snapshot", nil, true, nil, func(w *world) { w.ceph.AddSnapshot(testPool, testImage, "backup") }},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -183,4 +183,5 @@ const (
 	FeatureLayering   = "layering"
 	FeatureDataPool   = "data-pool"
 	FeatureOperations = "operations"
+	FeatureStriping   = "striping"
 )
