@@ -123,7 +123,10 @@ func (d deletion) lookAt(ctx context.Context) (rbd.Image, error) {
 	if err := keeper.Check(d.pv, d.record, found); err != nil {
 		return found, err
 	}
-	if len(found.Watchers) > 0 {
+	switch {
+	case len(found.Held) > 0: // first, since Ceph's rbd-mirror may be watching a copy
+		return found, fmt.Errorf("%s: %w: it will be removed after: %s", d, rbd.ErrImageHeld, strings.Join(found.Held, " && "))
+	case len(found.Watchers) > 0:
 		return found, fmt.Errorf("%s: %w by %s: it will be removed once no client has it open or mapped",
 			d, rbd.ErrImageInUse, strings.Join(found.Watchers, ", "))
 	}

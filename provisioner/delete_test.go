@@ -236,10 +236,10 @@ func TestDeleteKeeps(t *testing.T) {
 		{"a retention that can't be read", func(_ *testing.T, _ *fixture, pv *corev1.PersistentVolume) {
 			pv.Annotations[volume.AnnTrashRetention] = "a day"
 		}, nil, []string{`the volume's annotation rbd.ceph.com/trash-retention: "a day" is not a duration`}},
-		{"a full pool that is to keep it for a while", func(_ *testing.T, f *fixture, pv *corev1.PersistentVolume) {
-			pv.Annotations[volume.AnnTrashRetention] = "24h"
-			f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallSetNotes, Err: rbd.ErrPoolFull, Times: 2})
-		}, rbd.ErrPoolFull, []string{"free space"}},
+		{"a group that it is in", func(_ *testing.T, f *fixture, _ *corev1.PersistentVolume) {
+			f.ceph.Hold(testPool, testImage, "rbd group image rm rbd/g rbd/a")
+			f.ceph.Hold(testPool, testImage, "rbd group snap rm rbd/g@s")
+		}, rbd.ErrImageHeld, []string{"it will be removed after: rbd group image rm rbd/g rbd/a && rbd group snap rm rbd/g@s"}},
 		{"no pool", func(_ *testing.T, f *fixture, pv *corev1.PersistentVolume) { pv.Spec.RBD.RBDPool = "missing" },
 			rbd.ErrPoolNotFound, []string{`open pool "missing"`}},
 	} {

@@ -69,30 +69,65 @@ func (p *radosPool) Snapshots(_ context.Context, id string) ([]string, error) {
 		return nil, err
 	}
 	defer func() { _ = image.Close() }() // only read
-	names, _, err := listSnapshots(image)
-	return names, err
+	var info rbd.Image
+	err = p.listSnapshots(image, &info)
+	return info.Snapshots, err
 }
 
-// listSnapshots returns the sorted names of an image's snapshots, and how many more Ceph
-// keeps for clones.
-func listSnapshots(image *librbd.Image) (names []string, kept int, err error) {
+// snapshotOfMirror is RBD_SNAP_NAMESPACE_TYPE_MIRROR of librbd.h, which go-ceph lacks.
+const snapshotOfMirror librbd.SnapNamespaceType = 3
+
+// listSnapshots sets what info has about an image's snapshots.
+func (p *radosPool) listSnapshots(image *librbd.Image, info *rbd.Image) error {
 	all, err := image.GetSnapshotNames()
-	if err != nil {
-		return nil, 0, err
-	}
 	for _, one := range all {
 		namespace, err := image.GetSnapNamespaceType(one.Id)
 		if err != nil {
-			return nil, 0, err
+			return err
 		}
-		if namespace == librbd.SnapNamespaceTypeTrash {
-			kept++
-			continue
+		switch namespace {
+		case librbd.SnapNamespaceTypeTrash, snapshotOfMirror:
+			info.Kept++
+		case librbd.SnapNamespaceTypeGroup:
+			info.Kept++
+			spec := "GROUP@SNAPSHOT" // as in groupSpec
+			if group, err := image.GetSnapGroupNamespace(one.Id); err == nil {
+				spec = p.groupSpec(int64(group.Pool), group.GroupName) + "@" + group.GroupSnapName // #nosec G115 -- pools' IDs are small
+			}
+			info.Held = append(info.Held, "rbd group snap rm "+spec)
+		default:
+			info.Snapshots = append(info.Snapshots, one.Name)
 		}
-		names = append(names, one.Name)
 	}
-	slices.Sort(names)
-	return names, kept, nil
+	slices.Sort(info.Snapshots)
+	return err
+}
+
+// listHolds adds to info what holds an image beside its snapshots.
+func (p *radosPool) listHolds(image *librbd.Image, info *rbd.Image) error {
+	spec := p.name + "/" + image.GetName()
+	if group, err := image.GetGroup(); err != nil || group.Name != "" {
+		info.Held = append(info.Held, "rbd group image rm "+p.groupSpec(group.PoolID, group.Name)+" "+spec)
+	}
+	// What is mirrored without being the primary has one of these; the latter is non-primary.
+	if !slices.Contains(info.Features, "journaling") && !slices.Contains(info.Features, "feature-10") {
+		return nil
+	}
+	mirror, err := image.GetMirrorImageInfo()
+	if err == nil && mirror.State == librbd.MirrorImageEnabled && !mirror.Primary {
+		info.Held = append(info.Held, "rbd mirror image disable --force "+spec)
+	}
+	return err
+}
+
+// groupSpec names a group as the rbd command takes it, or GROUP where this user may not read
+// its name: it may be in another pool.
+func (p *radosPool) groupSpec(pool int64, name string) string {
+	where, err := p.conn.GetPoolByID(pool)
+	if err != nil || name == "" {
+		return "GROUP"
+	}
+	return where + "/" + name
 }
 
 func (p *radosPool) HasClone(_ context.Context, id, snapshot, clone string) (bool, error) {

@@ -43,6 +43,7 @@ func TestOnCeph(t *testing.T) {
 		SetFull:    c.setFull,
 		Watch:      c.watch,
 		Snapshot:   c.snapshot,
+		Group:      c.group,
 		Write:      c.write,
 		Trash:      c.trash,
 		AddRemains: c.addRemains,
@@ -80,6 +81,7 @@ func TestOnCeph(t *testing.T) {
 	t.Run("ReadersDoNotWatch", c.testReadersDoNotWatch)
 	t.Run("MovesCutOff", c.testMovesCutOff)
 	t.Run("Defaults", c.testDefaults)
+	t.Run("Holds", c.testHolds)
 	t.Run("Conformance", func(t *testing.T) { rbdtest.Conformance(t, h) })
 }
 

@@ -40,6 +40,8 @@ func translate(err, notFound error) error {
 		return rbd.ErrImageInUse
 	case syscall.ENOTEMPTY:
 		return rbd.ErrImageHasSnapshots
+	case syscall.EMLINK, syscall.EROFS:
+		return rbd.ErrImageHeld
 	case syscall.ETIMEDOUT:
 		return rbd.ErrTimeout
 	case syscall.ENOSPC, syscall.EDQUOT:

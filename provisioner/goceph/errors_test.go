@@ -44,7 +44,8 @@ func TestTranslate(t *testing.T) {
 		{"function not implemented", cephError(-38), rbd.ErrNotSupported, rbd.ErrNotSupported},
 		{"a positive number", cephError(16), rbd.ErrImageInUse, rbd.ErrImageInUse},
 		{"a number that nobody decides on", cephError(-5), syscall.EIO, syscall.EIO},
-		{"a read-only image", cephError(-30), syscall.EROFS, syscall.EROFS},
+		{"read-only: a mirrored image that is not the primary", cephError(-30), rbd.ErrImageHeld, rbd.ErrImageHeld},
+		{"too many links: an image in a group", cephError(-31), rbd.ErrImageHeld, rbd.ErrImageHeld},
 		{"an error that is translated already", rbd.ErrPoolNotFound, rbd.ErrPoolNotFound, rbd.ErrPoolNotFound},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -176,7 +176,7 @@ func (c *radosConn) openPool(name string) (ioctx, error) {
 		io.Destroy()
 		return nil, err
 	}
-	return &radosPool{conn: c.conn, io: io}, nil
+	return &radosPool{conn: c.conn, io: io, name: name}, nil
 }
 
 // dialManager is dial for commands to a cluster's manager, which block without limit.

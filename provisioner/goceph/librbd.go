@@ -20,6 +20,7 @@ import (
 type radosPool struct {
 	conn *rados.Conn
 	io   *rados.IOContext
+	name string
 }
 
 func (p *radosPool) id() int64 { return p.io.GetPoolID() }
@@ -122,7 +123,7 @@ func (p *radosPool) describe(image *librbd.Image) (info rbd.Image, err error) {
 		info.Watchers = append(info.Watchers, w.Addr)
 	}
 	slices.Sort(info.Watchers)
-	if info.Snapshots, info.Kept, err = listSnapshots(image); err != nil {
+	if err = errors.Join(p.listSnapshots(image, &info), p.listHolds(image, &info)); err != nil {
 		return rbd.Image{}, err
 	}
 	parent, err := parentOf(image)

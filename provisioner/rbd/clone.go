@@ -13,7 +13,7 @@ type Clones interface {
 	// SnapshotImage makes a snapshot of the image with an ID. An existing snapshot of
 	// that name is no error.
 	//
-	// Errors: ErrImageNotFound, ErrPoolFull.
+	// Errors: ErrImageNotFound, ErrImageHeld, ErrPoolFull.
 	SnapshotImage(ctx context.Context, id, snapshot string) error
 	// CloneImage makes an image from another one's snapshot, of the same size, with the
 	// feature layering, those that CreateImage would give, and FeatureOperations. Ceph

@@ -32,6 +32,8 @@ var (
 	ErrImageNotFound = errors.New("image does not exist")
 	// ErrImageInUse: a client watches the image.
 	ErrImageInUse = errors.New("image is in use")
+	// ErrImageHeld: Image.Held says by what.
+	ErrImageHeld = errors.New("image is held by a group or by mirroring")
 	// ErrImageHasSnapshots: the image has snapshots, and maybe clones of them.
 	ErrImageHasSnapshots = errors.New("image has snapshots")
 	// ErrManagerFailed: the cluster's manager could not remove an image; it does not retry.

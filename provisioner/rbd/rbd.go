@@ -94,7 +94,7 @@ type Images interface {
 	// error: no call makes an image smaller. Clients may have the image open or mapped, and
 	// see its new size. Growing takes no room, so a pool over its quota need not prevent it.
 	//
-	// Errors: ErrImageNotFound, ErrPoolFull.
+	// Errors: ErrImageNotFound, ErrImageHeld, ErrPoolFull.
 	GrowImage(ctx context.Context, name string, sizeBytes uint64) error
 	// RemoveImage removes an image and its data, or the leftovers of one, or what an
 	// interrupted RemoveImage of that name left in the trash. It is safe to repeat after
@@ -103,8 +103,8 @@ type Images interface {
 	//
 	// Errors: ErrImageNotFound or none if there was no image, or only leftovers of one;
 	// in both cases nothing is left. ErrImageInUse if a client watches it,
-	// ErrImageHasSnapshots; in both cases it stays. A full pool does not prevent it,
-	// unless no image was ever removed from it: ErrPoolFull.
+	// ErrImageHasSnapshots, ErrImageHeld; in these cases it stays. A full pool does not
+	// prevent it.
 	RemoveImage(ctx context.Context, name string) error
 	// FinishRemovals removes what interrupted RemoveImage calls for these names left in
 	// the trash. An image that has such a name by now stays, and so does what others have
@@ -168,17 +168,21 @@ type Image struct {
 	Watchers []string
 	// Snapshots are the sorted names of its snapshots, without those that Kept counts.
 	Snapshots []string
-	// Kept is how many removed snapshots Ceph keeps out of sight until the last clone that
-	// depends on them goes. They prevent RemoveTrashed, but not TrashImage.
+	// Kept is how many more there are that are not people's: those of groups, those of mirroring,
+	// which TrashImage ends, and removed ones, which Ceph keeps until the last clone that depends
+	// on them goes; they prevent RemoveTrashed, but not TrashImage.
 	Kept int
+	// Held are the commands that end what else keeps the image from being removed: that it is
+	// in a group, has a group's snapshots, or is mirrored without being the primary.
+	Held []string
 	// Parent is the ID of the image that this one is a clone of; empty for an image that
 	// was made empty, and for a flattened clone. It is in the same pool, unless another
 	// program made the clone.
 	Parent string
 }
 
-// Names in Image.Features. Ceph gives the last to a clone, and to an image that has clones;
-// Linux maps such images since 4.16.
+// Names in Image.Features. Ceph gives operations to a clone, and to an image that has clones
+// or is in a group; Linux maps such images since 4.16.
 const (
 	FeatureLayering   = "layering"
 	FeatureDataPool   = "data-pool"

@@ -16,8 +16,9 @@ type Trash interface {
 	// the like leave the image alone; RemoveTrashed does not wait for that. Clients that
 	// have the image open keep it: look at Image.Watchers first.
 	//
-	// Errors: ErrImageNotFound. A full pool does not prevent the move, unless its trash
-	// was never used: ErrPoolFull.
+	// Mirroring of a primary ends. A full pool does not prevent the move.
+	//
+	// Errors: ErrImageNotFound; ErrNotSupported for a mirrored image that is not the primary.
 	TrashImage(ctx context.Context, name string, keep time.Duration) error
 	// Trashed describes an image in the trash.
 	//
@@ -28,7 +29,8 @@ type Trash interface {
 	//
 	// Errors: ErrImageNotFound; ErrImageInUse if a client watches the image or is removing it,
 	// or if its move to the trash was cut off and no other image has its name: then TrashImage
-	// must continue the move; ErrImageHasSnapshots, as for the source of a clone.
+	// must continue the move; ErrImageHasSnapshots, as for the source of a clone;
+	// ErrImageHeld for a member of a group.
 	RemoveTrashed(ctx context.Context, id string) error
 	// ShrinkTrashed removes the last objects of an image in the trash, at most that many,
 	// and returns the size of what is left, which no client can restore any more. For an

@@ -161,7 +161,7 @@ func (r removing) remove(ctx context.Context, one *item) error {
 		return work.Later(pause)
 	case errors.Is(err, rbd.ErrImageHasSnapshots):
 		r.removeCloneSnapshots(ctx, one.removal.ID)
-	case !errors.Is(err, rbd.ErrImageInUse):
+	case !errors.Is(err, rbd.ErrImageInUse) && !errors.Is(err, rbd.ErrImageHeld):
 		return err
 	}
 	one.remover = "" // if it is gone next time, another client removed it

@@ -240,3 +240,21 @@ func TestPurgeCloneSnapshots(t *testing.T) {
 		w.checkPurgedBy(t, 0, 1)
 	})
 }
+
+// TestPurgeHeld: an image that is in a group stays, and delays no other one of its pool.
+func TestPurgeHeld(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.make(t, "grouped")
+		w.make(t, testImage)
+		leave := w.ceph.Hold(testPool, "grouped", "rbd group image rm rbd/g rbd/grouped")
+		w.trash(t, "grouped", 0)
+		w.pass(time.Second)
+		w.trash(t, testImage, 0)
+		w.pass(time.Minute)
+		w.checkTrash(t, "grouped")
+		checkSame(t, "how often the log says it", 1, w.countLog("stays in the trash for now", rbd.ErrImageHeld.Error()))
+		leave()
+		w.pass(2 * work.RetryCap)
+		w.checkTrash(t)
+	})
+}

@@ -84,6 +84,8 @@ type image struct {
 	metadata  map[string]string
 	watchers  []string
 	snapshots []*snapshot
+	// held are the commands that end what holds the image.
+	held []string
 	// written means that something was written into the image; data says what.
 	written bool
 	data    string

@@ -84,6 +84,9 @@ func conformance(t *testing.T, wrap func(rbd.Connector) rbd.Connector) {
 			c.AddSnapshot(pool, image, snapshot)
 			return func() { c.RemoveSnapshot(pool, image, snapshot) }
 		},
+		Group: func(_ *testing.T, pool, image, group string) func() {
+			return c.Hold(pool, image, fmt.Sprintf("rbd group image rm %s/%s %s/%s", pool, group, pool, image))
+		},
 		Write:      func(_ *testing.T, pool, image string) { c.Write(pool, image) },
 		Trash:      func(_ *testing.T, pool string) []string { return c.Trash(pool) },
 		AddRemains: func(_ *testing.T, pool, image string, remains rbdtest.Remains) { c.AddRemains(pool, image, remains) },

@@ -39,6 +39,8 @@ type Harness struct {
 	Watch func(t *testing.T, pool, image string) (address string, stop func())
 	// Snapshot makes a snapshot of an image; remove removes it.
 	Snapshot func(t *testing.T, pool, image, snapshot string) (remove func())
+	// Group makes an image the member of a group of the same pool until leave is called.
+	Group func(t *testing.T, pool, image, group string) (leave func())
 	// Write writes to the beginning of an image.
 	Write func(t *testing.T, pool, image string)
 	// Trash returns the names of the images in a pool's trash.

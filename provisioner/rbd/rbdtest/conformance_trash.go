@@ -161,6 +161,26 @@ func (s suite) testRemoveTrashed(t *testing.T) {
 			t.Errorf("the trash has %v", names)
 		}
 	})
+	t.Run("in a group", func(t *testing.T) {
+		create(t, p, "grouped", rbd.ImageSpec{SizeBytes: 1 << 20})
+		leave := s.Group(t, pool, "grouped", "nightly")
+		got := describe(t, p, "grouped")
+		want := []string{"rbd group image rm " + pool + "/nightly " + pool + "/grouped"}
+		if !slices.Equal(got.Held, want) || len(got.Snapshots) != 0 {
+			t.Errorf("got the image %+v, want that these end what holds it: %q", got, want)
+		}
+		wantError(t, p.RemoveImage(t.Context(), "grouped"), rbd.ErrImageHeld, `remove image "grouped" in pool "`+pool+`": `)
+		leave()
+		if got := describe(t, p, "grouped"); len(got.Held) != 0 {
+			t.Errorf("an image of no group is held: %q", got.Held)
+		}
+		remove(t, p, "grouped")
+
+		create(t, p, "grouped", rbd.ImageSpec{SizeBytes: 1 << 20})
+		s.Group(t, pool, "grouped", "weekly")
+		id := trash(t, p, "grouped")
+		wantError(t, p.RemoveTrashed(t.Context(), id), rbd.ErrImageHeld, `remove image "`+id+`" in the trash of pool "`+pool+`": `)
+	})
 	t.Run("in a full pool", func(t *testing.T) {
 		const full = "trash-full"
 		s.AddPool(t, full)

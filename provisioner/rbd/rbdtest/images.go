@@ -79,6 +79,20 @@ func (c *Cluster) RemoveSnapshot(pool, image, name string) {
 	i.snapshots = slices.DeleteFunc(i.snapshots, func(s *snapshot) bool { return s.name == name })
 }
 
+// Hold puts an image into a group, for example, until the returned function is called.
+// command is what would end that.
+func (c *Cluster) Hold(pool, name, command string) (release func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := c.mustImage(pool, name)
+	i.held = append(i.held, command)
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		i.held = slices.DeleteFunc(i.held, func(h string) bool { return h == command })
+	}
+}
+
 // ClearMetadata removes all entries of an image's metadata.
 func (c *Cluster) ClearMetadata(pool, image string) {
 	c.mu.Lock()
@@ -110,6 +124,7 @@ func (i *image) describe() rbd.Image {
 		DataPool:  i.dataPool,
 		Metadata:  maps.Clone(i.metadata),
 		Watchers:  slices.Clone(i.watchers),
+		Held:      slices.Clone(i.held),
 	}
 	info.Snapshots, info.Kept = i.listSnapshots()
 	clones := false
@@ -218,8 +233,8 @@ func (p *poolState) removeImage(name string, caps Caps, interrupted error) error
 		return rbd.ErrImageHasSnapshots
 	case len(i.watchers) > 0:
 		return rbd.ErrImageInUse
-	case p.full && !p.hasTrash:
-		return rbd.ErrPoolFull
+	case len(i.held) > 0:
+		return rbd.ErrImageHeld
 	default:
 		p.moveToTrash(name).removing = true
 	}

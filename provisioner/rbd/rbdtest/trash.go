@@ -203,6 +203,8 @@ func (p *poolState) removable(t *trashed, caps Caps) error {
 		return rbd.ErrImageHasSnapshots
 	case len(t.image.watchers) > 0, t.moving && p.images[t.name] == nil:
 		return rbd.ErrImageInUse
+	case len(t.image.held) > 0:
+		return rbd.ErrImageHeld
 	case t.image.dataPool != "" && !caps.allow(t.image.dataPool):
 		return rbd.ErrPermissionDenied
 	}
