@@ -177,10 +177,6 @@ func (d deletion) trash(ctx context.Context, image rbd.Image) error {
 	case errors.Is(err, rbd.ErrImageNotFound):
 		// Another client has removed it since.
 		return d.finish(ctx)
-	case errors.Is(err, rbd.ErrPoolFull) && removal.Keep == 0:
-		// The pool has no room for a note, or for a trash if it never had one.
-		// Deletions make room, so they must not fail for lack of it.
-		return d.removeInPlace(ctx, "Image removed")
 	case err != nil:
 		return err
 	}
@@ -209,11 +205,8 @@ func (d deletion) finish(ctx context.Context) error {
 		done = "Image was in the trash already"
 		// If an OSD did not answer, the move may have ended long after its note: by the
 		// old time, someone else would have put the image there.
-		again := removal
-		again.At = time.Now()
-		if err := d.config.Journal.Removals.Write(ctx, d.pool, again); err == nil {
-			removal = again
-		} else if !errors.Is(err, rbd.ErrPoolFull) {
+		removal.At = time.Now()
+		if err := d.config.Journal.Removals.Write(ctx, d.pool, removal); err != nil {
 			return err
 		}
 		// Completes a move that was cut off; usually none was.
@@ -222,20 +215,14 @@ func (d deletion) finish(ctx context.Context) error {
 		}
 		d.config.Trash.Add(d.pool.ID, d.pool.Location, removal)
 	}
-	err = d.removeInPlace(ctx, done)
-	if errors.Is(err, rbd.ErrImageInUse) {
+	err = image.RemoveIfThere(ctx, d.pool, d.record.Image)
+	switch {
+	case errors.Is(err, rbd.ErrTimeout):
+		return d.stillRemoving()
+	case errors.Is(err, rbd.ErrImageInUse):
 		return fmt.Errorf("%s: %w by a removal that was interrupted, which ends within half a minute: will retry, nothing needs to be done",
 			d, rbd.ErrImageInUse)
-	}
-	return err
-}
-
-func (d deletion) removeInPlace(ctx context.Context, done string) error {
-	err := image.RemoveIfThere(ctx, d.pool, d.record.Image)
-	if errors.Is(err, rbd.ErrTimeout) {
-		return d.stillRemoving()
-	}
-	if err != nil {
+	case err != nil:
 		return err
 	}
 	klog.FromContext(ctx).Info(done, "image", d.record.Image, "pool", d.record.Pool)

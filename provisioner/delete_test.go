@@ -132,12 +132,7 @@ func TestDelete(t *testing.T) {
 		{"an image goes between looking and removing", func(_ *testing.T, f *fixture, _ *corev1.PersistentVolume) {
 			f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallRemoveImage, Err: rbd.ErrImageNotFound, TakesEffect: true})
 		}},
-		{"the pool is full", func(t *testing.T, f *fixture, pv *corev1.PersistentVolume) {
-			// In a pool from which no image was ever removed, this is different.
-			if err := f.Delete(f.withLog(t.Context()), pv); err != nil {
-				t.Fatal(err)
-			}
-			f.mustProvision(t)
+		{"the pool is full", func(_ *testing.T, f *fixture, _ *corev1.PersistentVolume) {
 			f.ceph.SetFull(testPool, true)
 		}},
 		{"one of the volume's monitors is dead", func(_ *testing.T, _ *fixture, pv *corev1.PersistentVolume) {
@@ -307,15 +302,18 @@ func TestDeleteInterrupted(t *testing.T) {
 	}
 }
 
-// TestDeleteGoesOn: a large image is in a pool that is too full for a note, and so is
-// removed in place. Each attempt gets a bit further, and nothing is wrong with Ceph.
+// TestDeleteGoesOn: an earlier removal of a large image in place was cut off. Each attempt
+// gets a bit further, and nothing is wrong with Ceph.
 func TestDeleteGoesOn(t *testing.T) { synctest.Test(t, testDeleteGoesOn) }
 
 func testDeleteGoesOn(t *testing.T) {
 	f := newFixture(t)
 	pv := f.released(t)
-	f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallSetNotes, Err: rbd.ErrPoolFull})
-	f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallRemoveImage, Err: rbd.ErrTimeout, HalfWay: true, Times: 2})
+	if err := f.remove(t.Context(), t, pv); err != nil {
+		t.Fatal(err)
+	}
+	f.ceph.AddRemains(testPool, testImage, rbdtest.RemainsID)
+	f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallRemoveImage, Err: rbd.ErrTimeout, Times: 2})
 	var texts []string
 	for range 2 {
 		err := f.remove(t.Context(), t, pv)

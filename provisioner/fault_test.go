@@ -142,7 +142,7 @@ func TestProvisionCephFaults(t *testing.T) {
 			f.putParameter(t, "dataPool", "fixed")
 		}, rbd.ErrNotSupported, "not supported by the cluster"}, noChange},
 		{fault{"a full pool", func(_ *testing.T, f *fixture) { f.ceph.SetFull(testPool, true) }, rbd.ErrPoolFull,
-			"free space, add storage, or raise the quota"}, noChange},
+			"free space, add storage, or raise the quota"}, background},
 		{fault{"a pool that fills up", func(_ *testing.T, f *fixture) {
 			f.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallCreateImage, Err: rbd.ErrPoolFull, Times: 2})
 		}, rbd.ErrPoolFull, "free space, add storage, or raise the quota"}, background},

@@ -51,8 +51,12 @@ func (p *radosPool) SetNotes(_ context.Context, object string, notes map[string]
 			return fmt.Errorf("key %q: %w", key, err)
 		}
 	}
+	op := rados.CreateWriteOp()
+	defer op.Release()
 	// Even without notes, the call shows what is wrong with the pool.
-	return p.io.SetOmap(object, notes)
+	op.SetOmap(notes)
+	// By force, since a full pool would refuse the object's first note, and so a deletion.
+	return op.Operate(p.io, object, rados.OperationFullForce)
 }
 
 func (p *radosPool) RemoveNotes(_ context.Context, object string, keys ...string) error {

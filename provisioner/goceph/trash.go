@@ -46,8 +46,8 @@ func (p *radosPool) TrashImage(_ context.Context, name string, keep time.Duratio
 }
 
 // intoTrash runs move, which moves an image into the trash, and first makes the trash of a
-// pool that has none. If the pool is too full for that, librbd says that there is no image
-// (seen with Ceph 16.2). Believing that would lose the image.
+// pool that has none. If the pool is full, librbd would not make it, and say that there is no
+// image (seen with Ceph 16.2). So this makes it, by force: deletions make room.
 func (p *radosPool) intoTrash(name string, move func() error) error {
 	err := move()
 	if !errors.Is(err, librbd.ErrNotFound) {
@@ -58,7 +58,10 @@ func (p *radosPool) intoTrash(name string, move func() error) error {
 		return openErr // normally: the image does not exist
 	}
 	_ = image.Close() // only opened
-	if trashErr := p.io.Create(trashObject, rados.CreateIdempotent); trashErr != nil {
+	op := rados.CreateWriteOp()
+	defer op.Release()
+	op.Create(rados.CreateIdempotent)
+	if trashErr := op.Operate(p.io, trashObject, rados.OperationFullForce); trashErr != nil {
 		return trashErr
 	}
 	if err = move(); errors.Is(err, librbd.ErrNotFound) {

@@ -133,7 +133,7 @@ type Notes interface {
 	// missing object. A key is not empty and has no zero byte; a value is any bytes. The
 	// caller does not change the map or the values later.
 	//
-	// Errors: ErrPoolFull, ErrPoolNotFound.
+	// Errors: ErrPoolNotFound. A full pool does not prevent it: deletions need notes.
 	SetNotes(ctx context.Context, object string, notes map[string][]byte) error
 	// RemoveNotes removes notes. A missing note, or even a missing object, is no error.
 	// The object stays.

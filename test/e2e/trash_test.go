@@ -73,6 +73,19 @@ func (f *fixture) logged(p *cluster.Provisioner, pv *corev1.PersistentVolume, te
 	return line
 }
 
+// The first deletion ever in a pool that is over its quota, where the image is to be kept.
+func TestTrashRetentionInFullPool(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	claim := f.claim("data", f.class("a", func(c *storagev1.StorageClass) { c.Parameters["trashRetention"] = "1h" }), nil)
+	pv := f.bound(claim)
+	f.fill()
+	f.delete(claim)
+	f.volumeGone(pv)
+	f.rbd("trash", "rm", "--force", "--no-progress", f.trashed(pv.Spec.RBD.RBDImage))
+	f.quota("0")
+}
+
 // The volume of a large image is gone as soon as that of a small one. The image is
 // removed later, in parts, the last one like a small image: by Ceph's manager if the user may
 // ask it, otherwise by us.

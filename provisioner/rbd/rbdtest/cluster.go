@@ -70,9 +70,8 @@ type poolState struct {
 	noImages, noData bool
 	images           map[string]*image
 	remains          map[string]Remains
-	// trash has images by their IDs. hasTrash means that there has been one.
-	trash    map[string]*trashed
-	hasTrash bool
+	// trash has images by their IDs.
+	trash map[string]*trashed
 	// notes has the notes of each object.
 	notes map[string]map[string][]byte
 }

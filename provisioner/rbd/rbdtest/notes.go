@@ -51,8 +51,6 @@ func (p *pool) SetNotes(ctx context.Context, object string, notes map[string][]b
 		switch {
 		case p.state.deleted:
 			return struct{}{}, rbd.ErrPoolNotFound
-		case p.state.full:
-			return struct{}{}, rbd.ErrPoolFull
 		case p.state.notes[object] == nil:
 			p.state.notes[object] = map[string][]byte{}
 		}

@@ -153,8 +153,6 @@ func (p *poolState) trashImage(name string) error {
 	switch {
 	case p.deleted:
 		return rbd.ErrImageNotFound
-	case i != nil && p.full && !p.hasTrash:
-		return rbd.ErrPoolFull
 	case i != nil:
 		p.moveToTrash(name)
 		return nil
@@ -172,7 +170,7 @@ func (p *poolState) trashImage(name string) error {
 func (p *poolState) moveToTrash(name string) *trashed {
 	t := &trashed{image: p.images[name], name: name, since: time.Now()}
 	delete(p.images, name)
-	p.trash[t.image.id], p.hasTrash = t, true
+	p.trash[t.image.id] = t
 	return t
 }
 
