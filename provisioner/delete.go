@@ -6,10 +6,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/klog/v2"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
@@ -25,6 +28,9 @@ import (
 // deletedFor is how long the provisioner remembers that it deleted a volume's image: the
 // library asks again for every second volume or so, since its cache lags behind.
 const deletedFor = time.Minute
+
+// finalizer is the library's. It keeps a volume until its image is gone.
+const finalizer = "external-provisioner.volume.kubernetes.io/finalizer"
 
 // Delete moves the image of a released volume to the trash, for removal in the
 // background; the library then deletes the volume. It returns nil when the image is in
@@ -68,6 +74,11 @@ func (p *Provisioner) Delete(ctx context.Context, pv *corev1.PersistentVolume) e
 // library checks.
 func (p *Provisioner) Owns(pv *corev1.PersistentVolume) bool {
 	return volume.IsOf(pv, p.config.Identity)
+}
+
+// made reports whether this provisioner, and not only one of its name, made a volume.
+func (p *Provisioner) made(pv *corev1.PersistentVolume) bool {
+	return pv.Annotations[volume.AnnProvisionedBy] == p.config.Name && p.Owns(pv)
 }
 
 // deletion deletes one volume's image.
@@ -234,4 +245,58 @@ func (d deletion) finish(ctx context.Context) error {
 func (d deletion) stillRemoving() error {
 	return fmt.Errorf("%s is still being removed, which takes longer the larger it is, or an earlier call on it had no answer: "+
 		"will retry; if this does not end, check the health of the Ceph cluster", d)
+}
+
+// RunByHand lets volumes go that people delete before Kubernetes releases them, until ctx
+// ends. The library would keep them for ever. Nobody said that their data may go, so their
+// images stay. Run it once, while leading.
+func (p *Provisioner) RunByHand(ctx context.Context) { p.byHand.Run(ctx, 1, p.letGo) }
+
+// isStuck reports whether only RunByHand takes the finalizer off a volume of ours. The library
+// does where the policy is not Delete, and a Bound volume is released once its claim is gone.
+func (p *Provisioner) isStuck(pv *corev1.PersistentVolume) bool {
+	return pv.DeletionTimestamp != nil && slices.Contains(pv.Finalizers, finalizer) && p.made(pv) &&
+		pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete &&
+		pv.Status.Phase != corev1.VolumeReleased && pv.Status.Phase != corev1.VolumeBound
+}
+
+// letGo takes the finalizer off a volume. If the volume has changed, it comes again.
+func (p *Provisioner) letGo(ctx context.Context, name string) error {
+	pv, err := p.config.VolumeLister.Get(name)
+	if err != nil || !p.isStuck(pv) { // a cache's only error is that the volume is gone
+		return nil
+	}
+	ctx, end, err := p.config.Lease.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
+	defer cancel()
+	patch := fmt.Appendf(nil, `[{"op":"test","path":"/metadata/resourceVersion","value":%q},{"op":"remove","path":"/metadata/finalizers/%d"}]`,
+		pv.ResourceVersion, slices.Index(pv.Finalizers, finalizer))
+	_, err = p.config.Volumes.PersistentVolumes().Patch(ctx, name, types.JSONPatchType, patch, metav1.PatchOptions{})
+	return err
+}
+
+// Gone sends an event about a volume that was deleted without its image. Call it for every
+// volume that the cache drops; it passes over tombstones, which may be older than the release.
+func (p *Provisioner) Gone(ctx context.Context, obj any) {
+	pv, ok := obj.(*corev1.PersistentVolume)
+	if !ok || !p.made(pv) || !p.config.Lease.Held() ||
+		pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete && pv.Status.Phase == corev1.VolumeReleased {
+		return
+	}
+	record, err := volume.Read(pv)
+	if _, removed := p.deleted.Get(pv.UID); removed || err != nil {
+		return
+	}
+	remedy := fmt.Sprintf("to have it in a volume again, see docs/trash.md; to remove it, once \"rbd image-meta list %[1]s/%[2]s\" shows "+
+		"that it is no other cluster's, run: rbd rm %[1]s/%[2]s", record.Pool, record.Image)
+	if others, err := p.config.VolumeIndex.Of(record.PoolID().Image(record.Image)); err == nil && len(others) > 0 {
+		remedy = fmt.Sprintf("volume %q names it, too", others[0].Name)
+	}
+	klog.FromContext(ctx).Info("A volume was deleted without its image", "PV", pv.Name, "image", record.Image, "pool", record.Pool)
+	p.config.Events.Eventf(pv, corev1.EventTypeNormal, "ImageNotRemoved", "the volume was deleted while it was %s, with the policy %s, "+
+		"so its image was not removed: %s", pv.Status.Phase, pv.Spec.PersistentVolumeReclaimPolicy, remedy)
 }

@@ -25,6 +25,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/journal"
 	"ceph.com/rbd-provisioner/provisioner/lease"
 	"ceph.com/rbd-provisioner/provisioner/volume"
+	"ceph.com/rbd-provisioner/provisioner/work"
 )
 
 // DefaultName is the name by which a StorageClass asks for this provisioner. The
@@ -100,6 +101,7 @@ type Provisioner struct {
 	// deleted holds the UIDs of volumes whose image was deleted lately.
 	deleted *utilcache.Expiring
 	fresh   *index.Freshness
+	byHand  *work.Queue[string] // of volumes' names
 }
 
 var _ controller.BlockProvisioner = (*Provisioner)(nil)
@@ -111,14 +113,19 @@ func New(c Config) (*Provisioner, error) {
 		c.Trash == nil || c.Flattener == nil || c.Events == nil || c.Sized == nil || c.Lease == nil || c.Activity == nil {
 		return nil, errors.New("provisioner: all fields but UsePVName, ClusterUID and MaxCloneDepth are required")
 	}
-	return &Provisioner{config: c, deleted: utilcache.NewExpiring(), fresh: index.NewFreshness(c.VolumeIndex, c.Volumes)}, nil
+	return &Provisioner{config: c, deleted: utilcache.NewExpiring(), fresh: index.NewFreshness(c.VolumeIndex, c.Volumes),
+		byHand: work.NewQueue[string]()}, nil
 }
 
 // Seen notes that the cache shows a volume: its image is no longer in flight, and the
-// cache knows the volumes that existed before this one was released. Call it for every
-// volume that the cache adds (before is nil), updates, or looks at once more.
+// cache knows the volumes that existed before this one was released. RunByHand gets those
+// that are stuck. Call it for every volume that the cache adds (before is nil), updates, or
+// looks at once more.
 func (p *Provisioner) Seen(before, pv *corev1.PersistentVolume) {
 	p.fresh.Seen(before, pv)
+	if p.isStuck(pv) {
+		p.byHand.Add(pv.Name)
+	}
 	if !p.Owns(pv) {
 		return
 	}

@@ -126,6 +126,7 @@ func (f *fixture) restart(t *testing.T) {
 		p.begin("trash", p.trash.Run)
 		p.begin("flatten", p.flatten.Run)
 		p.begin("pools", p.pools.Run)
+		p.begin("by hand", p.RunByHand)
 		p.loops.Wait()
 	})
 	t.Cleanup(p.stopped)

@@ -82,14 +82,14 @@ func newController(ctx context.Context, c controllerConfig) (*controller, error)
 				"delete the claim, since volumes never shrink", resource.NewQuantity(size, resource.BinarySI), limit.String())
 		}
 	}
-	p, err := newProvisioner(c, jobs, recorder, sized)
+	p, err := newProvisioner(ctx, c, jobs, recorder, sized)
 	if err != nil {
 		return nil, err
 	}
 	made := &controller{
 		controllerConfig: c,
 		provisioner:      p,
-		background:       []func(context.Context){jobs.trash.Run, jobs.flatten.Run, jobs.pools.Run},
+		background:       []func(context.Context){jobs.trash.Run, jobs.flatten.Run, jobs.pools.Run, p.RunByHand},
 		events:           events,
 	}
 	keeper := ownership.Keeper{Identity: c.options.identity, Cluster: c.clusterUID}
@@ -122,7 +122,7 @@ func newController(ctx context.Context, c controllerConfig) (*controller, error)
 
 // newProvisioner returns our provisioner. The cache of volumes tells it of each volume,
 // and of all of them at each resync.
-func newProvisioner(c controllerConfig, jobs *jobs, events record.EventRecorder, sized func(runtime.Object, int64)) (*provisioner.Provisioner, error) {
+func newProvisioner(ctx context.Context, c controllerConfig, jobs *jobs, events record.EventRecorder, sized func(runtime.Object, int64)) (*provisioner.Provisioner, error) {
 	core := c.informers.Core().V1()
 	p, err := provisioner.New(provisioner.Config{
 		Name:          c.options.provisionerName,
@@ -153,6 +153,7 @@ func newProvisioner(c controllerConfig, jobs *jobs, events record.EventRecorder,
 		UpdateFunc: func(before, obj any) {
 			p.Seen(before.(*corev1.PersistentVolume), obj.(*corev1.PersistentVolume))
 		},
+		DeleteFunc: func(obj any) { p.Gone(ctx, obj) },
 	})
 	return p, err
 }
