@@ -52,7 +52,7 @@ func (p *Provisioner) Delete(ctx context.Context, pv *corev1.PersistentVolume) e
 	}
 	record, err := volume.Read(pv)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: to give its image up, set the volume's policy to Retain and delete the volume", err)
 	}
 	volumes := access.Volumes{Access: p.config.Access, Classes: p.config.Classes, Provisioner: p.config.Name}
 	pool, err := volumes.Open(ctx, pv, record)

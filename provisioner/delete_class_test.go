@@ -148,7 +148,7 @@ func TestDeleteKeepsWithoutHelp(t *testing.T) {
 		}, nil, append([]string{`parameter "adminSecretName" is missing`}, annotations...)},
 		{"the secret of volume and class is gone", func(t *testing.T, f *fixture, _ *corev1.PersistentVolume) {
 			f.dropSecret(t, "kube-system", "admin")
-		}, access.ErrSecretNotFound, []string{`"kube-system/admin"`}},
+		}, access.ErrSecretNotFound, append([]string{`"kube-system/admin"`, "to name another user and secret in the volume, run: kubectl annotate --overwrite pv pvc-1234 "}, annotations...)},
 		{"the volume's secret is gone, and so is the class", func(t *testing.T, f *fixture, _ *corev1.PersistentVolume) {
 			f.dropClass(t)
 			f.dropSecret(t, "kube-system", "admin")
@@ -157,7 +157,12 @@ func TestDeleteKeepsWithoutHelp(t *testing.T) {
 			f.putNewAdmin(t)
 			f.dropSecret(t, "kube-system", "admin")
 			f.dropSecret(t, "ceph", "new-admin")
-		}, access.ErrSecretNotFound, []string{`"ceph/new-admin"`}},
+		}, access.ErrSecretNotFound, append([]string{`"ceph/new-admin"`, "to name another user and secret in the volume, run: kubectl annotate --overwrite pv pvc-1234 "}, annotations...)},
+		{"its key is another user's", func(t *testing.T, f *fixture, _ *corev1.PersistentVolume) {
+			f.putKey(t, "kube-system", "admin", f.ceph.AddUser("somebody-else", rbdtest.Caps{}).Key)
+		}, rbd.ErrPermissionDenied, append([]string{"check that the user exists"}, annotations...)},
+		{"its pool is gone", func(_ *testing.T, _ *fixture, pv *corev1.PersistentVolume) { pv.Spec.RBD.RBDPool = "gone" },
+			rbd.ErrPoolNotFound, []string{"if it is gone for good, so is the image", `-p '{"spec":{"persistentVolumeReclaimPolicy":"Retain"}}' && kubectl delete pv pvc-1234`}},
 		{"the volume's monitors are dead, and the class is gone", func(t *testing.T, f *fixture, pv *corev1.PersistentVolume) {
 			moveAway(pv, deadMonitor)
 			f.dropClass(t)

@@ -197,12 +197,12 @@ func TestDeleteKeeps(t *testing.T) {
 	}{
 		{"a volume without an rbd source", func(_ *testing.T, _ *fixture, pv *corev1.PersistentVolume) {
 			pv.Spec.PersistentVolumeSource = corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: "rbd.csi.ceph.com"}}
-		}, volume.ErrNoRBDSource, nil},
+		}, volume.ErrNoRBDSource, []string{"to give its image up"}},
 		{"a volume that names no image", func(_ *testing.T, _ *fixture, pv *corev1.PersistentVolume) { pv.Spec.RBD.RBDImage = "" },
 			nil, []string{"names no monitors, pool or image"}},
 		{"a volume whose monitors can't be read", func(_ *testing.T, _ *fixture, pv *corev1.PersistentVolume) {
 			pv.Spec.RBD.CephMonitors = []string{"10.0.0.1:port"}
-		}, nil, []string{`the volume's rbd source: monitor "10.0.0.1:port"`}},
+		}, nil, []string{`the volume's rbd source: monitor "10.0.0.1:port"`, "to give the image up"}},
 		{"an image that a node has mapped", func(_ *testing.T, f *fixture, _ *corev1.PersistentVolume) {
 			f.ceph.Watch(testPool, testImage, "10.0.2.1:0/77")
 			f.ceph.Watch(testPool, testImage, "10.0.2.2:0/78")

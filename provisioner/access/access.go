@@ -144,7 +144,7 @@ func Explain(err error, l volume.Location) error {
 	switch {
 	case errors.Is(err, rbd.ErrUnreachable):
 		// With a wrong key, librados keeps waiting for the silent monitor.
-		remedy = "check the monitors' addresses, that Ceph is up and, if it is up in part, the key"
+		remedy = "check the monitors' addresses in the StorageClass, that Ceph is up and, if it is up in part, the key"
 	case errors.Is(err, rbd.ErrTimeout), errors.Is(err, rbd.ErrConnectionLost):
 		remedy = "check the health of the Ceph cluster"
 	case errors.Is(err, rbd.ErrPermissionDenied):

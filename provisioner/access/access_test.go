@@ -245,7 +245,7 @@ func TestOpenSaysWhatToLookAt(t *testing.T) {
 	}{
 		{rbd.ErrPermissionDenied, `permission denied: check that the user exists and that secret "ns/s" holds its key`},
 		{rbd.ErrInvalidKey, `malformed key: check that the user exists and that secret "ns/s" holds its key`},
-		{rbd.ErrUnreachable, "no monitor answered: check the monitors' addresses, that Ceph is up and, if it is up in part, the key"},
+		{rbd.ErrUnreachable, "no monitor answered: check the monitors' addresses in the StorageClass, that Ceph is up and, if it is up in part, the key"},
 	} {
 		_, err := newAccess(t, client, FakeResolver{}, test.err).Open(t.Context(), location)
 		if !errors.Is(err, test.err) || err.Error() != test.want {

@@ -40,7 +40,7 @@ type Volumes struct {
 func (v Volumes) Open(ctx context.Context, pv *corev1.PersistentVolume, record volume.Record) (*Pool, error) {
 	location, err := record.Location()
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: to give the image up, set the volume's policy to Retain and delete the volume", err)
 	}
 	class, classErr := v.classLocation(pv)
 	if !record.Complete() {
@@ -59,7 +59,7 @@ func (v Volumes) Open(ctx context.Context, pv *corev1.PersistentVolume, record v
 		case err == nil:
 			return pool, nil
 		case classErr != nil:
-			return nil, err
+			return nil, remedied(err, pv.Name)
 		case badCredentials(err) && (location.User != class.User || location.Secret != class.Secret):
 			klog.FromContext(ctx).V(2).Info("Trying the user and secret of the StorageClass", "err", err)
 			location.User, location.Secret = class.User, class.Secret
@@ -67,9 +67,22 @@ func (v Volumes) Open(ctx context.Context, pv *corev1.PersistentVolume, record v
 			klog.FromContext(ctx).V(2).Info("Trying the monitors of the StorageClass", "err", err)
 			location.Monitors, moved = class.Monitors, true
 		default:
-			return nil, err
+			return nil, remedied(err, pv.Name)
 		}
 	}
+}
+
+// remedied adds what can be done where nobody can bring back what a volume names.
+func remedied(err error, name string) error {
+	switch {
+	case badCredentials(err):
+		return fmt.Errorf("%w; to name another user and secret in the volume, run: kubectl annotate --overwrite pv %s %s=USER %s=SECRET %s=NAMESPACE",
+			err, name, volume.AnnDeletionUser, volume.AnnDeletionSecretName, volume.AnnDeletionSecretNamespace)
+	case errors.Is(err, rbd.ErrPoolNotFound):
+		return fmt.Errorf("%w; if it is gone for good, so is the image: to delete the volume once its claim is gone, run: kubectl patch pv %[2]s -p "+
+			`'{"spec":{"persistentVolumeReclaimPolicy":"Retain"}}' && kubectl delete pv %[2]s`, err, name)
+	}
+	return err
 }
 
 // openSame opens a pool if it is in the cluster that the volume was made in. If the
@@ -88,8 +101,8 @@ func (v Volumes) openSame(ctx context.Context, location volume.Location, fsid st
 			volume.AnnClusterFSID)
 	case fsid != "" && pool.ID.FSID != fsid:
 		pool.Close()
-		return nil, fmt.Errorf("%w: they are of %q, the volume is in %q: correct the monitors of its StorageClass, "+
-			"or the volume's annotation %s", ErrOtherCluster, pool.ID.FSID, fsid, volume.AnnClusterFSID)
+		return nil, fmt.Errorf("%w: they are of %q, the volume is in %q: name the right monitors in its StorageClass, "+
+			"or correct the volume's annotation %s", ErrOtherCluster, pool.ID.FSID, fsid, volume.AnnClusterFSID)
 	}
 	return pool, nil
 }

@@ -52,7 +52,7 @@ const (
 )
 
 // ErrNoRBDSource means that a PersistentVolume has no in-tree rbd source.
-var ErrNoRBDSource = errors.New("the volume has no rbd source, so its image is not known: remove the image by hand, then the volume and its finalizers")
+var ErrNoRBDSource = errors.New("the volume has no rbd source, so its image is not known")
 
 // SecretRef names a Secret.
 type SecretRef corev1.SecretReference

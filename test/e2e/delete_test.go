@@ -197,7 +197,7 @@ func TestMovedMonitors(t *testing.T) {
 	f.event(pv, "it does not say which Ceph cluster it is in")
 	f.annotate(pv, map[string]string{"rbd.ceph.com/cluster-fsid": "00000000-0000-4000-8000-000000000000"})
 	f.event(pv, fmt.Sprintf("the monitors belong to another Ceph cluster: they are of %q, "+
-		`the volume is in "00000000-0000-4000-8000-000000000000": correct the monitors`, rig.Ceph.FSID))
+		`the volume is in "00000000-0000-4000-8000-000000000000": name the right monitors in its StorageClass`, rig.Ceph.FSID))
 	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
 	f.annotate(pv, map[string]string{"rbd.ceph.com/cluster-fsid": rig.Ceph.FSID})
 	f.gone(pv)

@@ -130,7 +130,7 @@ func TestUnreachableMonitors(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	class := f.class("a", func(c *storagev1.StorageClass) { c.Parameters["monitors"] = "127.0.0.1:1" })
-	f.event(f.claim("dead", class, nil), "no monitor answered: check the monitors' addresses, that Ceph is up")
+	f.event(f.claim("dead", class, nil), "no monitor answered: check the monitors' addresses in the StorageClass, that Ceph is up")
 
 	class = f.class("b", func(c *storagev1.StorageClass) { c.Parameters["monitors"] = "nowhere.invalid" })
 	f.event(f.claim("nameless", class, nil), `no monitor has an address: monitor "nowhere.invalid"`)
