@@ -180,18 +180,13 @@ func (d deletion) trash(ctx context.Context, image rbd.Image) error {
 		SizeBytes: image.SizeBytes,
 		Parent:    image.Parent,
 	}
-	err := d.config.Journal.Removals.Write(ctx, d.pool, removal)
-	if err == nil {
-		err = d.pool.TrashImage(ctx, removal.Image, removal.Keep)
-	}
-	switch {
+	switch err := d.config.Trash.Move(ctx, d.pool, removal); {
 	case errors.Is(err, rbd.ErrImageNotFound):
 		// Another client has removed it since.
 		return d.finish(ctx)
 	case err != nil:
 		return err
 	}
-	d.config.Trash.Add(d.pool.ID, d.pool.Location, removal)
 	values := []any{"image", removal.Image, "pool", d.record.Pool, "id", removal.ID}
 	if removal.Keep > 0 {
 		values = append(values, "keptUntil", removal.Due().UTC().Format(time.RFC3339))
@@ -217,14 +212,10 @@ func (d deletion) finish(ctx context.Context) error {
 		// If an OSD did not answer, the move may have ended long after its note: by the
 		// old time, someone else would have put the image there.
 		removal.At = time.Now()
-		if err := d.config.Journal.Removals.Write(ctx, d.pool, removal); err != nil {
-			return err
-		}
 		// Completes a move that was cut off; usually none was.
-		if err := d.pool.TrashImage(ctx, removal.Image, removal.Keep); err != nil && !errors.Is(err, rbd.ErrImageNotFound) {
+		if err := d.config.Trash.Move(ctx, d.pool, removal); err != nil && !errors.Is(err, rbd.ErrImageNotFound) {
 			return err
 		}
-		d.config.Trash.Add(d.pool.ID, d.pool.Location, removal)
 	}
 	err = image.RemoveIfThere(ctx, d.pool, d.record.Image)
 	switch {

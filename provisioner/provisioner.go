@@ -34,8 +34,9 @@ const DefaultName = "ceph.com/rbd"
 
 // Trash removes images in their pool's trash in the background.
 type Trash interface {
-	// Add takes the image of a deleted volume. The location is how its pool was opened.
-	Add(pool volume.PoolID, location volume.Location, removal journal.Removal)
+	// Move notes the deletion of an image, moves the image there, and has it removed. Errors:
+	// those of SetNotes and TrashImage.
+	Move(ctx context.Context, pool *access.Pool, removal journal.Removal) error
 }
 
 // Flattener flattens clones in the background.
