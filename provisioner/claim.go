@@ -57,6 +57,9 @@ func waits(claim *corev1.PersistentVolumeClaim) bool {
 // the claim, not on a Pod that does not start.
 func (p *Provisioner) checkUserSecret(ctx context.Context, claim *corev1.PersistentVolumeClaim, r request) error {
 	secret := r.params.UserSecret
+	if secret.Name == "" {
+		return nil // kubelet reads a keyring on the node
+	}
 	if secret.Namespace == "" {
 		secret.Namespace = claim.Namespace // kubelet takes the Pod's, which is the claim's
 	}

@@ -101,6 +101,15 @@ func TestProvisionVolume(t *testing.T) {
 		}, func(pv *corev1.PersistentVolume) {
 			pv.Spec.RBD.SecretRef = &corev1.SecretReference{Namespace: "kube-system", Name: "admin"}
 		}},
+		{"no user's secret: kubelet reads a keyring, and there is nothing to check", func(t *testing.T, f *fixture) {
+			f.putParameter(t, "userSecretName", "")
+			f.dropSecret(t, "apps", "user")
+		}, func(pv *corev1.PersistentVolume) { pv.Spec.RBD.SecretRef = nil }},
+		{"a keyring", func(t *testing.T, f *fixture) {
+			f.putParameter(t, "userSecretName", "")
+			f.putParameter(t, "keyring", "/etc/kube/ceph.keyring")
+			f.dropSecret(t, "apps", "user")
+		}, func(pv *corev1.PersistentVolume) { pv.Spec.RBD.SecretRef, pv.Spec.RBD.Keyring = nil, "/etc/kube/ceph.keyring" }},
 		{"addresses of names, and no monitor of protocol 2", func(t *testing.T, f *fixture) {
 			f.names["mon.ceph"] = addresses("10.0.0.2", "10.0.0.1")
 			f.putParameter(t, "monitors", "v2:10.0.0.1:3300, mon.ceph")

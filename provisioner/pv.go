@@ -51,6 +51,7 @@ func (p *Provisioner) newVolume(options controller.ProvisionOptions, r request, 
 		User:     r.params.User,
 		// As the class has it: without a namespace, kubelet takes the Pod's.
 		UserSecret:     r.params.UserSecret,
+		Keyring:        r.params.Keyring,
 		FSType:         fsType,
 		Admin:          r.params.Admin,
 		AdminSecret:    r.params.AdminSecret,

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -18,14 +19,18 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
+// csiFSType is what classes of CSI drivers call fsType, and so do Kubernetes' own storage
+// tests and many charts.
+const csiFSType = "csi.storage.k8s.io/fstype"
+
 // Keys returns all parameters, as the documentation spells and orders them. A StorageClass
 // may write them in any case.
 func Keys() []string {
 	return []string{
 		"monitors", "pool", "dataPool",
 		"adminId", "adminSecretName", "adminSecretNamespace",
-		"userId", "userSecretName", "userSecretNamespace",
-		"fsType", "imageFormat", "imageFeatures", "trashRetention",
+		"userId", "userSecretName", "userSecretNamespace", "keyring",
+		"fsType", csiFSType, "imageFormat", "imageFeatures", "trashRetention",
 	}
 }
 
@@ -38,9 +43,12 @@ type Params struct {
 	// Admin makes and deletes images.
 	Admin       string
 	AdminSecret volume.SecretRef
-	// User maps images on nodes. An empty namespace in UserSecret means the claim's.
+	// User maps images on nodes. An empty namespace in UserSecret means the claim's. An
+	// empty name means that the key is in the file Keyring on the nodes, which only
+	// kubelet's own rbd plugin can read. An empty Keyring is that plugin's default.
 	User       string
 	UserSecret volume.SecretRef
+	Keyring    string
 	// FSType is empty for kubelet's default.
 	FSType string
 	// TrashRetention is how long the trash keeps the images of deleted volumes.
@@ -69,7 +77,7 @@ func Parse(parameters map[string]string) (Params, error) {
 		AdminSecret: r.secret("adminSecretName", "adminSecretNamespace", "default"),
 	}
 	p.User = r.user("userId", p.Admin)
-	p.UserSecret = r.secret("userSecretName", "userSecretNamespace", "")
+	p.UserSecret, p.Keyring = r.userKey()
 	p.FSType = r.fsType()
 	p.TrashRetention = r.trashRetention()
 	r.imageFormat()
@@ -122,12 +130,15 @@ type reader struct {
 func newReader(parameters map[string]string) *reader {
 	r := &reader{values: map[string]string{}, spelled: map[string]string{}}
 	for _, key := range slices.Sorted(maps.Keys(parameters)) {
-		lower := strings.ToLower(strings.TrimSpace(key))
-		if first, twice := r.spelled[lower]; twice {
+		lower, value := strings.ToLower(strings.TrimSpace(key)), strings.TrimSpace(parameters[key])
+		if lower == csiFSType {
+			lower = "fstype"
+		}
+		if first, twice := r.spelled[lower]; twice && value != r.values[lower] {
 			r.fault("parameters %q and %q are the same one: keep one of them", first, key)
 			continue
 		}
-		r.spelled[lower], r.values[lower] = key, strings.TrimSpace(parameters[key])
+		r.spelled[lower], r.values[lower] = key, value
 	}
 	return r
 }
@@ -211,12 +222,30 @@ func (r *reader) secret(nameKey, namespaceKey, defaultNamespace string) volume.S
 	return volume.SecretRef{Namespace: namespace, Name: name}
 }
 
+// userKey returns where nodes find the user's key. kubelet, and the in-tree provisioner,
+// use no keyring beside a secret.
+func (r *reader) userKey() (secret volume.SecretRef, keyring string) {
+	const nameKey, namespaceKey = "userSecretName", "userSecretNamespace"
+	if r.get(nameKey, "") != "" {
+		return r.secret(nameKey, namespaceKey, ""), ""
+	}
+	if r.get(namespaceKey, "") != "" {
+		r.fault("parameter %q is given without %q: name the secret, or leave out both for a keyring on the nodes",
+			namespaceKey, nameKey)
+	}
+	// Ceph takes a list of paths here, divided by these characters.
+	if keyring = r.get("keyring", ""); keyring != "" && (!path.IsAbs(keyring) || strings.ContainsAny(keyring, ",;= ") || !volume.IsName(keyring)) {
+		r.fault(`parameter "keyring": %q is not the path of a file on the nodes, as in /etc/ceph/keyring`, keyring)
+	}
+	return volume.SecretRef{}, keyring
+}
+
 // fsType allows only what can end a program's name: kubelet runs mkfs.FSTYPE on the node.
 func (r *reader) fsType() string {
 	fsType := r.get("fsType", "")
 	const allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"
 	if strings.Trim(fsType, allowed) != "" {
-		r.fault(`parameter "fsType": %q is not a file system type: use for example ext4 or xfs`, fsType)
+		r.fault("parameter %q: %q is not a file system type: use for example ext4 or xfs", r.spelled["fstype"], fsType)
 	}
 	return fsType
 }

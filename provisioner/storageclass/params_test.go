@@ -20,7 +20,8 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// required returns the parameters that a class must have.
+// required returns the parameters that a class must have, and the user's secret, which
+// nearly all have.
 func required() map[string]string {
 	return map[string]string{
 		"monitors":        "10.0.0.1:6789",
@@ -85,6 +86,16 @@ func TestParse(t *testing.T) {
 		{"a data pool that is the pool is none", with(map[string]string{"dataPool": "rbd"}), func(*storageclass.Params) {}},
 		{"a blank value counts as none given", with(map[string]string{"pool": " ", "userSecretNamespace": "", "imageFormat": ""}),
 			func(*storageclass.Params) {}},
+		{"the file system as classes of CSI drivers name it", with(map[string]string{"csi.storage.k8s.io/fstype": "xfs"}),
+			func(p *storageclass.Params) { p.FSType = "xfs" }},
+		{"no user's secret: a keyring on the nodes", with(map[string]string{"userSecretName": ""}),
+			func(p *storageclass.Params) { p.UserSecret.Name = "" }},
+		{"a keyring on the nodes", with(map[string]string{"userSecretName": "", "keyring": "/etc/kube/ceph.keyring"}),
+			func(p *storageclass.Params) { p.UserSecret.Name, p.Keyring = "", "/etc/kube/ceph.keyring" }},
+		{"the user's secret goes before a keyring, whatever that is", with(map[string]string{"keyring": "none"}),
+			func(*storageclass.Params) {}},
+		{"the file system under both names", with(map[string]string{"fsType": "xfs", "CSI.storage.k8s.io/fsType": "xfs "}),
+			func(p *storageclass.Params) { p.FSType = "xfs" }},
 		{"layering more than once", with(map[string]string{"imageFeatures": "layering, layering,"}),
 			func(*storageclass.Params) {}},
 	} {
@@ -172,9 +183,13 @@ func FuzzParse(f *testing.F) {
 	f.Add("imageFeatures", ",layering,,", "fsType", "ext4\x00")
 	f.Add("pool", "rbd\x00other", "adminId", "a\x00b")
 	f.Add("dataPool", "a\u200bb", "userId", "a\vb")
+	f.Add("fsType", "xfs", "csi.storage.k8s.io/fstype", "xfs")
 	f.Add("fsType", "ext4\u212a", "monitors", "\u212a8s")
 	f.Add("mon\u0130tors", "10.0.0.2", "adminSecretNamespace", "a/b")
 	f.Add("userSecretName", "../x", "pool", "\xff")
+	f.Add("userSecretName", "", "keyring", "/a\u00a0b")
+	f.Add("userSecretName", "", "keyring", "/a /b")
+	f.Add("userSecretName", "", "userSecretNamespace", "apps")
 	f.Fuzz(func(t *testing.T, key1, value1, key2, value2 string) {
 		parameters := required()
 		parameters[key1], parameters[key2] = value1, value2
@@ -192,13 +207,15 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		if len(params.Monitors) == 0 || params.Pool == "" || params.Admin == "" || params.User == "" ||
-			params.AdminSecret.Name == "" || params.AdminSecret.Namespace == "" || params.UserSecret.Name == "" {
+			params.AdminSecret.Name == "" || params.AdminSecret.Namespace == "" ||
+			params.UserSecret.Name == "" && params.UserSecret.Namespace != "" || params.UserSecret.Name != "" && params.Keyring != "" {
 			t.Errorf("accepted, but incomplete: %+v", params)
 		}
 		checkNames(t, map[string]string{
 			"pool": params.Pool, "dataPool": params.DataPool, "adminId": params.Admin, "userId": params.User, "fsType": params.FSType,
 			"adminSecretName": params.AdminSecret.Name, "adminSecretNamespace": params.AdminSecret.Namespace,
 			"userSecretName": params.UserSecret.Name, "userSecretNamespace": params.UserSecret.Namespace,
+			"keyring": params.Keyring,
 		})
 		// A class that can make volumes can also delete them.
 		want := params.Location()
@@ -244,6 +261,6 @@ func written(p storageclass.Params) map[string]string {
 		"monitors": strings.Join(monitors, ","), "pool": p.Pool, "dataPool": p.DataPool,
 		"adminId": p.Admin, "adminSecretName": p.AdminSecret.Name, "adminSecretNamespace": p.AdminSecret.Namespace,
 		"userId": p.User, "userSecretName": p.UserSecret.Name, "userSecretNamespace": p.UserSecret.Namespace,
-		"fsType": p.FSType, "trashRetention": p.TrashRetention.String(),
+		"keyring": p.Keyring, "fsType": p.FSType, "trashRetention": p.TrashRetention.String(),
 	}
 }

@@ -83,9 +83,11 @@ type Record struct {
 	Pool     string
 	Image    string
 	// User maps the image on nodes, with the key in UserSecret. An empty namespace there
-	// means the Pod's.
+	// means the Pod's. Without a name, kubelet reads the key from the file Keyring on the
+	// node, for which the API server has a default.
 	User       string
 	UserSecret SecretRef
+	Keyring    string
 	// FSType is empty for kubelet's default, and for block volumes.
 	FSType string
 	// Admin deletes the image, with the key in AdminSecret.
@@ -107,8 +109,11 @@ func (r Record) Write(pv *corev1.PersistentVolume) {
 			RBDImage:     r.Image,
 			RadosUser:    r.User,
 			FSType:       r.FSType,
-			SecretRef:    (*corev1.SecretReference)(&r.UserSecret),
+			Keyring:      r.Keyring,
 		},
+	}
+	if r.UserSecret.Name != "" {
+		pv.Spec.RBD.SecretRef = (*corev1.SecretReference)(&r.UserSecret)
 	}
 	retention := ""
 	if r.TrashRetention > 0 {
@@ -164,6 +169,7 @@ func Read(pv *corev1.PersistentVolume) (Record, error) {
 		Pool:     source.RBDPool,
 		Image:    source.RBDImage,
 		User:     source.RadosUser,
+		Keyring:  source.Keyring,
 		FSType:   source.FSType,
 		Admin:    pv.Annotations[AnnDeletionUser],
 		AdminSecret: SecretRef{

@@ -34,6 +34,8 @@ func TestRoundTrip(t *testing.T) {
 	}{
 		{"everything said", func(*volume.Record) {}},
 		{"block volume, the user's secret beside the Pod", func(r *volume.Record) { r.FSType, r.UserSecret.Namespace = "", "" }},
+		{"a keyring on the node", func(r *volume.Record) { r.UserSecret, r.Keyring = volume.SecretRef{}, "/etc/kube/ceph.keyring" }},
+		{"kubelet's own keyring", func(r *volume.Record) { r.UserSecret = volume.SecretRef{} }},
 		{"as the retired provisioner wrote it", func(r *volume.Record) {
 			r.Cluster, r.FSID, r.Admin, r.AdminSecret, r.TrashRetention = "", "", "", volume.SecretRef{}, 0
 		}},

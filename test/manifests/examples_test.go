@@ -100,7 +100,7 @@ func TestExampleClassShowsAllParameters(t *testing.T) {
 		t.Fatal("there are no parameters")
 	}
 	var got []string
-	for _, m := range regexp.MustCompile(`(?m)^  (?:# )?([A-Za-z]+): \S`).FindAllStringSubmatch(parameters, -1) {
+	for _, m := range regexp.MustCompile(`(?m)^  (?:# )?([A-Za-z./8]+): \S`).FindAllStringSubmatch(parameters, -1) {
 		// A sentence may have a colon, too: "Default: none".
 		if m[1] != "Default" {
 			got = append(got, m[1])
