@@ -143,6 +143,17 @@ func TestCheckUserSecret(t *testing.T) {
 		{"two entries", secret(access.TypeRBD, map[string]string{"key": goodKey(), "x": "y"}), "", "must hold exactly one entry"},
 		{"no entry", secret(access.TypeRBD, nil), "", "must hold exactly one entry"},
 		{"no key", secret(access.TypeRBD, map[string]string{"key": "x"}), "", "malformed key"},
+		{"Ceph ignores line feeds before the key", secret(access.TypeRBD, map[string]string{"key": "\n\n" + goodKey()}), "", ""},
+		{"Ceph ignores what follows the key", secret(access.TypeRBD, map[string]string{"key": goodKey() + " \t\r\n\u00a0"}), "", ""},
+		{"a blank before the key", secret(access.TypeRBD, map[string]string{"userKey": " " + goodKey()}), "",
+			`secret "ns/s", entry "userKey": malformed key: white space precedes it, and kubelet takes it as it is: ` +
+				"delete the secret, and make it anew with kubectl -n ns create secret generic s --type=kubernetes.io/rbd " +
+				`--from-literal=key="$(ceph auth get-key client.USER)"`},
+		{"a tab before the key", secret(access.TypeRBD, map[string]string{"key": "\t" + goodKey()}), "", "white space precedes it"},
+		{"a blank and a line feed before it", secret(access.TypeRBD, map[string]string{"key": "\n " + goodKey() + "\n"}), "", "white space precedes it"},
+		{"a line end of Windows before it", secret(access.TypeRBD, map[string]string{"key": "\r\n" + goodKey()}), "", "white space precedes it"},
+		{"a no-break space before it", secret(access.TypeRBD, map[string]string{"key": "\u00a0" + goodKey()}), "", "white space precedes it"},
+		{"a byte order mark before it", secret(access.TypeRBD, map[string]string{"key": "\ufeff" + goodKey()}), "", "malformed key: it is not base64"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			a := newAccess(t, fake.NewClientset(test.secret), FakeResolver{}, nil)
@@ -152,6 +163,9 @@ func TestCheckUserSecret(t *testing.T) {
 			}
 			if (err == nil) != (test.wantErr == "") || err != nil && !strings.Contains(err.Error(), test.wantErr) {
 				t.Errorf("error: got %v, want %q", err, test.wantErr)
+			}
+			if err != nil && strings.Contains(err.Error(), goodKey()) {
+				t.Errorf("the error has the key: %v", err)
 			}
 		})
 	}

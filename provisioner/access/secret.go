@@ -3,6 +3,7 @@
 package access
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -68,12 +69,24 @@ func (a *Access) CheckUserSecret(ctx context.Context, ref volume.SecretRef) (war
 		if _, err := parseKey(ref, entry, data); err != nil {
 			return "", err
 		}
+		// Ceph ignores line feeds before a key and whatever follows it, and prints a key
+		// that it can't read, so that it ends in kubelet's log.
+		if !bytes.HasPrefix(bytes.TrimLeft(data, "\n"), bytes.TrimSpace(data)) {
+			return "", fmt.Errorf("secret %q, entry %q: %w: white space precedes it, and kubelet takes it as it is: "+
+				"delete the secret, and make it anew with %s", ref, entry, rbd.ErrInvalidKey, MakeUserSecret(ref))
+		}
 	}
 	if secret.Type != TypeRBD {
 		return fmt.Sprintf("secret %q is of type %q: Kubernetes documents %q for the user's secret",
 			ref, secret.Type, TypeRBD), nil
 	}
 	return "", nil
+}
+
+// MakeUserSecret returns the command that makes a user's secret.
+func MakeUserSecret(ref volume.SecretRef) string {
+	return fmt.Sprintf(`kubectl -n %s create secret generic %s --type=%s --from-literal=key="$(ceph auth get-key client.USER)"`,
+		ref.Namespace, ref.Name, TypeRBD)
 }
 
 // parseKey cuts white space around the key, since people make secrets with "echo KEY |
