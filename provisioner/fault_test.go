@@ -118,9 +118,15 @@ func TestProvisionCephFaults(t *testing.T) {
 		{fault{"nobody is at the address", func(t *testing.T, f *fixture) { f.putParameter(t, "monitors", deadMonitor) }, rbd.ErrUnreachable,
 			`connect to monitors "v1:10.0.0.9:6789" as user "admin": no monitor answered`}, noChange},
 		{fault{"a wrong key", func(_ *testing.T, f *fixture) { f.ceph.AddUser("admin", rbdtest.Caps{AllPools: true}) }, rbd.ErrPermissionDenied,
-			`check that the user exists and that secret "kube-system/admin" holds its key`}, noChange},
+			`check that the user exists, that secret "kube-system/admin" holds its key`}, noChange},
 		{fault{"an unknown user", func(_ *testing.T, f *fixture) { f.ceph.RemoveUser("admin") }, rbd.ErrPermissionDenied,
 			`as user "admin": permission denied: check that the user exists`}, noChange},
+		{fault{"a user without caps for monitors", func(t *testing.T, f *fixture) {
+			f.putKey(t, "kube-system", "admin", f.ceph.AddUser("admin", rbdtest.Caps{AllPools: true, NoMonitor: true}).Key)
+		}, rbd.ErrPermissionDenied, `holds its key, and that its caps have mon 'profile rbd'`}, noChange},
+		{fault{"a user whose caps for monitors do not allow reading", func(t *testing.T, f *fixture) {
+			f.putKey(t, "kube-system", "admin", f.ceph.AddUser("admin", rbdtest.Caps{AllPools: true, DeafMonitor: true}).Key)
+		}, rbd.ErrTimeout, "check the health of the Ceph cluster and, if that is well, the caps of client.admin"}, noChange},
 		{fault{"no pool", func(t *testing.T, f *fixture) { f.putParameter(t, "pool", "missing") }, rbd.ErrPoolNotFound,
 			`open pool "missing": pool does not exist: create the pool, or correct its name`}, noChange},
 		{fault{"a pool that can't be opened in time", func(_ *testing.T, f *fixture) {
@@ -140,7 +146,18 @@ func TestProvisionCephFaults(t *testing.T) {
 		{fault{"a data pool that can hold no data", func(t *testing.T, f *fixture) {
 			f.ceph.AddErasurePool("fixed", false)
 			f.putParameter(t, "dataPool", "fixed")
-		}, rbd.ErrNotSupported, "not supported by the cluster"}, noChange},
+		}, rbd.ErrNotSupported, "not supported by the cluster: an erasure-coded data pool needs ceph osd pool set fixed allow_ec_overwrites true"}, noChange},
+		{fault{"an erasure-coded pool for the images themselves", func(t *testing.T, f *fixture) {
+			f.ceph.AddErasurePool("erasure", true)
+			f.putParameter(t, "pool", "erasure")
+		}, rbd.ErrErasureCoded, `in pool "erasure": an erasure-coded pool can't hold images: ` +
+			"name a replicated pool as pool in the class, and erasure as dataPool"}, noChange},
+		{fault{"erasure-coded pools for both", func(t *testing.T, f *fixture) {
+			f.ceph.AddErasurePool("erasure", true)
+			f.ceph.AddErasurePool("fixed", false)
+			f.putParameter(t, "pool", "erasure")
+			f.putParameter(t, "dataPool", "fixed")
+		}, rbd.ErrErasureCoded, "name a replicated pool as pool in the class, and erasure as dataPool"}, noChange},
 		{fault{"a full pool", func(_ *testing.T, f *fixture) { f.ceph.SetFull(testPool, true) }, rbd.ErrPoolFull,
 			"free space, add storage, or raise the quota"}, background},
 		{fault{"a pool that fills up", func(_ *testing.T, f *fixture) {

@@ -109,7 +109,9 @@ func TestProvisionVolume(t *testing.T) {
 			f.putParameter(t, "userSecretName", "")
 			f.putParameter(t, "keyring", "/etc/kube/ceph.keyring")
 			f.dropSecret(t, "apps", "user")
-		}, func(pv *corev1.PersistentVolume) { pv.Spec.RBD.SecretRef, pv.Spec.RBD.Keyring = nil, "/etc/kube/ceph.keyring" }},
+		}, func(pv *corev1.PersistentVolume) {
+			pv.Spec.RBD.SecretRef, pv.Spec.RBD.Keyring = nil, "/etc/kube/ceph.keyring"
+		}},
 		{"addresses of names, and no monitor of protocol 2", func(t *testing.T, f *fixture) {
 			f.names["mon.ceph"] = addresses("10.0.0.2", "10.0.0.1")
 			f.putParameter(t, "monitors", "v2:10.0.0.1:3300, mon.ceph")

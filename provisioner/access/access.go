@@ -117,8 +117,9 @@ func (a *Access) open(ctx context.Context, l volume.Location, u use) (_ *Pool, e
 	if errors.Is(err, rbd.ErrPermissionDenied) || errors.Is(err, rbd.ErrInvalidKey) {
 		// The key may have been replaced a moment ago: the next attempt reads it anew.
 		a.recent.Delete(l.Secret)
-		// Ceph has not looked at the caps yet: the user or the key is wrong.
-		return nil, fmt.Errorf("%w: check that the user exists and that secret %q holds its key", err, l.Secret)
+		// Ceph has not looked at the pool's caps yet. Its answer is the same for an unknown
+		// user, a wrong key and a user without caps for monitors.
+		return nil, fmt.Errorf("%w: check that the user exists, that secret %q holds its key, and that its caps have mon 'profile rbd'", err, l.Secret)
 	}
 	if err != nil {
 		return nil, Explain(err, l)
@@ -145,7 +146,10 @@ func Explain(err error, l volume.Location) error {
 	case errors.Is(err, rbd.ErrUnreachable):
 		// With a wrong key, librados keeps waiting for the silent monitor.
 		remedy = "check the monitors' addresses in the StorageClass, that Ceph is up and, if it is up in part, the key"
-	case errors.Is(err, rbd.ErrTimeout), errors.Is(err, rbd.ErrConnectionLost):
+	case errors.Is(err, rbd.ErrTimeout):
+		// Ceph is silent towards a user whose caps for monitors do not allow reading.
+		remedy = fmt.Sprintf("check the health of the Ceph cluster and, if that is well, the caps of client.%s", l.User)
+	case errors.Is(err, rbd.ErrConnectionLost):
 		remedy = "check the health of the Ceph cluster"
 	case errors.Is(err, rbd.ErrPermissionDenied):
 		caps := "profile rbd pool=" + l.Pool
@@ -158,6 +162,8 @@ func Explain(err error, l volume.Location) error {
 		remedy = "create the pool, or correct its name"
 	case errors.Is(err, rbd.ErrPoolFull):
 		remedy = "free space, add storage, or raise the quota"
+	case errors.Is(err, rbd.ErrErasureCoded):
+		remedy = fmt.Sprintf("name a replicated pool as pool in the class, and %s as dataPool", l.Pool)
 	case errors.Is(err, rbd.ErrNotSupported) && l.DataPool != "":
 		remedy = fmt.Sprintf("an erasure-coded data pool needs ceph osd pool set %s allow_ec_overwrites true", l.DataPool)
 	case errors.Is(err, ErrBusy):

@@ -257,8 +257,8 @@ func TestOpenSaysWhatToLookAt(t *testing.T) {
 		err  error
 		want string
 	}{
-		{rbd.ErrPermissionDenied, `permission denied: check that the user exists and that secret "ns/s" holds its key`},
-		{rbd.ErrInvalidKey, `malformed key: check that the user exists and that secret "ns/s" holds its key`},
+		{rbd.ErrPermissionDenied, `permission denied: check that the user exists, that secret "ns/s" holds its key, and that its caps have mon 'profile rbd'`},
+		{rbd.ErrInvalidKey, `malformed key: check that the user exists, that secret "ns/s" holds its key, and that its caps have mon 'profile rbd'`},
 		{rbd.ErrUnreachable, "no monitor answered: check the monitors' addresses in the StorageClass, that Ceph is up and, if it is up in part, the key"},
 	} {
 		_, err := newAccess(t, client, FakeResolver{}, test.err).Open(t.Context(), location)
@@ -274,9 +274,11 @@ func TestExplain(t *testing.T) {
 		err  error
 		want string
 	}{
-		{rbd.ErrTimeout, "check the health of the Ceph cluster"},
+		{rbd.ErrTimeout, "check the health of the Ceph cluster and, if that is well, the caps of client.boss"},
+		{rbd.ErrConnectionLost, "check the health of the Ceph cluster"},
 		{rbd.ErrPermissionDenied, "client.boss, with the key in secret \"ns/s\", needs at least mon 'profile rbd', osd 'profile rbd pool=kube, profile rbd pool=kube-data'"},
 		{rbd.ErrNotSupported, "an erasure-coded data pool needs ceph osd pool set kube-data allow_ec_overwrites true"},
+		{rbd.ErrErasureCoded, "name a replicated pool as pool in the class, and kube as dataPool"},
 		{rbd.ErrPoolNotFound, "create the pool, or correct its name"},
 		{rbd.ErrPoolFull, "free space, add storage, or raise the quota"},
 	} {

@@ -66,6 +66,8 @@ func TestOnCeph(t *testing.T) {
 	h.Restricted = c.addUser(t, "restricted", "mon", "profile rbd", "osd", "profile rbd pool="+h.Pool)
 	h.Manager = c.addUser(t, "manager", "mon", "profile rbd", "osd", "profile rbd", "mgr", "profile rbd")
 	h.NoCaps = c.addUser(t, "no-caps", "mon", "allow r")
+	h.NoMonitor = c.addUser(t, "no-monitor", "osd", "profile rbd")
+	h.DeafMonitor = c.addUser(t, "deaf-monitor", "mon", `allow command "fsid"`, "osd", "profile rbd")
 	wg.Wait()
 	if t.Failed() {
 		t.FailNow()

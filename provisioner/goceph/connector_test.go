@@ -228,6 +228,41 @@ func TestDeniedConnectionIsReplaced(t *testing.T) {
 	})
 }
 
+// TestSilentConnectionIsReplaced checks that the next attempt uses corrected caps, too, if
+// monitors did not answer. A connection with a pool shows that they did.
+func TestSilentConnectionIsReplaced(t *testing.T) {
+	inBubble(t, Config{}, func(t *testing.T, f *fakeCeph, c *Connector) {
+		f.onCall = func(call string) error {
+			if call == "pool silent" {
+				return cephError(-110)
+			}
+			return nil
+		}
+		creds := fakeCreds()
+		silent := func() {
+			t.Helper()
+			cluster, err := c.Connect(t.Context(), creds)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer cluster.Close()
+			if _, err := cluster.OpenPool(t.Context(), "silent"); !errors.Is(err, rbd.ErrTimeout) {
+				t.Errorf("got %v, want ErrTimeout", err)
+			}
+		}
+		silent()
+		synctest.Wait()
+		f.want(1, 0, 0)
+		cluster, p := openImages(t, c, creds)
+		f.want(2, 1, 1)
+		silent()
+		synctest.Wait()
+		f.want(2, 1, 1)
+		p.Close()
+		cluster.Close()
+	})
+}
+
 func TestCloseEndsWhatNobodyClosed(t *testing.T) {
 	inBubble(t, Config{}, func(t *testing.T, f *fakeCeph, c *Connector) {
 		cluster, p := openImages(t, c, fakeCreds())

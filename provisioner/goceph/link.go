@@ -188,6 +188,8 @@ func (cl *cluster) openPool(ctx context.Context, name string) (*pool, error) {
 		defer c.mu.Unlock()
 		if err != nil {
 			l.users-- // p.calls stays 1: there is no handle to release
+			// The user's caps may not allow an answer: see end.
+			l.retired = l.retired || errors.Is(err, rbd.ErrTimeout) && len(l.pools) == 0 && len(l.abandoned) == 0
 		} else {
 			p.ioctx, p.number = io, io.id()
 			l.pools[p] = struct{}{}

@@ -8,8 +8,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 
 	"github.com/ceph/go-ceph/rados"
+
+	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
 // notesAtOnce is how many notes one read asks for: fewer than OSDs return at once by
@@ -56,7 +59,11 @@ func (p *radosPool) SetNotes(_ context.Context, object string, notes map[string]
 	// Even without notes, the call shows what is wrong with the pool.
 	op.SetOmap(notes)
 	// By force, since a full pool would refuse the object's first note, and so a deletion.
-	return op.Operate(p.io, object, rados.OperationFullForce)
+	err := op.Operate(p.io, object, rados.OperationFullForce)
+	if number, _ := errno(err); number == syscall.EOPNOTSUPP {
+		return rbd.ErrErasureCoded // only such pools have no omap
+	}
+	return err
 }
 
 func (p *radosPool) RemoveNotes(_ context.Context, object string, keys ...string) error {

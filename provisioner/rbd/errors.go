@@ -41,4 +41,6 @@ var (
 	// ErrNotSupported: the cluster does not know the call, or refuses an argument, such as
 	// a data pool that can't be one.
 	ErrNotSupported = errors.New("not supported by the cluster")
+	// ErrErasureCoded: the pool itself is one that can only be a data pool.
+	ErrErasureCoded = errors.New("an erasure-coded pool can't hold images")
 )

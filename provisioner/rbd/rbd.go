@@ -123,7 +123,7 @@ type Images interface {
 // holds keys with small values. "profile rbd" allows them, and no list of images shows
 // them. A call that changes notes does all of it or nothing. Calls do not wait for one
 // another: of two that set the same key, either may win. All may return ErrTimeout,
-// ErrConnectionLost, ErrPermissionDenied or, in an erasure-coded pool, ErrNotSupported.
+// ErrConnectionLost, ErrPermissionDenied or, in an erasure-coded pool, ErrErasureCoded.
 type Notes interface {
 	// Notes returns the notes of an object that have one of the keys, or all of them if
 	// no key is given. A missing object has none, which is no error; nor is a pool that

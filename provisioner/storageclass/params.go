@@ -19,8 +19,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// csiFSType is what classes of CSI drivers call fsType, and so do Kubernetes' own storage
-// tests and many charts.
+// csiFSType is what classes of CSI drivers and Kubernetes' own storage tests call fsType.
 const csiFSType = "csi.storage.k8s.io/fstype"
 
 // Keys returns all parameters, as the documentation spells and orders them. A StorageClass
@@ -222,19 +221,17 @@ func (r *reader) secret(nameKey, namespaceKey, defaultNamespace string) volume.S
 	return volume.SecretRef{Namespace: namespace, Name: name}
 }
 
-// userKey returns where nodes find the user's key. kubelet, and the in-tree provisioner,
-// use no keyring beside a secret.
+// userKey returns where nodes find the user's key. kubelet uses no keyring beside a secret.
 func (r *reader) userKey() (secret volume.SecretRef, keyring string) {
-	const nameKey, namespaceKey = "userSecretName", "userSecretNamespace"
-	if r.get(nameKey, "") != "" {
-		return r.secret(nameKey, namespaceKey, ""), ""
+	if r.get("userSecretName", "") != "" {
+		return r.secret("userSecretName", "userSecretNamespace", ""), ""
 	}
-	if r.get(namespaceKey, "") != "" {
-		r.fault("parameter %q is given without %q: name the secret, or leave out both for a keyring on the nodes",
-			namespaceKey, nameKey)
+	if r.get("userSecretNamespace", "") != "" {
+		r.fault(`parameter "userSecretNamespace" is given without "userSecretName": name the secret, or leave out both for a keyring on the nodes`)
 	}
+	keyring = r.get("keyring", "")
 	// Ceph takes a list of paths here, divided by these characters.
-	if keyring = r.get("keyring", ""); keyring != "" && (!path.IsAbs(keyring) || strings.ContainsAny(keyring, ",;= ") || !volume.IsName(keyring)) {
+	if keyring != "" && (!path.IsAbs(keyring) || strings.ContainsAny(keyring, ",;= ") || !volume.IsName(keyring)) {
 		r.fault(`parameter "keyring": %q is not the path of a file on the nodes, as in /etc/ceph/keyring`, keyring)
 	}
 	return volume.SecretRef{}, keyring

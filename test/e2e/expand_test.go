@@ -201,7 +201,7 @@ func TestObstaclesToExpansion(t *testing.T) {
 		{
 			"the secret holds another user's key",
 			func(f *fixture, _ string) { f.secret(namespace, f.name+"-admin", corev1.SecretTypeOpaque, f.userKey) },
-			`permission denied: check that the user exists and that secret "kube-system/NAME-admin" holds its key`,
+			`permission denied: check that the user exists, that secret "kube-system/NAME-admin" holds its key, and that its caps have mon 'profile rbd'`,
 			func(f *fixture, _ string) { f.secret(namespace, f.name+"-admin", corev1.SecretTypeOpaque, f.adminKey) },
 			true,
 		},

@@ -89,7 +89,7 @@ func TestMistakesHeal(t *testing.T) {
 			func(f *fixture, _ *storagev1.StorageClass) {
 				f.secret(namespace, f.name+"-admin", corev1.SecretTypeOpaque, f.userKey)
 			},
-			`permission denied: check that the user exists and that secret "kube-system/NAME-admin" holds its key`,
+			`permission denied: check that the user exists, that secret "kube-system/NAME-admin" holds its key, and that its caps have mon 'profile rbd'`,
 			func(f *fixture) {
 				f.secret(namespace, f.name+"-admin", corev1.SecretTypeOpaque, f.adminKey)
 			},
@@ -99,6 +99,22 @@ func TestMistakesHeal(t *testing.T) {
 			func(f *fixture, _ *storagev1.StorageClass) { f.cephUser("admin", "rbd") },
 			`permission denied: client.NAME-admin, with the key in secret "kube-system/NAME-admin", ` +
 				`needs at least mon 'profile rbd', osd 'profile rbd pool=NAME'`,
+			func(f *fixture) { f.cephUser("admin", f.name) },
+		},
+		{
+			"a user without caps for monitors",
+			func(f *fixture, _ *storagev1.StorageClass) { f.caps("osd", "profile rbd pool="+f.name) },
+			`permission denied: check that the user exists, that secret "kube-system/NAME-admin" holds its key, ` +
+				`and that its caps have mon 'profile rbd'`,
+			func(f *fixture) { f.cephUser("admin", f.name) },
+		},
+		{
+			"a user whose caps for monitors do not allow reading",
+			func(f *fixture, _ *storagev1.StorageClass) {
+				f.caps("mon", `allow command "fsid"`, "osd", "profile rbd pool="+f.name)
+			},
+			`open pool "NAME": no answer in time, the outcome is unknown: check the health of the Ceph cluster ` +
+				"and, if that is well, the caps of client.NAME-admin",
 			func(f *fixture) { f.cephUser("admin", f.name) },
 		},
 		{
@@ -122,6 +138,13 @@ func TestMistakesHeal(t *testing.T) {
 			f.bound(claim)
 		})
 	}
+}
+
+// caps gives the fixture's admin other caps.
+func (f *fixture) caps(caps ...string) {
+	f.Helper()
+	_, err := rig.Ceph.Run(f.Context(), "ceph", append([]string{"auth", "caps", "client." + f.name + "-admin"}, caps...)...)
+	f.must(err)
 }
 
 // Monitors that do not answer. The class stays wrong, since its addresses can't be

@@ -121,19 +121,6 @@ func TestReadOnlyManyVolume(t *testing.T) {
 	}
 }
 
-func TestErasureCodedDataPool(t *testing.T) {
-	t.Parallel()
-	f := newFixture(t)
-	data := f.name + "-data"
-	f.must(rig.Ceph.CreateErasurePool(t.Context(), data))
-	f.cephUser("admin", f.name, data)
-	pv := f.bound(f.claim("data", f.class("ec", func(c *storagev1.StorageClass) { c.Parameters["dataPool"] = data }), nil))
-	want := image{Size: 1 << 30, Features: []string{"data-pool", "layering"}, DataPool: data}
-	if diff := cmp.Diff(want, f.image(f.name, pv.Spec.RBD.RBDImage)); diff != "" {
-		t.Errorf("image (-want +got):\n%s", diff)
-	}
-}
-
 func TestMonitors(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)

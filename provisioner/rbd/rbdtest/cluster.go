@@ -55,6 +55,9 @@ type Caps struct {
 	AllPools bool
 	// Manager lets the user ask the manager for work.
 	Manager bool
+	// NoMonitor is for a user without caps for monitors, who can't connect, DeafMonitor for
+	// one whose caps there do not allow reading, and who gets no answer about pools.
+	NoMonitor, DeafMonitor bool
 }
 
 func (c Caps) allow(pool string) bool {

@@ -67,6 +67,8 @@ func conformance(t *testing.T, wrap func(rbd.Connector) rbd.Connector) {
 		Admin:       c.AddUser("admin", everything),
 		Restricted:  c.AddUser("restricted", rbdtest.Caps{Pools: []string{"images"}}),
 		NoCaps:      c.AddUser("no-caps", rbdtest.Caps{}),
+		NoMonitor:   c.AddUser("no-monitor", rbdtest.Caps{AllPools: true, NoMonitor: true}),
+		DeafMonitor: c.AddUser("deaf-monitor", rbdtest.Caps{AllPools: true, DeafMonitor: true}),
 		Pool:        "images",
 		OtherPool:   "other",
 		ErasurePool: "erasure",

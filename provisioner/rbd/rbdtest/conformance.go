@@ -19,6 +19,9 @@ type Harness struct {
 	// Admin has all rights, Restricted has all rights in Pool only, and NoCaps can only
 	// connect.
 	Admin, Restricted, NoCaps rbd.Credentials
+	// NoMonitor has all rights but those on monitors, and DeafMonitor has there only one
+	// that does not allow reading.
+	NoMonitor, DeafMonitor rbd.Credentials
 	// Pool and OtherPool are pools for images and for data.
 	Pool, OtherPool string
 	// ErasurePool is an erasure-coded pool for data, NoDataPool one that can't be

@@ -53,6 +53,19 @@ func (s suite) testConnect(t *testing.T) {
 		_, err = c.Connect(ctx, none)
 		wantError(t, err, rbd.ErrInvalidKey, connectAttempt)
 	})
+	t.Run("the key of another user, and a user without caps for monitors", func(t *testing.T) {
+		// Ceph answers alike, as to a wrong key.
+		other := s.Admin
+		other.Key = s.Restricted.Key
+		_, err := c.Connect(ctx, other)
+		wantError(t, err, rbd.ErrPermissionDenied, connectAttempt, other.Key)
+		_, err = c.Connect(ctx, s.NoMonitor)
+		wantError(t, err, rbd.ErrPermissionDenied, connectAttempt, s.NoMonitor.Key)
+	})
+	t.Run("a user whose caps for monitors do not allow reading", func(t *testing.T) {
+		_, err := s.connect(t, c, s.DeafMonitor).OpenPool(ctx, s.Pool)
+		wantError(t, err, rbd.ErrTimeout, "open pool ", s.DeafMonitor.Key)
+	})
 	t.Run("monitors that do not answer", func(t *testing.T) {
 		dead := s.Admin
 		dead.Monitors = []string{s.DeadMonitor}

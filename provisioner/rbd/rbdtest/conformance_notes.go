@@ -161,7 +161,7 @@ func (s suite) testNotesFaults(t *testing.T) {
 		t.Run("an erasure-coded pool", func(t *testing.T) {
 			p := openPool(t, cluster, s.NoDataPool)
 			err := p.SetNotes(t.Context(), "erasure", map[string][]byte{"a": nil})
-			wantError(t, err, rbd.ErrNotSupported, `set notes "erasure" in pool "`+s.NoDataPool+`": `)
+			wantError(t, err, rbd.ErrErasureCoded, `set notes "erasure" in pool "`+s.NoDataPool+`": `)
 		})
 	}
 	t.Run("a full pool", func(t *testing.T) {

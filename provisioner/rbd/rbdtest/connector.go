@@ -64,7 +64,7 @@ func (c *Cluster) connect(ctx context.Context, creds rbd.Credentials) (*session,
 		return nil, rbd.ErrUnreachable
 	}
 	u, found := c.users[creds.User]
-	if !found || !u.key.Equal(creds.Key) {
+	if !found || !u.key.Equal(creds.Key) || u.caps.NoMonitor {
 		return nil, rbd.ErrPermissionDenied
 	}
 	c.open++
@@ -142,6 +142,9 @@ func (s *share) openPool(ctx context.Context, name string) (*pool, error) {
 	}
 	if err := s.session.check(); err != nil {
 		return nil, err
+	}
+	if s.session.caps.DeafMonitor {
+		return nil, rbd.ErrTimeout
 	}
 	state := c.pools[name]
 	if state == nil {

@@ -84,7 +84,7 @@ func callNotes[T any](ctx context.Context, p *pool, kind Call, attempt, object s
 			if p.state.noImages {
 				// Erasure-coded pools have no omap.
 				var none T
-				return none, rbd.ErrNotSupported
+				return none, rbd.ErrErasureCoded
 			}
 			return f()
 		})
