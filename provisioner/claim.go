@@ -54,14 +54,14 @@ func waits(claim *corev1.PersistentVolumeClaim) bool {
 }
 
 // checkUserSecret looks at the secret that kubelet will use, so that a mistake shows on
-// the claim, not on a Pod that does not start.
-func (p *Provisioner) checkUserSecret(ctx context.Context, claim *corev1.PersistentVolumeClaim, r request) error {
+// the claim, not on a Pod that does not start. If it may not read a secret that people
+// who make claims look after, advice says what Pods need.
+func (p *Provisioner) checkUserSecret(ctx context.Context, claim *corev1.PersistentVolumeClaim, r request) (advice string, err error) {
 	secret := r.params.UserSecret
-	if secret.Name == "" {
-		return nil // kubelet reads a keyring on the node
-	}
 	if secret.Namespace == "" {
 		secret.Namespace = claim.Namespace // kubelet takes the Pod's, which is the claim's
+		advice = fmt.Sprintf("it is not known whether secret %q exists and holds a key, since the provisioner may not read it; "+
+			"Pods need it: if it is missing, %s", secret, access.MakeUserSecret(secret, r.params.User))
 	}
 	warning, err := p.config.Access.CheckUserSecret(ctx, secret)
 	if errors.Is(err, access.ErrSecretForbidden) {
@@ -71,13 +71,13 @@ func (p *Provisioner) checkUserSecret(ctx context.Context, claim *corev1.Persist
 			klog.FromContext(ctx).Info("The user's secret is not checked before its use: reading it is not allowed",
 				"secret", secret.String())
 		}
-		return nil
+		return advice, nil
 	}
 	if err != nil {
-		return fmt.Errorf("user's %w", err)
+		return "", fmt.Errorf("user's %w", err)
 	}
 	if warning != "" {
 		p.config.Events.Event(claim, corev1.EventTypeWarning, "UserSecretType", warning)
 	}
-	return nil
+	return "", nil
 }

@@ -76,8 +76,9 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 	if err != nil {
 		return nil, false, err
 	}
-	if wanted {
-		if err := p.checkUserSecret(ctx, options.PVC, ask); err != nil {
+	advice := ""
+	if wanted && ask.params.UserSecret.Name != "" {
+		if advice, err = p.checkUserSecret(ctx, options.PVC, ask); err != nil {
 			return nil, false, err
 		}
 	}
@@ -103,6 +104,9 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 		return nil, !wanted || made.Flatten || pool.Changed(), access.Explain(err, pool.Location)
 	}
 	p.config.Sized(options.PVC, ask.sizeBytes)
+	if advice != "" { // here it is sent once, not at every attempt
+		p.config.Events.Event(options.PVC, corev1.EventTypeNormal, "UserSecretNotChecked", advice)
+	}
 	return p.newVolume(options, ask, pool, made.Source), true, nil
 }
 

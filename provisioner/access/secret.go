@@ -73,7 +73,7 @@ func (a *Access) CheckUserSecret(ctx context.Context, ref volume.SecretRef) (war
 		// that it can't read, so that it ends in kubelet's log.
 		if !bytes.HasPrefix(bytes.TrimLeft(data, "\n"), bytes.TrimSpace(data)) {
 			return "", fmt.Errorf("secret %q, entry %q: %w: white space precedes it, and kubelet takes it as it is: "+
-				"delete the secret, and make it anew with %s", ref, entry, rbd.ErrInvalidKey, MakeUserSecret(ref))
+				"delete the secret, and make it anew with %s", ref, entry, rbd.ErrInvalidKey, MakeUserSecret(ref, "USER"))
 		}
 	}
 	if secret.Type != TypeRBD {
@@ -83,10 +83,10 @@ func (a *Access) CheckUserSecret(ctx context.Context, ref volume.SecretRef) (war
 	return "", nil
 }
 
-// MakeUserSecret returns the command that makes a user's secret.
-func MakeUserSecret(ref volume.SecretRef) string {
-	return fmt.Sprintf(`kubectl -n %s create secret generic %s --type=%s --from-literal=key="$(ceph auth get-key client.USER)"`,
-		ref.Namespace, ref.Name, TypeRBD)
+// MakeUserSecret returns the command that makes the secret of a Ceph user.
+func MakeUserSecret(ref volume.SecretRef, user string) string {
+	return fmt.Sprintf(`kubectl -n %s create secret generic %s --type=%s --from-literal=key="$(ceph auth get-key client.%s)"`,
+		ref.Namespace, ref.Name, TypeRBD, user)
 }
 
 // parseKey cuts white space around the key, since people make secrets with "echo KEY |

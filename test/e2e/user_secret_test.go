@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	storagev1 "k8s.io/api/storage/v1"
@@ -54,4 +55,26 @@ func TestWhiteSpaceAroundUserKey(t *testing.T) {
 			f.must(rig.Kube.Client.CoreV1().Secrets(namespace).Delete(t.Context(), name, metav1.DeleteOptions{}))
 		})
 	}
+}
+
+// Where the provisioner may not read the user's secret, by default in all namespaces but
+// its own, the claim says once what Pods will need. It is bound all the same.
+func TestUserSecretThatMayNotBeRead(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.must(rig.Kube.Client.CoreV1().Secrets(f.name).Delete(t.Context(), "user", metav1.DeleteOptions{}))
+	// The first attempts fail, and do not say it.
+	class := f.class("a", func(c *storagev1.StorageClass) { c.Parameters["dataPool"] = f.name + "-data" })
+	claim := f.claim("data", class, nil)
+	f.event(claim, "pool does not exist")
+	if events := f.events(t.Context(), claim.UID); strings.Contains(events, "UserSecret") {
+		t.Errorf("before the volume is made, got %s", events)
+	}
+	f.must(rig.Ceph.CreatePool(t.Context(), f.name+"-data"))
+	f.cephUser("admin", f.name, f.name+"-data")
+	f.bound(claim)
+	advice := f.named(`Normal UserSecretNotChecked (ceph.com/rbd, 1 times): it is not known whether secret "NAME/user" exists and holds a key, ` +
+		"since the provisioner may not read it; Pods need it: if it is missing, " +
+		`kubectl -n NAME create secret generic user --type=kubernetes.io/rbd --from-literal=key="$(ceph auth get-key client.NAME-user)"`)
+	f.event(claim, advice)
 }
