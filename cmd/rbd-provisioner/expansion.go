@@ -31,7 +31,7 @@ func newExpansion(c controllerConfig, keeper ownership.Keeper, volumes access.Vo
 	loop, err := resize.New(resize.Config{
 		Keeper:       keeper,
 		Volumes:      volumes,
-		Client:       c.client,
+		Client:       quietClient{c.client},
 		Factory:      c.informers,
 		ResyncPeriod: resyncPeriod,
 		Workers:      min(c.options.workers, maxExpansionWorkers),

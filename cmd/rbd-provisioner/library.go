@@ -8,9 +8,13 @@ package main
 
 import (
 	"context"
+	"errors"
+	"strings"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilcache "k8s.io/apimachinery/pkg/util/cache"
 	"k8s.io/client-go/kubernetes"
@@ -20,6 +24,9 @@ import (
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
 	libcontroller "sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
+
+	"ceph.com/rbd-provisioner/provisioner"
+	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
 // newLoop makes the library's control loop. By default, the library gives up on claims,
@@ -31,7 +38,7 @@ import (
 func (c *controller) newLoop(ctx context.Context) *loop {
 	core := c.informers.Core().V1()
 	l := new(loop)
-	l.ProvisionController = libcontroller.NewProvisionController(klog.FromContext(ctx), quietClient{c.client}, c.options.provisionerName, c.provisioner,
+	l.ProvisionController = libcontroller.NewProvisionController(klog.FromContext(ctx), quietClient{c.client}, c.options.provisionerName, &patient{Provisioner: c.provisioner, loop: l},
 		// We hold the lease ourselves, to give it back on a stop.
 		libcontroller.LeaderElection(false),
 		libcontroller.ClaimsInformer(lateInformer{core.PersistentVolumeClaims().Informer(), l}),
@@ -58,6 +65,8 @@ type loop struct {
 	*libcontroller.ProvisionController
 	// handlers are functions that add each handler to its informer.
 	handlers []func() error
+	// volumes is the library's handler of volumes, which queues each one that it hears of.
+	volumes cache.ResourceEventHandler
 }
 
 // Run works until ctx ends. It returns an error if an informer has ended.
@@ -69,6 +78,33 @@ func (l *loop) Run(ctx context.Context) error {
 	}
 	l.ProvisionController.Run(ctx)
 	return nil
+}
+
+// releaseTime is how long a client may keep the image of a deleted volume, which is looked
+// at every releaseRetry, before anybody is warned: as long as Ceph counts one that died.
+const releaseTime, releaseRetry = 30 * time.Second, 2 * time.Second
+
+// patient has the library wait where clients are about to let an image go, as kubelet is
+// after the last Pod. The library would warn at once, in the log and by an event; v13.0
+// does, too. So patient has it pass over the volume, and queues that again.
+type patient struct {
+	*provisioner.Provisioner
+	loop  *loop
+	inUse sync.Map // since when, by the volume's UID
+}
+
+func (p *patient) Delete(ctx context.Context, pv *corev1.PersistentVolume) error {
+	err := p.Provisioner.Delete(ctx, pv)
+	if !errors.Is(err, rbd.ErrImageInUse) {
+		p.inUse.Delete(pv.UID)
+		return err
+	}
+	if since, _ := p.inUse.LoadOrStore(pv.UID, time.Now()); time.Since(since.(time.Time)) >= releaseTime {
+		return err
+	}
+	// Once the loop has ended, the queue takes nothing.
+	time.AfterFunc(releaseRetry, func() { p.loop.volumes.OnUpdate(pv, pv) })
+	return &libcontroller.IgnoredError{Reason: err.Error()}
 }
 
 // lateInformer holds a handler back until its loop runs.
@@ -96,12 +132,13 @@ func newBackoff() workqueue.RateLimiter { //nolint:staticcheck // the library ta
 // another identity: the library would put its finalizer on them, where it would stay.
 // v13.0 has nothing for that.
 type ownVolumes struct {
-	cache.SharedIndexInformer
+	lateInformer
 	owns func(*corev1.PersistentVolume) bool
 }
 
 func (v ownVolumes) AddEventHandlerWithResyncPeriod(handler cache.ResourceEventHandler, period time.Duration) (cache.ResourceEventHandlerRegistration, error) {
-	return v.SharedIndexInformer.AddEventHandlerWithResyncPeriod(cache.FilteringResourceEventHandler{
+	v.loop.volumes = handler
+	return v.lateInformer.AddEventHandlerWithResyncPeriod(cache.FilteringResourceEventHandler{
 		FilterFunc: func(obj any) bool {
 			pv, ok := obj.(*corev1.PersistentVolume)
 			// A tombstone of a deleted volume only makes the library forget it.
@@ -158,14 +195,18 @@ func (anyNode) Get(name string) (*corev1.Node, error) {
 	return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, nil
 }
 
-// reasonProvisioning is that of the event that the library is making a claim's volume.
-const reasonProvisioning = "Provisioning"
+// isNoise reports whether an event says nothing new. That the library is making a volume,
+// the claim knows from kube-controller-manager, and it would be one more request for each
+// claim, beside five or so. And external-resizer tries again after a conflict with
+// kube-controller-manager, as there is one at most growths up to Kubernetes 1.30.
+func isNoise(event *corev1.Event) bool {
+	return event.Reason == "Provisioning" || strings.Contains(event.Message, "the object has been modified")
+}
 
-// quietClient is a client for the library that drops the events of reasonProvisioning.
-// They would be one more request for each claim, beside five or so, and say nothing new:
-// kube-controller-manager has told the claim that it waits for us, and other events will
-// tell the result. The library makes its recorder from its client, and has no setting for
-// this; neither has v13.0.
+// quietClient is a client for libraries. It drops events that are noise: a library makes its
+// recorder from its client, and has no setting for this; neither has v13.0. And to delete a
+// volume that is gone is no error: somebody took our finalizer off while its image was being
+// removed. In v13.0 it still is one.
 type quietClient struct{ kubernetes.Interface }
 
 func (c quietClient) CoreV1() corev1client.CoreV1Interface {
@@ -178,18 +219,34 @@ func (c quietCore) Events(namespace string) corev1client.EventInterface {
 	return quietEvents{c.CoreV1Interface.Events(namespace)}
 }
 
+func (c quietCore) PersistentVolumes() corev1client.PersistentVolumeInterface {
+	return quietVolumes{c.CoreV1Interface.PersistentVolumes()}
+}
+
+type quietVolumes struct {
+	corev1client.PersistentVolumeInterface
+}
+
+func (v quietVolumes) Delete(ctx context.Context, name string, options metav1.DeleteOptions) error {
+	err := v.PersistentVolumeInterface.Delete(ctx, name, options)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
 // quietEvents has what a recorder calls for a new event and for a repeated one.
 type quietEvents struct{ corev1client.EventInterface }
 
 func (e quietEvents) CreateWithEventNamespace(event *corev1.Event) (*corev1.Event, error) {
-	if event.Reason == reasonProvisioning {
+	if isNoise(event) {
 		return event, nil
 	}
 	return e.EventInterface.CreateWithEventNamespace(event) //nolint:staticcheck // the recorder's choice
 }
 
 func (e quietEvents) PatchWithEventNamespace(event *corev1.Event, patch []byte) (*corev1.Event, error) {
-	if event.Reason == reasonProvisioning {
+	if isNoise(event) {
 		return event, nil
 	}
 	return e.EventInterface.PatchWithEventNamespace(event, patch) //nolint:staticcheck // the recorder's choice

@@ -75,6 +75,33 @@ func TestImageDeletedByHand(t *testing.T) {
 	f.gone(pv)
 }
 
+// A client that lets the image go within half a minute, as kubelet does after a Pod, is
+// waited for without a word.
+func TestImageLetGo(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	claim := f.claim("data", f.class("a", nil), nil)
+	pv := f.bound(claim)
+	address, unwatch := f.watch(pv.Spec.RBD.RBDImage)
+	f.delete(claim)
+	f.eventually(func(context.Context) error {
+		if !strings.Contains(log(t, rig.main), "image is in use by "+address) {
+			return fmt.Errorf("no attempt to delete volume %s met its client", pv.Name)
+		}
+		return nil
+	})
+	unwatch()
+	f.gone(pv)
+	if events := f.events(t.Context(), pv.UID); strings.Contains(events, "in use") {
+		t.Errorf("somebody was warned: %s", events)
+	}
+	for line := range strings.Lines(log(t, rig.main)) {
+		if strings.HasPrefix(line, "E") && strings.Contains(line, pv.Name) {
+			t.Errorf("the log says at error level: %s", line)
+		}
+	}
+}
+
 // An image that a client has open stays as it is, and the event names the client.
 func TestWatchedImage(t *testing.T) {
 	t.Parallel()

@@ -282,16 +282,6 @@ func TestDeletionIsNotNoted(t *testing.T) {
 	}
 }
 
-// freshFor is how long after its release the deletion of a volume is not noted.
-const freshFor = 20 * time.Second
-
-// nextIsLate reports whether the attempt after the one of an event comes later than
-// freshFor after the first attempt: the distance between attempts doubles.
-func nextIsLate(e corev1.Event) bool {
-	next := e.LastTimestamp.Add(time.Second << (e.Count - 1))
-	return next.Sub(e.FirstTimestamp.Time) > freshFor+time.Second // times of events are cut off
-}
-
 // If a volume was released longer ago, its image is removed only when all newer volumes
 // are known: the deletion is noted first, and the cache then shows that.
 func TestSecondVolumeMadeLate(t *testing.T) {
@@ -305,7 +295,7 @@ func TestSecondVolumeMadeLate(t *testing.T) {
 			begun := f.begun(first)
 			_, unwatch := f.watch(first.Spec.RBD.RBDImage)
 			f.delete(claim)
-			f.toldSo(first, failedDelete, "image is in use", nextIsLate)
+			f.told(first, failedDelete, "image is in use") // half a minute later
 			if with {
 				second := f.second(first, func(*fixture, *corev1.PersistentVolume) {})
 				unwatch()

@@ -3,10 +3,17 @@
 package faults
 
 import (
+	"context"
 	"fmt"
+	"os"
+	"slices"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"ceph.com/rbd-provisioner/test/cluster"
 )
@@ -146,6 +153,40 @@ func TestClaimDeletedWhileItsImageIsMade(t *testing.T) {
 	// Each of them settles: there is nothing, or a volume that Kubernetes releases.
 	f.settled()
 	f.running()
+}
+
+// A volume is taken away by force while its image is being deleted: that is no error.
+func TestVolumeForcedAwayWhileItsImageIsDeleted(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, append(slices.Clone(longLease), "-command-timeout=60")...)
+	claim := f.claim("data")
+	pv := f.bound(claim)
+	f.must(f.ceph.OSD.Pause(f.ctx()))
+	f.delete(claim)
+	f.logged(f.p, `"Started"`, fmt.Sprintf("PV=%q", pv.Name))
+	volumes := f.kube.Client.CoreV1().PersistentVolumes()
+	f.must(volumes.Delete(f.ctx(), pv.Name, metav1.DeleteOptions{}))
+	f.eventually(func(ctx context.Context) error {
+		_, err := volumes.Patch(ctx, pv.Name, types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{})
+		switch {
+		case err == nil:
+			return fmt.Errorf("volume %s is still there", pv.Name)
+		case apierrors.IsNotFound(err):
+			return nil
+		}
+		return err
+	})
+	f.must(f.ceph.OSD.Resume())
+	f.logged(f.p, `"Image moved to the trash"`, fmt.Sprintf("PV=%q", pv.Name))
+	f.bound(f.claim("later"))
+	f.settled()
+	text, err := os.ReadFile(f.p.Log)
+	f.must(err)
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, "E") && strings.Contains(line, pv.Name) {
+			t.Errorf("the log says at error level: %s", line)
+		}
+	}
 }
 
 // running checks that the provisioner was not restarted, and had no need to be.
