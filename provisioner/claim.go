@@ -13,6 +13,7 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
+	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/util"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
 )
@@ -80,4 +81,27 @@ func (p *Provisioner) checkUserSecret(ctx context.Context, claim *corev1.Persist
 		p.config.Events.Event(claim, corev1.EventTypeWarning, "UserSecretType", warning)
 	}
 	return "", nil
+}
+
+// ShouldProvision reports whether Kubernetes would bind a claim to a new volume: not if it
+// has the mark of a bound claim, and so counts as one that lost its volume.
+func (*Provisioner) ShouldProvision(_ context.Context, claim *corev1.PersistentVolumeClaim) bool {
+	return !metav1.HasAnnotation(claim.ObjectMeta, "pv.kubernetes.io/bind-completed")
+}
+
+// Advise tells a claim of ours that waits in vain why, where nobody else does.
+func (p *Provisioner) Advise(ctx context.Context, claim *corev1.PersistentVolumeClaim) {
+	class, err := p.config.Classes.Get(util.GetPersistentVolumeClaimClass(claim))
+	if err != nil || class.Provisioner != p.config.Name || claim.Status.Phase == corev1.ClaimBound {
+		return
+	}
+	switch _, err := p.config.VolumeLister.Get(claim.Spec.VolumeName); {
+	case !apierrors.IsNotFound(err): // Kubernetes says what keeps them apart, if anything
+	case !p.ShouldProvision(ctx, claim):
+		p.config.Events.Event(claim, corev1.EventTypeWarning, "NotBound", "the claim has the annotation pv.kubernetes.io/bind-completed and no volume, "+
+			"so Kubernetes gives it none: if it was copied, make it anew without that annotation and without spec.volumeName")
+	case claim.Spec.VolumeName != "":
+		p.config.Events.Eventf(claim, corev1.EventTypeWarning, "VolumeNotFound", "there is no volume %q, which spec.volumeName asks for: "+
+			"make that volume, or make the claim anew without spec.volumeName", claim.Spec.VolumeName)
+	}
 }

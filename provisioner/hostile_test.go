@@ -61,9 +61,6 @@ func TestClaimsReachNothingOfOthers(t *testing.T) {
 		{"a status that it has not", func(c *corev1.PersistentVolumeClaim) {
 			c.Status.Phase, c.Status.Capacity = corev1.ClaimBound, storage("9Ti")
 		}},
-		{"attributes of a CSI driver", func(c *corev1.PersistentVolumeClaim) {
-			c.Spec.VolumeAttributesClassName = ptr.To("their-image")
-		}},
 	} {
 		inBubble(t, test.name, func(t *testing.T) {
 			f := newFixture(t)

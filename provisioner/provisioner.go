@@ -92,8 +92,8 @@ type Config struct {
 	Activity *lease.Activity
 }
 
-// Provisioner implements the library's Provisioner and BlockProvisioner. It is
-// safe for concurrent use.
+// Provisioner implements the library's Provisioner, BlockProvisioner and Qualifier.
+// It is safe for concurrent use.
 type Provisioner struct {
 	config Config
 	// forbidden holds the namespaces whose user secrets RBAC keeps from us,

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
 	"ceph.com/rbd-provisioner/provisioner/image"
@@ -76,6 +77,10 @@ func checkClaim(claim *corev1.PersistentVolumeClaim) []error {
 	if claim.Spec.Selector != nil {
 		faults = append(faults, errors.New("the claim has a selector, which volumes made on demand can't match: "+
 			"remove spec.selector, or name an existing volume in spec.volumeName"))
+	}
+	if name := ptr.Deref(claim.Spec.VolumeAttributesClassName, ""); name != "" { // or Kubernetes would never bind it
+		faults = append(faults, fmt.Errorf("the claim asks for the VolumeAttributesClass %q, but rbd volumes have no such attributes: "+
+			"make the claim anew without spec.volumeAttributesClassName", name))
 	}
 	var refused []string
 	for _, mode := range claim.Spec.AccessModes {

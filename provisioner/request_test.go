@@ -94,6 +94,9 @@ func TestRefused(t *testing.T) {
 		{"a claim without a name", func(o controller.ProvisionOptions) {
 			o.PVC.Spec.DataSource = &corev1.TypedLocalObjectReference{Kind: "PersistentVolumeClaim"}
 		}, strings.NewReplacer("nightly", "", "VolumeSnapshot.snapshot.storage.k8s.io", "PersistentVolumeClaim").Replace(source)},
+		{"a VolumeAttributesClass", func(o controller.ProvisionOptions) { o.PVC.Spec.VolumeAttributesClassName = ptr.To("gold") },
+			`the claim asks for the VolumeAttributesClass "gold", but rbd volumes have no such attributes: ` +
+				"make the claim anew without spec.volumeAttributesClassName"},
 		{"access modes", addModes, modes},
 		{"everything at once, in one line", func(o controller.ProvisionOptions) {
 			addSelector(o)

@@ -116,6 +116,7 @@ func newController(ctx context.Context, c controllerConfig) (*controller, error)
 		}
 		made.background = append(made.background, own.Run)
 	}
+	made.background = append(made.background, made.advise)
 	made.loop = made.newLoop(ctx)
 	return made, nil
 }

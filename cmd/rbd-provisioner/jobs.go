@@ -3,6 +3,11 @@
 package main
 
 import (
+	"context"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
 	"ceph.com/rbd-provisioner/provisioner/flatten"
@@ -13,6 +18,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/pools"
 	"ceph.com/rbd-provisioner/provisioner/trash"
 	"ceph.com/rbd-provisioner/provisioner/volume"
+	"ceph.com/rbd-provisioner/provisioner/work"
 )
 
 // jobs are a leader's background work on images, each on its own queue. They know nothing
@@ -87,4 +93,28 @@ func newJobs(c controllerConfig, events record.EventRecorder) (*jobs, error) {
 	registerTrash(c.registry, j.trash.Counts)
 	registerClones(c.registry, j.flatten.Count)
 	return j, nil
+}
+
+// adviceDelay is how long a claim waits before it is told that it waits in vain: who
+// restores a backup may make the volume after the claim.
+const adviceDelay = 30 * time.Second
+
+// advise has claims told why they wait in vain, until ctx ends. Each leader tells each claim
+// once.
+func (c *controller) advise(ctx context.Context) {
+	claims := c.informers.Core().V1().PersistentVolumeClaims()
+	queue := work.NewQueue[cache.ObjectName]()
+	// It fails only when the informer has ended, and this process with it.
+	_, _ = claims.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(obj any) {
+		claim := obj.(*corev1.PersistentVolumeClaim)
+		if claim.Status.Phase != corev1.ClaimBound && (claim.Spec.VolumeName != "" || !c.provisioner.ShouldProvision(ctx, claim)) {
+			queue.AddAfter(cache.MetaObjectToName(claim), adviceDelay)
+		}
+	}})
+	queue.Run(ctx, 1, func(ctx context.Context, name cache.ObjectName) error {
+		if claim, err := claims.Lister().PersistentVolumeClaims(name.Namespace).Get(name.Name); err == nil {
+			c.provisioner.Advise(ctx, claim)
+		}
+		return nil
+	})
 }
