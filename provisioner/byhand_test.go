@@ -52,6 +52,14 @@ func TestRunByHand(t *testing.T) {
 					t.Fatal(err)
 				}
 			}},
+		{phase: "Pending", policy: "Delete", letGo: true, want: "its image was not removed: it is that of claim default/data, which still exists",
+			change: func(t *testing.T, f *fixture, pv *corev1.PersistentVolume) {
+				pv.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "default", Name: "data", UID: "uid-data"}
+				claim := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "data", UID: "uid-data"}}
+				if err := f.claims.Add(claim); err != nil {
+					t.Fatal(err)
+				}
+			}},
 		{phase: "Available", policy: "Delete",
 			change: func(_ *testing.T, _ *fixture, pv *corev1.PersistentVolume) { pv.DeletionTimestamp = nil }, want: plain},
 		{phase: "Available", policy: "Delete",

@@ -99,7 +99,7 @@ func (p *Provisioner) Advise(ctx context.Context, claim *corev1.PersistentVolume
 	case !apierrors.IsNotFound(err): // Kubernetes says what keeps them apart, if anything
 	case !p.ShouldProvision(ctx, claim):
 		p.config.Events.Event(claim, corev1.EventTypeWarning, "NotBound", "the claim has the annotation pv.kubernetes.io/bind-completed and no volume, "+
-			"so Kubernetes gives it none: if it was copied, make it anew without that annotation and without spec.volumeName")
+			"so Kubernetes has none made: bring its volume back or, if the annotation was copied, make the claim anew without it and without spec.volumeName")
 	case claim.Spec.VolumeName != "":
 		p.config.Events.Eventf(claim, corev1.EventTypeWarning, "VolumeNotFound", "there is no volume %q, which spec.volumeName asks for: "+
 			"make that volume, or make the claim anew without spec.volumeName", claim.Spec.VolumeName)

@@ -3,6 +3,7 @@
 package provisioner
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -286,6 +287,10 @@ func (p *Provisioner) Gone(ctx context.Context, obj any) {
 		"that it is no other cluster's, run: rbd rm %[1]s/%[2]s", record.Pool, record.Image)
 	if others, err := p.config.VolumeIndex.Of(record.PoolID().Image(record.Image)); err == nil && len(others) > 0 {
 		remedy = fmt.Sprintf("volume %q names it, too", others[0].Name)
+	} else if ref := cmp.Or(pv.Spec.ClaimRef, new(corev1.ObjectReference)); ref.UID != "" {
+		if claim, err := p.config.ClaimLister.PersistentVolumeClaims(ref.Namespace).Get(ref.Name); err == nil && claim.UID == ref.UID {
+			remedy = fmt.Sprintf("it is that of claim %s/%s, which still exists", ref.Namespace, ref.Name)
+		}
 	}
 	klog.FromContext(ctx).Info("A volume was deleted without its image", "PV", pv.Name, "image", record.Image, "pool", record.Pool)
 	p.config.Events.Eventf(pv, corev1.EventTypeNormal, "ImageNotRemoved", "the volume was deleted while it was %s, with the policy %s, "+

@@ -106,8 +106,13 @@ func (p *radosPool) listSnapshots(image *librbd.Image, info *rbd.Image) error {
 // listHolds adds to info what holds an image beside its snapshots.
 func (p *radosPool) listHolds(image *librbd.Image, info *rbd.Image) error {
 	spec := p.name + "/" + image.GetName()
-	if group, err := image.GetGroup(); err != nil || group.Name != "" {
+	group, err := image.GetGroup()
+	switch err = translate(err, rbd.ErrPoolNotFound); {
+	case err == nil && group.Name == "":
+	case err == nil, errors.Is(err, rbd.ErrPermissionDenied), errors.Is(err, rbd.ErrPoolNotFound):
 		info.Held = append(info.Held, "rbd group image rm "+p.groupSpec(group.PoolID, group.Name)+" "+spec)
+	default:
+		return err
 	}
 	// What is mirrored without being the primary has one of these; the latter is non-primary.
 	if !slices.Contains(info.Features, "journaling") && !slices.Contains(info.Features, "feature-10") {

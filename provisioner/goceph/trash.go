@@ -106,9 +106,12 @@ func (p *radosPool) ShrinkTrashed(_ context.Context, id string, objects uint64) 
 		// The checks and steps of librbd's removal.
 		snapshots, err := image.GetSnapshotNames()
 		watchers, watchersErr := image.ListWatchers()
-		switch err := errors.Join(err, watchersErr); {
+		group, groupErr := image.GetGroup()
+		switch err := errors.Join(err, watchersErr, groupErr); {
 		case err != nil:
 			return err
+		case group.Name != "":
+			return rbd.ErrImageHeld
 		case len(snapshots) > 0:
 			return rbd.ErrImageHasSnapshots
 		case len(watchers) > 1: // one is this client

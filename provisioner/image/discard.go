@@ -73,6 +73,9 @@ func (m Maker) notLeft(ctx context.Context, want Wanted, image rbd.Image) (strin
 	if len(image.Snapshots) > 0 {
 		return "", rbd.ErrImageHasSnapshots
 	}
+	if len(image.Held) > 0 {
+		return "", rbd.ErrImageHeld
+	}
 	if reason := want.differs(image); reason != "" {
 		return reason, nil
 	}

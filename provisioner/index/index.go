@@ -48,11 +48,10 @@ func (v Volumes) Of(image volume.ImageID) ([]*corev1.PersistentVolume, error) {
 	return volumes, nil
 }
 
-// Goes reports whether a volume and its image will be deleted together. Two such volumes of
-// one image must not wait for each other.
+// Goes reports whether a volume and its image will be deleted together: the library does so
+// in no other phase. Two such volumes of one image must not wait for each other.
 func Goes(pv *corev1.PersistentVolume) bool {
-	return pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete &&
-		(pv.Status.Phase == corev1.VolumeReleased || pv.Status.Phase == corev1.VolumeFailed)
+	return pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete && pv.Status.Phase == corev1.VolumeReleased
 }
 
 // Stays returns a volume that names an image and will not be deleted with it, or nil. For a

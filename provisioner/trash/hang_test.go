@@ -43,3 +43,20 @@ func TestMoveThatHangs(t *testing.T) {
 		w.checkPurged(t)
 	})
 }
+
+// TestMoveWithoutAnAnswer: the image is in the trash, though nobody heard so, and nobody
+// asks again. It goes nevertheless.
+func TestMoveWithoutAnAnswer(t *testing.T) {
+	for _, lost := range []error{rbd.ErrTimeout, rbd.ErrConnectionLost} {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.make(t, testImage)
+			w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallTrashImage, Err: lost, TakesEffect: true})
+			err := w.inPool(t, testPool, func(pool *access.Pool) error { return w.remove(t, pool, testImage, 0) })
+			if !errors.Is(err, lost) {
+				t.Fatalf("got %v, want %v", err, lost)
+			}
+			w.pass(10 * time.Minute)
+			w.checkPurged(t)
+		})
+	}
+}

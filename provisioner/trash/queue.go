@@ -117,14 +117,14 @@ func New(c Config) (*Queue, error) {
 func (q *Queue) Run(ctx context.Context) { q.work.Run(ctx, width, q.round) }
 
 // Move notes a pending deletion, moves the image to the trash, and queues it. Call it with
-// the image locked in the journal. Errors: those of SetNotes and TrashImage; after
-// ErrImageNotFound the image is queued, too, since it may be in the trash already.
+// the image locked in the journal. Errors: those of SetNotes and TrashImage; the image is
+// queued, too, after those with which it may be in the trash nevertheless.
 func (q *Queue) Move(ctx context.Context, pool *access.Pool, removal journal.Removal) error {
-	err := q.config.Journal.Removals.Write(ctx, pool, removal)
-	if err == nil {
-		err = pool.TrashImage(ctx, removal.Image, removal.Keep)
+	if err := q.config.Journal.Removals.Write(ctx, pool, removal); err != nil {
+		return err
 	}
-	if err == nil || errors.Is(err, rbd.ErrImageNotFound) {
+	err := pool.TrashImage(ctx, removal.Image, removal.Keep)
+	if err == nil || errors.Is(err, rbd.ErrImageNotFound) || errors.Is(err, rbd.ErrTimeout) || errors.Is(err, rbd.ErrConnectionLost) {
 		q.Add(pool.ID, pool.Location, removal)
 	}
 	return err

@@ -214,17 +214,9 @@ func (w *world) remove(t *testing.T, pool *access.Pool, name string, keep time.D
 	if err != nil {
 		return err
 	}
-	removal := journal.Removal{
+	return w.Move(t.Context(), pool, journal.Removal{
 		ID: found.ID, Image: name, Volume: "pvc-1234", At: time.Now(), Keep: keep, SizeBytes: found.SizeBytes, Parent: found.Parent,
-	}
-	if err := w.journal.Removals.Write(t.Context(), pool, removal); err != nil {
-		return err
-	}
-	if err := pool.TrashImage(t.Context(), name, keep); err != nil {
-		return err
-	}
-	w.Add(pool.ID, pool.Location, removal)
-	return nil
+	})
 }
 
 // finish is remove for an image that nobody can open any more.

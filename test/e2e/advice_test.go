@@ -45,8 +45,8 @@ func TestClaimsThatWaitInVain(t *testing.T) {
 	in := f.claim("in-time", class, names(f.name+"-in-time"))
 	made := map[*corev1.PersistentVolumeClaim]*corev1.PersistentVolume{in: served(in)}
 
-	const lost = "the claim has the annotation pv.kubernetes.io/bind-completed and no volume, so Kubernetes gives it none: " +
-		"if it was copied, make it anew without that annotation and without spec.volumeName"
+	const lost = "the claim has the annotation pv.kubernetes.io/bind-completed and no volume, so Kubernetes has none made: " +
+		"bring its volume back or, if the annotation was copied, make the claim anew without it and without spec.volumeName"
 	told := map[*corev1.PersistentVolumeClaim]string{
 		f.claim("copied", class, copied): lost,
 		f.claim("copied-with-volume", class, func(c *corev1.PersistentVolumeClaim) { copied(c); names("missing")(c) }): lost,

@@ -71,6 +71,11 @@ func (s suite) testShrinkTrashed(t *testing.T) {
 		s.Snapshot(t, pool, "snapped", "s")
 		stays(t, trash(t, p, "snapped"), rbd.ErrImageHasSnapshots)
 	})
+	t.Run("in a group", func(t *testing.T) {
+		create(t, p, "grouped", rbd.ImageSpec{SizeBytes: 42 << 20})
+		s.Group(t, pool, "grouped", "nightly")
+		stays(t, trash(t, p, "grouped"), rbd.ErrImageHeld)
+	})
 	t.Run("a source, then its clone", func(t *testing.T) {
 		create(t, p, "source", rbd.ImageSpec{SizeBytes: 42 << 20})
 		s.Write(t, pool, "source")
