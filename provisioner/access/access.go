@@ -156,8 +156,7 @@ func Explain(err error, l volume.Location) error {
 		if l.DataPool != "" {
 			caps += ", profile rbd pool=" + l.DataPool
 		}
-		remedy = fmt.Sprintf("client.%s, with the key in secret %q, needs at least "+
-			"mon 'profile rbd', osd '%s'", l.User, l.Secret, caps)
+		remedy = fmt.Sprintf("client.%s, with the key in secret %q, needs at least mon 'profile rbd', osd '%s'", l.User, l.Secret, caps)
 	case errors.Is(err, rbd.ErrPoolNotFound):
 		remedy = "create the pool, or correct its name"
 	case errors.Is(err, rbd.ErrPoolFull):

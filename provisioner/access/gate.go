@@ -124,8 +124,8 @@ func (g *gate) admit(l volume.Location, u use) (*visit, <-chan struct{}, error) 
 	probe := r.fault != nil
 	switch {
 	case probe && !g.mayProbe(r):
-		return nil, nil, silence{fmt.Errorf("pool %q, monitors %q, user %q: no answer lately (%w): "+
-			"only one attempt at a time is made, and this one waits its turn", l.Pool, r.monitors, l.User, kind(r.fault)), r.fault}
+		return nil, nil, fmt.Errorf("pool %q, monitors %q, user %q: no answer lately (%w): "+
+			"only one attempt at a time is made, and this one waits its turn", l.Pool, r.monitors, l.User, kind(r.fault))
 	case !probe && !g.hasPlace(r, u, now):
 		return nil, g.changed, nil
 	}
@@ -223,12 +223,3 @@ func kind(fault error) error {
 	}
 	return rbd.ErrTimeout
 }
-
-// silence is the error of an operation that was not tried, because the route gave no
-// answer last time and another operation waits for one now.
-type silence struct {
-	error
-	fault error
-}
-
-func (s silence) Unwrap() error { return s.fault }

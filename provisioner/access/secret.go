@@ -46,8 +46,7 @@ func (a *Access) ReadKey(ctx context.Context, ref volume.SecretRef) (rbd.Key, er
 	}
 	data, found := secret.Data[KeyEntry]
 	if !found {
-		return rbd.Key{}, fmt.Errorf("%w: secret %q has no entry %q: store the key under that name",
-			rbd.ErrInvalidKey, ref, KeyEntry)
+		return rbd.Key{}, fmt.Errorf("%w: secret %q has no entry %q: store the key under that name", rbd.ErrInvalidKey, ref, KeyEntry)
 	}
 	return parseKey(ref, KeyEntry, data)
 }
@@ -62,8 +61,7 @@ func (a *Access) CheckUserSecret(ctx context.Context, ref volume.SecretRef) (war
 		return "", err
 	}
 	if len(secret.Data) != 1 {
-		return "", fmt.Errorf("secret %q must hold exactly one entry, the user's key: "+
-			"kubelet would take any of them", ref)
+		return "", fmt.Errorf("secret %q must hold exactly one entry, the user's key: kubelet would take any of them", ref)
 	}
 	for entry, data := range secret.Data {
 		if _, err := parseKey(ref, entry, data); err != nil {
@@ -77,8 +75,7 @@ func (a *Access) CheckUserSecret(ctx context.Context, ref volume.SecretRef) (war
 		}
 	}
 	if secret.Type != TypeRBD {
-		return fmt.Sprintf("secret %q is of type %q: Kubernetes documents %q for the user's secret",
-			ref, secret.Type, TypeRBD), nil
+		return fmt.Sprintf("secret %q is of type %q: Kubernetes documents %q for the user's secret", ref, secret.Type, TypeRBD), nil
 	}
 	return "", nil
 }
@@ -94,8 +91,7 @@ func MakeUserSecret(ref volume.SecretRef, user string) string {
 func parseKey(ref volume.SecretRef, entry string, data []byte) (rbd.Key, error) {
 	key, err := rbd.ParseKey(strings.TrimSpace(string(data)))
 	if err != nil {
-		return rbd.Key{}, fmt.Errorf("secret %q, entry %q: %w: "+
-			`store what "ceph auth get-key client.USER" prints`, ref, entry, err)
+		return rbd.Key{}, fmt.Errorf(`secret %q, entry %q: %w: store what "ceph auth get-key client.USER" prints`, ref, entry, err)
 	}
 	return key, nil
 }
