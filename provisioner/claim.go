@@ -37,12 +37,10 @@ func (p *Provisioner) stillWanted(ctx context.Context, options controller.Provis
 	defer cancel()
 	live, err := p.config.Claims.PersistentVolumeClaims(claim.Namespace).Get(ctx, claim.Name, metav1.GetOptions{})
 	switch {
-	case apierrors.IsNotFound(err):
+	case apierrors.IsNotFound(err), err == nil && live.UID != claim.UID:
 		return false, nil
 	case err != nil:
 		return false, fmt.Errorf("read the claim once more: %w", err)
-	case live.UID != claim.UID:
-		return false, nil
 	case live.Spec.VolumeName == options.PVName:
 		return false, &controller.IgnoredError{Reason: "the claim has its volume"}
 	}
@@ -69,8 +67,7 @@ func (p *Provisioner) checkUserSecret(ctx context.Context, claim *corev1.Persist
 		// By default the provisioner may read secrets in its own namespace
 		// only, and need not read this one.
 		if _, logged := p.forbidden.LoadOrStore(secret.Namespace, true); !logged {
-			klog.FromContext(ctx).Info("The user's secret is not checked before its use: reading it is not allowed",
-				"secret", secret.String())
+			klog.FromContext(ctx).Info("The user's secret is not checked before its use: reading it is not allowed", "secret", secret.String())
 		}
 		return advice, nil
 	}

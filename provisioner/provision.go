@@ -24,8 +24,7 @@ func (p *Provisioner) Provision(ctx context.Context, options controller.Provisio
 		return nil, controller.ProvisioningNoChange, err
 	}
 	defer end()
-	logger := klog.FromContext(ctx).WithValues("PVC", klog.KObj(options.PVC), "PV", options.PVName,
-		"StorageClass", options.StorageClass.Name)
+	logger := klog.FromContext(ctx).WithValues("PVC", klog.KObj(options.PVC), "PV", options.PVName, "StorageClass", options.StorageClass.Name)
 	ctx = klog.NewContext(ctx, logger)
 
 	pv, changed, err := p.provision(ctx, options)
@@ -146,7 +145,6 @@ func (p *Provisioner) makeImage(ctx context.Context, pool *access.Pool, want ima
 	if !found {
 		return made, &controller.IgnoredError{Reason: "the claim does not want a volume any more"}
 	}
-	klog.FromContext(ctx).Info("The claim is gone, but its image was made: saving a volume, which Kubernetes then releases",
-		"image", want.Image.Name)
+	klog.FromContext(ctx).Info("The claim is gone, but its image was made: saving a volume, which Kubernetes then releases", "image", want.Image.Name)
 	return made, nil
 }

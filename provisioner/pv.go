@@ -24,12 +24,10 @@ func (p *Provisioner) newVolume(options controller.ProvisionOptions, r request, 
 	pv := &corev1.PersistentVolume{
 		ObjectMeta: metav1.ObjectMeta{Name: options.PVName},
 		Spec: corev1.PersistentVolumeSpec{
-			AccessModes:  claim.Spec.AccessModes,
-			MountOptions: class.MountOptions,
-			VolumeMode:   claim.Spec.VolumeMode,
-			Capacity: corev1.ResourceList{
-				corev1.ResourceStorage: *resource.NewQuantity(r.sizeBytes, resource.BinarySI),
-			},
+			AccessModes:                   claim.Spec.AccessModes,
+			MountOptions:                  class.MountOptions,
+			VolumeMode:                    claim.Spec.VolumeMode,
+			Capacity:                      corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(r.sizeBytes, resource.BinarySI)},
 			PersistentVolumeReclaimPolicy: ptr.Deref(class.ReclaimPolicy, ""),
 		},
 	}

@@ -42,16 +42,10 @@ func (p *Provisioner) newRequest(options controller.ProvisionOptions) (request, 
 		return request{}, err
 	}
 	claim := options.PVC
-	var faults storageclass.Faults
-	source, err := sourceClaim(claim)
-	if err != nil {
-		faults = append(faults, err)
-	}
-	size, err := volume.ImageSize(claim.Spec.Resources)
-	if err != nil {
-		faults = append(faults, err)
-	}
-	if faults = append(faults, checkClaim(claim)...); len(faults) > 0 {
+	source, sourceErr := sourceClaim(claim)
+	size, sizeErr := volume.ImageSize(claim.Spec.Resources)
+	faults := append(storageclass.Faults{sourceErr, sizeErr}, checkClaim(claim)...)
+	if faults = slices.DeleteFunc(faults, func(err error) bool { return err == nil }); len(faults) > 0 {
 		return request{}, faults
 	}
 	name := imagePrefix + string(claim.UID)
@@ -62,10 +56,8 @@ func (p *Provisioner) newRequest(options controller.ProvisionOptions) (request, 
 		Image:     volume.ImageID{Name: name},
 		SizeBytes: uint64(size), // #nosec G115 -- ImageSize returns no negative size
 		DataPool:  params.DataPool,
-		Owner: volume.Owner{
-			Volume: options.PVName, Identity: p.config.Identity, Cluster: p.config.ClusterUID,
-			Claim: claim.Name, Namespace: claim.Namespace,
-		},
+		Owner: volume.Owner{Volume: options.PVName, Identity: p.config.Identity, Cluster: p.config.ClusterUID,
+			Claim: claim.Name, Namespace: claim.Namespace},
 		ClaimUID: string(claim.UID),
 	}
 	return request{params, want, size, source}, nil

@@ -96,7 +96,7 @@ func (p *Provisioner) sourceVolume(ctx context.Context, claim *corev1.Persistent
 // and its class ask for.
 func (p *Provisioner) readSource(claim *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, r request, s *image.Source) error {
 	record, err := volume.Read(pv)
-	if err != nil || pv.Annotations[volume.AnnProvisionedBy] != p.config.Name || !p.Owns(pv) {
+	if err != nil || !p.made(pv) {
 		return fmt.Errorf("%s has a volume that was not made by this provisioner, and so can't be cloned by it", s)
 	}
 	capacity := pv.Spec.Capacity[corev1.ResourceStorage]
