@@ -69,9 +69,8 @@ func (w Wanted) differs(image rbd.Image) string {
 // has copied the source's metadata yet.
 func (w Wanted) isFresh(image rbd.Image) bool {
 	s := w.Source
-	return s != nil && s.ID != "" && image.Parent == s.ID && volume.Foreign(image.Metadata, volume.Owner{
-		Volume: s.Volume, Identity: w.Owner.Identity, Cluster: w.Owner.Cluster,
-	}) == ""
+	return s != nil && s.ID != "" && image.Parent == s.ID &&
+		volume.Foreign(image.Metadata, volume.Owner{Volume: s.Volume, Identity: w.Owner.Identity, Cluster: w.Owner.Cluster}) == ""
 }
 
 // isMarked reports whether an image's metadata names the owner's volume.

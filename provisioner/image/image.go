@@ -84,11 +84,9 @@ func FromIntent(in journal.Intent, pool volume.PoolID, identity, cluster string)
 		Image:     pool.Image(in.Image),
 		SizeBytes: uint64(in.SizeBytes), // #nosec G115 -- no image has a negative size
 		DataPool:  in.DataPool,
-		Owner: volume.Owner{
-			Volume: in.Volume, Identity: identity, Cluster: cluster, Claim: in.Claim, Namespace: in.Namespace,
-		},
-		ClaimUID: in.ClaimUID,
-		Source:   sourceOf(in),
+		Owner:     volume.Owner{Volume: in.Volume, Identity: identity, Cluster: cluster, Claim: in.Claim, Namespace: in.Namespace},
+		ClaimUID:  in.ClaimUID,
+		Source:    sourceOf(in),
 	}
 	if w.DataPool == pool.Pool {
 		w.DataPool = "" // empty means the image's own pool
@@ -104,17 +102,10 @@ func sourceOf(in journal.Intent) *Source {
 	return &Source{ID: in.SourceID, Volume: in.SourceVolume, FSType: in.SourceFSType, CapacityBytes: in.SourceBytes}
 }
 
-// Pool is what a Maker needs of a pool.
-type Pool interface {
-	rbd.Images
-	rbd.Clones
-	rbd.Notes
-}
-
 // Maker makes images in one pool. Callers must hold the lock of the wanted image: see
 // journal.Locks.
 type Maker struct {
-	Pool    Pool
+	Pool    rbd.Pool
 	Journal *journal.Journal
 	// MaxCloneDepth is how long the chain of images that a clone depends on may be; a
 	// clone with a longer one must be flattened. 0 flattens every clone.
