@@ -28,12 +28,9 @@ func (v visit) claimWaits(ctx context.Context, in journal.Intent) (bool, error) 
 		return false, nil
 	case err != nil:
 		return false, fmt.Errorf("read the claim: %w", err)
-	case string(claim.UID) != in.ClaimUID:
-		return false, nil
-	case claim.Spec.VolumeName == in.Volume:
-		return true, nil
 	}
-	return claim.Spec.VolumeName == "" && claim.DeletionTimestamp == nil, nil
+	has := claim.Spec.VolumeName
+	return string(claim.UID) == in.ClaimUID && (has == in.Volume || has == "" && claim.DeletionTimestamp == nil), nil
 }
 
 // hasVolume reports whether a volume names the image of an intent. It asks the server

@@ -160,8 +160,7 @@ func (o *Orphans) Visit(ctx context.Context, pool *access.Pool) error {
 // settle cleans up after one intent. Its error, which it logs, says why an image was
 // kept.
 func (v visit) settle(ctx context.Context, in journal.Intent) (Outcome, error) {
-	logger := klog.FromContext(ctx).WithValues("image", in.Image, "pool", v.pool.ID.Pool,
-		"PVC", klog.KRef(in.Namespace, in.Claim), "PV", in.Volume)
+	logger := klog.FromContext(ctx).WithValues("image", in.Image, "pool", v.pool.ID.Pool, "PVC", klog.KRef(in.Namespace, in.Claim), "PV", in.Volume)
 	ctx, end, err := v.Lease.Begin(klog.NewContext(ctx, logger))
 	if err != nil {
 		return outcomeWaiting, err

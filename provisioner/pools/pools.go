@@ -259,8 +259,7 @@ func (r *Rounds) say(ctx context.Context, w way, visitor Visitor, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if wrong && !r.logged[fault{w.route, visitor}] {
-		klog.FromContext(ctx).Info("A pool could not be visited, will retry",
-			"pool", w.location.Pool, "user", w.location.User, "err", err)
+		klog.FromContext(ctx).Info("A pool could not be visited, will retry", "pool", w.location.Pool, "user", w.location.User, "err", err)
 	}
 	r.logged[fault{w.route, visitor}] = wrong
 }

@@ -178,10 +178,7 @@ func (r removing) remove(ctx context.Context, one *item) error {
 // removeSlice removes a slice of a large image.
 func (r removing) removeSlice(ctx context.Context, one *item) error {
 	left, err := r.open.ShrinkTrashed(ctx, one.removal.ID, slice)
-	if errors.Is(err, rbd.ErrImageNotFound) {
-		err = nil // its entry in the trash may still be there
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, rbd.ErrImageNotFound) { // its entry in the trash may still be there
 		return err
 	}
 	one.left = left
