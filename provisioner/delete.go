@@ -70,9 +70,8 @@ func (p *Provisioner) Delete(ctx context.Context, pv *corev1.PersistentVolume) e
 	return nil
 }
 
-// Owns reports whether a volume that names our provisioner is one of ours. Without the
-// annotation of its identity it is, by pv.kubernetes.io/provisioned-by, which the
-// library checks.
+// Owns reports whether a volume that names our provisioner, which the library checks, is
+// one of ours. One without the annotation of an identity is.
 func (p *Provisioner) Owns(pv *corev1.PersistentVolume) bool {
 	return volume.IsOf(pv, p.config.Identity)
 }
@@ -149,8 +148,7 @@ func (d deletion) lookAt(ctx context.Context) (rbd.Image, error) {
 	return found, err
 }
 
-// checkOthers returns an error while a volume other than the deleted one names its
-// image.
+// checkOthers returns an error while a volume other than the deleted one names its image.
 func (d deletion) checkOthers() error {
 	volumes, err := d.config.VolumeIndex.Of(d.image())
 	if err != nil {
@@ -196,9 +194,8 @@ func (d deletion) trash(ctx context.Context, image rbd.Image) error {
 	return nil
 }
 
-// finish is for an image that no client can open. An earlier attempt may have moved it to
-// the trash or removed it, or been cut off in either: then its data are in the trash, or
-// leftovers hold the name.
+// finish is for an image that no client can open. An attempt may have moved it to the trash
+// or removed it, or been cut off: then its data are in the trash, or leftovers hold the name.
 func (d deletion) finish(ctx context.Context) error {
 	removals, _, err := d.config.Journal.Removals.Read(ctx, d.pool)
 	if err != nil {

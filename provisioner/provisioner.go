@@ -43,32 +43,26 @@ type Trash interface {
 type Flattener interface {
 	// Request has a clone flattened, unless that is in progress. The error is never
 	// nil: it says that the clone is being flattened, or why the last attempt failed.
-	// The location is how the clone's pool was opened, parent the ID of the image that
-	// the clone depends on.
+	// The location opens its pool; parent is the ID of the image that it is a clone of.
 	Request(clone volume.ImageID, location volume.Location, parent string) error
 }
 
-// Config has what New needs. All fields are required but UsePVName, ClusterUID and
-// MaxCloneDepth.
+// Config has what New needs: all fields but UsePVName, ClusterUID and MaxCloneDepth.
 type Config struct {
 	// Name is the provisioner that a StorageClass names.
 	Name string
-	// Identity is written on volumes and images; the provisioner leaves those of
-	// another identity alone.
+	// Identity is written on volumes and images; those of another one are left alone.
 	Identity string
-	// UsePVName names images like their PersistentVolume instead of
-	// kubernetes-dynamic-pvc-UID.
+	// UsePVName names images like their PersistentVolume, not kubernetes-dynamic-pvc-UID.
 	UsePVName bool
-	// ClusterUID is the identity of the Kubernetes cluster: other clusters may share
-	// the pools, and restore copies of volumes. If it is empty, no image that belongs
-	// to a cluster is removed.
+	// ClusterUID is the identity of the Kubernetes cluster: others may share the pools, and
+	// restore copies of volumes. Without it, no image that belongs to a cluster is removed.
 	ClusterUID string
 
 	// Claims asks the API server, ClaimLister the cache.
 	Claims      corev1client.PersistentVolumeClaimsGetter
 	ClaimLister corelisters.PersistentVolumeClaimLister
-	// Volumes asks the API server, VolumeLister the cache. VolumeIndex is the cache
-	// itself.
+	// Volumes asks the API server, VolumeLister the cache. VolumeIndex is the cache itself.
 	Volumes      corev1client.PersistentVolumesGetter
 	VolumeLister corelisters.PersistentVolumeLister
 	VolumeIndex  index.Volumes
@@ -82,11 +76,9 @@ type Config struct {
 	// Sized is called with the size of each volume that a claim gets.
 	Sized func(claim runtime.Object, sizeBytes int64)
 	// MaxCloneDepth is the most images that a clone may depend on, one through the other,
-	// at most image.CloneDepthLimit. A clone that depends on more is flattened before it
-	// gets its volume.
+	// at most image.CloneDepthLimit. With more, it is flattened before it gets its volume.
 	MaxCloneDepth int
-	// Lease guards what this replica does, and counts its operations: Drain it before
-	// giving the lease back.
+	// Lease guards and counts operations: Drain it before giving the lease back.
 	Lease *lease.Guard
 	// Activity counts the operations, for other work to give way to.
 	Activity *lease.Activity
@@ -96,8 +88,7 @@ type Config struct {
 // It is safe for concurrent use.
 type Provisioner struct {
 	config Config
-	// forbidden holds the namespaces whose user secrets RBAC keeps from us,
-	// so that the log says it once.
+	// forbidden holds the namespaces whose user secrets RBAC keeps from us, to log it once.
 	forbidden sync.Map
 	// deleted holds the UIDs of volumes whose image was deleted lately.
 	deleted *utilcache.Expiring
@@ -120,8 +111,7 @@ func New(c Config) (*Provisioner, error) {
 
 // Seen notes that the cache shows a volume: its image is no longer in flight, and the
 // cache knows the volumes that existed before this one was released. RunByHand gets those
-// that are stuck. Call it for every volume that the cache adds (before is nil), updates, or
-// looks at once more.
+// that are stuck. Call it for what the cache adds (before is nil), updates or looks at again.
 func (p *Provisioner) Seen(before, pv *corev1.PersistentVolume) {
 	p.fresh.Seen(before, pv)
 	if p.isStuck(pv) {

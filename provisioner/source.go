@@ -19,8 +19,7 @@ import (
 
 var claimKind = schema.GroupKind{Group: corev1.GroupName, Kind: "PersistentVolumeClaim"}
 
-// sourceClaim returns the name of the claim whose content a claim asks for; empty if it
-// asks for none.
+// sourceClaim names the claim whose content a claim asks for; empty if it asks for none.
 func sourceClaim(claim *corev1.PersistentVolumeClaim) (string, error) {
 	// The API server copies dataSource and dataSourceRef into each other, except for
 	// kinds that only dataSourceRef may have, and for other namespaces.
@@ -82,8 +81,7 @@ func (p *Provisioner) sourceVolume(ctx context.Context, claim *corev1.Persistent
 	}
 	pv, err := p.config.VolumeLister.Get(live.Spec.VolumeName)
 	if apierrors.IsNotFound(err) || err == nil && (pv.Spec.ClaimRef == nil || pv.Spec.ClaimRef.UID != live.UID) {
-		// The claim was bound a moment ago; or an administrator deleted the volume by
-		// hand.
+		// The claim was bound a moment ago, or someone deleted the volume by hand.
 		return nil, fmt.Errorf("%s has no volume that is bound to it", s)
 	}
 	if err != nil {
@@ -92,8 +90,7 @@ func (p *Provisioner) sourceVolume(ctx context.Context, claim *corev1.Persistent
 	return pv, nil
 }
 
-// readSource fills in s from the source's volume, and compares it with what the claim
-// and its class ask for.
+// readSource fills in s from the source's volume, and compares it with claim and class.
 func (p *Provisioner) readSource(claim *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, r request, s *image.Source) error {
 	record, err := volume.Read(pv)
 	if err != nil || !p.made(pv) {

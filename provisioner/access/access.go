@@ -78,15 +78,13 @@ func New(c Config) (*Access, error) {
 // are those of ReadKey, Resolve, Connector.Connect and Cluster.OpenPool, with the remedy
 // added; whatever the error, nothing in Ceph was changed.
 //
-// If calls to this location recently got no answer, Open fails at once while another
-// operation tries, with the error of those calls. While one cluster of several is slow,
-// Open may return ErrBusy.
+// If calls to this location recently got no answer, Open fails like them at once while
+// another operation tries. While one cluster of several is slow, it may return ErrBusy.
 func (a *Access) Open(ctx context.Context, l volume.Location) (*Pool, error) {
 	return a.open(ctx, l, forClaim)
 }
 
-// OpenForVolume is Open for work on an existing volume. Most callers let Volumes find the
-// location.
+// OpenForVolume is Open for work on an existing volume. Most callers have Volumes call it.
 func (a *Access) OpenForVolume(ctx context.Context, l volume.Location) (*Pool, error) {
 	return a.open(ctx, l, forVolume)
 }

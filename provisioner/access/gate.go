@@ -25,8 +25,7 @@ var ErrBusy = errors.New("the Ceph cluster is slow to answer, and other operatio
 const (
 	// lately is how long the gate remembers a route that is not used any more.
 	lately = 10 * time.Minute
-	// placeWait bounds the wait for a place: the waiting worker could serve another
-	// cluster.
+	// placeWait bounds the wait for a place: the worker could serve another cluster.
 	placeWait = 2 * time.Second
 	// A cluster is quick, and needs no limit, if it answered within freshTime and no
 	// operation has waited for an answer for slowTime.
@@ -184,8 +183,7 @@ func (v *visit) ends(op rbd.Op, began time.Time, err error) {
 	case op.Name == rbd.OpHandOverTrashed:
 		// It asks Ceph's manager, whose answer or silence says nothing about the pool.
 	case errors.Is(err, rbd.ErrImageBusy), errors.Is(err, rbd.ErrConnectionLost):
-		// These say nothing about the next attempt, which is on another image, or over a
-		// new connection.
+		// No news for the next attempt, on another image or over a new connection.
 	case errors.Is(err, rbd.ErrUnreachable), errors.Is(err, rbd.ErrTimeout):
 		// If other calls got an answer meanwhile, something other than the route is slow:
 		// one image, one group of objects.

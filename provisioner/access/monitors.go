@@ -51,8 +51,7 @@ func (a *Access) Resolve(ctx context.Context, monitors []volume.Monitor) (Monito
 	}
 	found := make([][]netip.Addr, len(monitors))
 	faults := make([]error, len(monitors))
-	// Resolve all names at once: a silent name server of one must not use up the time of
-	// the others.
+	// All names at once: a silent name server of one must not use up the others' time.
 	var lookups sync.WaitGroup
 	for i, m := range monitors {
 		if addr, err := netip.ParseAddr(m.Host); err == nil {

@@ -28,8 +28,7 @@ type Pool struct {
 
 // Changed reports whether a call through this pool may have changed an image, even if it
 // failed, unless the error is a plain no. Notes and snapshots do not count: they make no
-// image and do not affect a claim's, and an earlier note finds a snapshot that is left
-// over.
+// image and do not affect a claim's, and an earlier note finds a leftover snapshot.
 func (p *Pool) Changed() bool { return p.changed.Load() }
 
 // Close implements rbd.Pool.

@@ -86,8 +86,7 @@ func MakeUserSecret(ref volume.SecretRef, user string) string {
 		ref.Namespace, ref.Name, TypeRBD, user)
 }
 
-// parseKey cuts white space around the key, since people make secrets with "echo KEY |
-// base64".
+// parseKey cuts white space around the key: people make secrets with "echo KEY | base64".
 func parseKey(ref volume.SecretRef, entry string, data []byte) (rbd.Key, error) {
 	key, err := rbd.ParseKey(strings.TrimSpace(string(data)))
 	if err != nil {

@@ -85,9 +85,8 @@ func remedied(err error, name string) error {
 	return err
 }
 
-// openSame opens a pool if it is in the cluster that the volume was made in. If the
-// volume does not name its cluster, openSame trusts the volume's own monitors, but no
-// others (moved).
+// openSame opens a pool if it is in the cluster that the volume was made in. If the volume
+// does not name that, openSame trusts the volume's own monitors, but no others (moved).
 func (v Volumes) openSame(ctx context.Context, location volume.Location, fsid string, moved bool) (*Pool, error) {
 	pool, err := v.Access.OpenForVolume(ctx, location)
 	if err != nil {

@@ -31,8 +31,7 @@ const (
 	// so that it keeps no snapshot for them.
 	snapshotsOfLinux = 480
 	manySnapshots    = 400
-	// sourceWait is how long a clone waits for other clones of its source; it occupies a
-	// worker.
+	// sourceWait is how long a clone occupies a worker to wait for others of its source.
 	sourceWait = 2 * time.Second
 )
 
@@ -185,8 +184,7 @@ func (c cloning) isWhole(ctx context.Context, source, image rbd.Image) (bool, er
 	case tooLarge:
 	case fresh:
 		whole, err := c.Pool.HasClone(ctx, source.ID, CloneSnapshot(c.want.ClaimUID), image.ID)
-		// If the snapshot is gone, the earlier attempt that removed it had checked the
-		// clone before.
+		// If the snapshot is gone, the attempt that removed it had checked the clone before.
 		if whole || errors.Is(err, rbd.ErrImageNotFound) {
 			return true, nil
 		}
@@ -225,8 +223,7 @@ func (c cloning) clone(ctx context.Context, source rbd.Image) (rbd.Image, error)
 		}
 	}
 	if err == nil {
-		// The snapshot may be from an earlier attempt, when the source had another size:
-		// read the clone's.
+		// The snapshot may be older, when the source had another size: read the clone's.
 		return c.Pool.Image(ctx, name)
 	}
 	if !errors.Is(err, rbd.ErrTimeout) && !errors.Is(err, rbd.ErrConnectionLost) {
@@ -239,8 +236,7 @@ func (c cloning) clone(ctx context.Context, source rbd.Image) (rbd.Image, error)
 	return rbd.Image{}, err
 }
 
-// finish does the remaining steps once the image is there. Only flattening comes after the
-// owner metadata.
+// finish does the remaining steps. Only flattening comes after the owner metadata.
 func (c cloning) finish(ctx context.Context, source, image rbd.Image) (Made, error) {
 	name := c.want.Image.Name
 	if err := c.Pool.RemoveSnapshot(ctx, source.ID, CloneSnapshot(c.want.ClaimUID)); err != nil {
@@ -286,8 +282,7 @@ func (c cloning) mustFlatten(ctx context.Context, source rbd.Image) (bool, error
 	return depth > c.MaxCloneDepth, err
 }
 
-// made returns a clone that is there. If the clone was flattened, made notes that in its
-// metadata.
+// made returns a clone that is there, and notes in its metadata if it was flattened.
 func (c cloning) made(ctx context.Context, image rbd.Image, source *Source) (Made, error) {
 	switch {
 	case image.Metadata[metaFlattening] != flatteningPending:

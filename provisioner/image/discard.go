@@ -19,11 +19,9 @@ const (
 	Removed Fate = "removed"
 	// Absent: there is no image; Discard removed any leftovers of one.
 	Absent Fate = "absent"
-	// Foreign: the image has another owner, differs from the wanted one, or has data.
-	// Discard left it.
+	// Foreign: Discard left an image of another owner, unlike the wanted one, or with data.
 	Foreign Fate = "foreign"
-	// Kept: the image is in use, has snapshots, or could not be looked at or removed. The
-	// error says why.
+	// Kept: it is in use, has snapshots, or can't be looked at or removed: see the error.
 	Kept Fate = "kept"
 )
 
@@ -82,8 +80,7 @@ func (m Maker) notLeft(ctx context.Context, want Wanted, image rbd.Image) (strin
 	if image.Metadata[metaFlattening] == flatteningPending {
 		return "", nil // its data is the source's, and it has no volume yet
 	}
-	// While no provisioner ran, a person may have used the volume, and then deleted it to
-	// keep only the image.
+	// While no provisioner ran, a person may have used the volume, and kept only its image.
 	written, err := m.Pool.Written(ctx, want.Image.Name)
 	if err != nil || !written {
 		return "", err

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package image makes the image of a volume, finds the one that an earlier attempt made,
-// and removes an attempt's leftovers. It knows how to recognise the wanted image, and
-// never touches any other. Of Kubernetes it knows only the names that it writes into
-// images.
+// and removes an attempt's leftovers. It recognises the wanted image, and touches no other.
+// Of Kubernetes it knows only the names that it writes into images.
 package image
 
 import (
@@ -17,8 +16,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// ErrConflict means that an image has the wanted name, but is not the wanted one. It stays
-// as it is.
+// ErrConflict means that an image has the wanted name, but is not the wanted one. It stays.
 var ErrConflict = errors.New("is not the one for this claim")
 
 // Wanted is the image that a claim should get.
@@ -102,8 +100,7 @@ func sourceOf(in journal.Intent) *Source {
 	return &Source{ID: in.SourceID, Volume: in.SourceVolume, FSType: in.SourceFSType, CapacityBytes: in.SourceBytes}
 }
 
-// Maker makes images in one pool. Callers must hold the lock of the wanted image: see
-// journal.Locks.
+// Maker makes images in one pool. Callers must lock the wanted image: see journal.Locks.
 type Maker struct {
 	Pool    rbd.Pool
 	Journal *journal.Journal
@@ -168,9 +165,8 @@ func (m Maker) mark(ctx context.Context, want Wanted) error {
 	return nil
 }
 
-// adopt looks at what holds the image's name. It reports whether that is the wanted image,
-// and completes its metadata if an attempt was cut off. It removes the leftovers of an
-// image.
+// adopt looks at what holds the image's name, and removes leftovers. It reports whether that
+// is the wanted image, and completes its metadata if an attempt was cut off.
 func (m Maker) adopt(ctx context.Context, want Wanted) (bool, error) {
 	name := want.Image.Name
 	image, err := m.Pool.Image(ctx, name)

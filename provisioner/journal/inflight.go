@@ -59,8 +59,7 @@ func (i *InFlight) Has(pool volume.PoolID, in Intent) bool {
 	return i.images[in.Volume] == image || i.saved[image]
 }
 
-// Saved records that the volume of an image is saved. It is cheap: call it for every volume
-// that the cache shows.
+// Saved records that an image's volume is saved. It is cheap: call it for each in the cache.
 func (i *InFlight) Saved(volumeName string, image volume.ImageID) { i.end(volumeName, image, true) }
 
 // SavedIn returns the names of a pool's images that were in flight until their volumes were

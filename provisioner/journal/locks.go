@@ -10,8 +10,7 @@ import (
 )
 
 // Locks makes operations on the same image run one after the other: making it for a claim,
-// and removing the leftovers of an earlier attempt. The zero Locks is ready to use, and
-// safe for concurrent use.
+// and removing an attempt's leftovers. The zero Locks is ready, and safe for concurrent use.
 type Locks struct {
 	// held has a channel for each locked image, which is closed when it is unlocked.
 	held sync.Map

@@ -20,8 +20,7 @@ type Removal struct {
 	At time.Time `json:"at"`
 	// Keep is how long the trash keeps the image.
 	Keep time.Duration `json:"keep,omitempty"`
-	// SizeBytes is the image's size, Parent the ID of the image that it is a clone of;
-	// empty for none.
+	// SizeBytes is the image's size, Parent the ID of the one that it is a clone of, if any.
 	SizeBytes uint64 `json:"sizeBytes"`
 	Parent    string `json:"parent,omitempty"`
 }

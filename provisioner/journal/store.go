@@ -13,8 +13,7 @@ import (
 
 // Store keeps notes of one kind in Ceph. Its errors are those of the rbd.Notes that it calls.
 type Store[T any] struct {
-	// Object is the object in each pool that holds the notes. Without one, Store keeps
-	// none.
+	// Object is the object in each pool that holds the notes; without one, Store keeps none.
 	Object string
 	// key returns a note's key, parse reads a note and reports whether it is complete.
 	key   func(T) string
@@ -34,8 +33,7 @@ func (s Store[T]) Write(ctx context.Context, pool rbd.Notes, note T) error {
 }
 
 // Read returns the notes of a pool with the given keys, or all of them if none is given,
-// sorted by key, and the keys of unreadable ones: another version may have written those,
-// for example.
+// sorted by key, and the keys of unreadable ones, such as those of another version.
 func (s Store[T]) Read(ctx context.Context, pool rbd.Notes, keys ...string) (notes []T, unreadable []string, err error) {
 	if s.Object == "" {
 		return nil, nil, nil

@@ -29,9 +29,8 @@ const (
 	// visitTimeout is the time after which a visit begins no further image, so that
 	// other pools get their turn.
 	visitTimeout = 2 * time.Minute
-	// absentFor is how long an image must be absent before its intent is cleared: a
-	// call of a client that died, or of a process that was halted and goes on, may
-	// still reach an OSD.
+	// absentFor is how long an image must be absent before its intent is cleared: a call by a
+	// client that died, or was stopped and goes on, may still reach an OSD.
 	absentFor = time.Minute
 )
 
@@ -157,8 +156,7 @@ func (o *Orphans) Visit(ctx context.Context, pool *access.Pool) error {
 	return err
 }
 
-// settle cleans up after one intent. Its error, which it logs, says why an image was
-// kept.
+// settle cleans up after one intent. Its error, which it logs, says why an image was kept.
 func (v visit) settle(ctx context.Context, in journal.Intent) (Outcome, error) {
 	logger := klog.FromContext(ctx).WithValues("image", in.Image, "pool", v.pool.ID.Pool, "PVC", klog.KRef(in.Namespace, in.Claim), "PV", in.Volume)
 	ctx, end, err := v.Lease.Begin(klog.NewContext(ctx, logger))
@@ -184,8 +182,7 @@ func (v visit) settle(ctx context.Context, in journal.Intent) (Outcome, error) {
 	return outcome, nil
 }
 
-// decide finds out what became of an image and its claim, and removes the image if no
-// one else ever will.
+// decide looks at an intent's claim and volume, and removes an image that nobody else will.
 func (v visit) decide(ctx context.Context, in journal.Intent) (Outcome, error) {
 	if v.Journal.InFlight.Has(v.pool.ID, in) {
 		return outcomeHeld, nil // begun since; it can't begin from here on
@@ -248,8 +245,7 @@ func (v visit) learn(image string, outcome Outcome) Outcome {
 	return outcome
 }
 
-// clear clears an intent, but first removes the snapshot from which a clone was to be
-// made.
+// clear clears an intent, but first removes the snapshot that a clone was to be made from.
 func (v visit) clear(ctx context.Context, in journal.Intent) error {
 	if in.SourceID != "" {
 		if err := v.pool.RemoveSnapshot(ctx, in.SourceID, image.CloneSnapshot(in.ClaimUID)); err != nil {

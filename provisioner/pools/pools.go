@@ -29,8 +29,7 @@ const (
 	lookEvery = 5 * time.Minute
 	// againAfter is how long Again waits, to serve several calls with one visit.
 	againAfter = 5 * time.Second
-	// workers is the number of visits at a time: a slow pool takes one of them for each
-	// visitor.
+	// workers is the number of visits at a time: a slow pool takes one for each visitor.
 	workers = 8
 )
 
@@ -48,15 +47,13 @@ type Visitor interface {
 
 // Config has what New needs. All fields are required.
 type Config struct {
-	// Name is the provisioner that StorageClasses name; Identity tells ours from others
-	// of that name.
+	// Name is the provisioner in StorageClasses; Identity tells ours from others so named.
 	Name, Identity string
 	// Classes and Volumes are caches; they name the pools.
 	Classes storagelisters.StorageClassLister
 	Volumes corelisters.PersistentVolumeLister
 	Access  *access.Access
-	// Visitors are independent of one another: each has its own retries. They must be
-	// comparable.
+	// Visitors are independent: each has its own retries. They must be comparable.
 	Visitors []Visitor
 }
 
@@ -73,8 +70,7 @@ type Rounds struct {
 	leads map[volume.Route]volume.PoolID
 	// known has the pools whose first visits were queued.
 	known map[volume.PoolID]bool
-	// pending has the visits that are queued or run, and says of which another one has to
-	// follow.
+	// pending has the visits that are queued or run; true means that another has to follow.
 	pending map[visit]bool
 	// logged has the faults that are in the log.
 	logged map[fault]bool
@@ -88,8 +84,7 @@ type way struct {
 	says volume.PoolID
 }
 
-// visit is one visitor's visit to one pool; or, without a visitor, a look for this pool,
-// or for any new ones.
+// visit is a visitor's visit to a pool; or, without a visitor, a look for it or any new ones.
 type visit struct {
 	pool    volume.PoolID
 	visitor Visitor
@@ -116,9 +111,8 @@ func New(c Config) (*Rounds, error) {
 	}, nil
 }
 
-// Run has every pool visited until nothing is left to do there, and new pools once
-// Rounds notices them. It ends when ctx has ended and all visits have returned. Run it
-// once, while leading.
+// Run has every pool visited until nothing is left to do there, and new ones once noticed. It
+// ends when ctx has ended and all visits have returned. Run it once, while leading.
 func (r *Rounds) Run(ctx context.Context) {
 	r.queue.Add(visit{})
 	r.queue.Run(ctx, workers, r.do)

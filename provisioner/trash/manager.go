@@ -19,8 +19,7 @@ const (
 	// common. One that does not, as without the cap, is left alone for managerAgain.
 	managerWait  = 10 * time.Second
 	managerAgain = 10 * time.Minute
-	// managerLook is when we first look for an image that a manager accepted. The time
-	// doubles with each look.
+	// managerLook is when we first look for an accepted image; each look doubles the time.
 	managerLook = 4 * time.Second
 	// managerTime is how long a manager has for an image: in that time it removes some
 	// hundred images of 64 GiB, the largest that it is asked for, or a thousand small

@@ -49,8 +49,7 @@ type Config struct {
 	// Volumes finds volumes that name an image again; Events tells them where it is.
 	Volumes index.Volumes
 	Events  record.EventRecorder
-	// Quiet reports whether no operation on a claim or volume is in flight, or was
-	// within d.
+	// Quiet reports whether no operation on a claim or volume is in flight, or was within d.
 	Quiet func(d time.Duration) bool
 	// Purged is called for each removed image, with its remover: ByManager or
 	// ByProvisioner. Several goroutines call it.
@@ -99,8 +98,7 @@ type item struct {
 	remover string
 	// oursFrom is when this process begins to remove it; zero if no manager was asked.
 	oursFrom time.Time
-	// logged means that the log says why it stays; warned, that a volume that names it again
-	// has an event.
+	// logged means that the log says why it stays; warned, that an event does.
 	logged, warned bool
 }
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package work runs background jobs on client-go's work queues, with one policy for
-// retries.
+// Package work runs background jobs on client-go's work queues, with one retry policy.
 package work
 
 import (
@@ -14,8 +13,7 @@ import (
 )
 
 // RetryStart and RetryCap bound the delay before a retry, which doubles from one to the
-// other. Claims and volumes, which users wait for, come again after a minute at most:
-// see cmd.
+// other. Claims and volumes, which users wait for, come again sooner: see cmd.
 const (
 	RetryStart = time.Second
 	RetryCap   = 5 * time.Minute
