@@ -29,8 +29,7 @@ func newClients(o *options) (client, leases kubernetes.Interface, err error) {
 	config.Burst = o.burst
 	config.ContentType = runtime.ContentTypeProtobuf
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
-	// For every volume, the server warns that in-tree rbd is deprecated: once is
-	// enough.
+	// For every volume, the server warns that in-tree rbd is deprecated: once is enough.
 	config.WarningHandlerWithContext = new(warningLog)
 	if client, err = kubernetes.NewForConfig(config); err != nil {
 		return nil, nil, fmt.Errorf("API server: %w", err)

@@ -23,9 +23,8 @@ const clusterNamespace = metav1.NamespaceSystem
 // applied together do not come into force all at once.
 const rightsDelay = 10 * time.Second
 
-// readClusterUID returns the identity of the Kubernetes cluster, or an empty string
-// when we may not read it: the log then says what is missing. It returns an error only
-// when ctx ends.
+// readClusterUID returns the identity of the Kubernetes cluster, or an empty string when we
+// may not read it: the log then says what is missing. It returns an error only when ctx ends.
 func readClusterUID(ctx context.Context, client corev1client.NamespacesGetter) (uid string, err error) {
 	logger := klog.FromContext(ctx)
 	var logged sync.Once

@@ -148,9 +148,8 @@ func (v ownVolumes) AddEventHandlerWithResyncPeriod(handler cache.ResourceEventH
 	}, period)
 }
 
-// savedFor is how long a volume counts as saved while the informer has not shown it.
-// After that, the library would provision its claim again, which finds the image and
-// the volume.
+// savedFor is how long a volume counts as saved while the informer has not shown it. After
+// that, the library would provision its claim again, which finds the image and the volume.
 const savedFor = time.Minute
 
 func (v ownVolumes) GetStore() cache.Store {
@@ -185,10 +184,9 @@ func (s savedVolumes) GetByKey(key string) (item any, exists bool, err error) {
 	return item, exists, nil
 }
 
-// anyNode is a NodeLister that knows every node. Every node can reach the images, so a
-// claim's node does not matter; but the library drops a claim whose node is gone, even
-// after its image was made. anyNode also needs no right to read nodes. v13 looks no
-// node up (#194).
+// anyNode is a NodeLister that knows every node. Every node can reach the images, so a claim's
+// node does not matter; but the library drops a claim whose node is gone, even after its image
+// was made. anyNode also needs no right to read nodes. v13 looks no node up (#194).
 type anyNode struct{ corelisters.NodeLister }
 
 func (anyNode) Get(name string) (*corev1.Node, error) {

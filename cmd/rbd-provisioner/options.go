@@ -54,8 +54,7 @@ type options struct {
 
 	printVersion bool
 	logging      *logsapi.LoggingConfiguration
-	// ignored are the given flags of the retired provisioner that no longer have an
-	// effect.
+	// ignored are the given flags of the retired provisioner that no longer have an effect.
 	ignored []string
 }
 
@@ -118,8 +117,7 @@ func parseOptions(args []string, getenv func(string) string, stdout io.Writer) (
 	return o, o.complete(commandTimeout, metricsPort, getenv)
 }
 
-// addLoggingFlags adds the stable flags of component-base; the others are about
-// buffers.
+// addLoggingFlags adds the stable flags of component-base; the others are about buffers.
 func (o *options) addLoggingFlags(fs *flag.FlagSet) {
 	all := flag.NewFlagSet("", flag.ContinueOnError)
 	logsapi.AddGoFlags(o.logging, all)
@@ -146,8 +144,7 @@ func (o *options) addRetiredFlags(fs *flag.FlagSet) {
 	}
 }
 
-// complete checks flags, also against one another, and fills in what the environment
-// knows.
+// complete checks flags, also against one another, and fills in what the environment knows.
 func (o *options) complete(commandTimeout, metricsPort int, getenv func(string) string) error {
 	var faults []error
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }

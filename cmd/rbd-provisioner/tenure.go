@@ -22,8 +22,7 @@ import (
 // elector has to notice.
 type tenure struct {
 	length time.Duration
-	// renewed is when the last successful renewal was sent; nil if this replica does not
-	// lead.
+	// renewed is when the last successful renewal was sent; nil if this replica does not lead.
 	renewed atomic.Pointer[time.Time]
 }
 

@@ -53,11 +53,10 @@ func (f *Freshness) Seen(before, pv *corev1.PersistentVolume) {
 	}
 }
 
-// CatchUp returns once the cache has all volumes that were in the API when it was called,
-// and reports whether it had to wait for that. If the cache showed the release of pv a
-// moment ago, it has them. Otherwise CatchUp changes pv itself: once the cache shows this
-// change, it has seen all earlier ones. That costs one request, however many volumes there
-// are.
+// CatchUp returns once the cache has all volumes that were in the API when it was called, and
+// reports whether it had to wait for that. If the cache showed the release of pv a moment ago,
+// it has them. Otherwise CatchUp changes pv itself: once the cache shows this change, it has
+// seen all earlier ones. That costs one request, however many volumes there are.
 func (f *Freshness) CatchUp(ctx context.Context, pv *corev1.PersistentVolume) (waited bool, err error) {
 	if _, fresh := f.released.Get(versionOf(pv)); fresh {
 		return false, nil

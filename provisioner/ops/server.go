@@ -29,8 +29,7 @@ const (
 	maxScrapes = 4
 )
 
-// Handler answers GET and HEAD on the three paths. There are no others, and no debug
-// handlers.
+// Handler answers GET and HEAD on the three paths. There are no others, and no debug handlers.
 //
 // live, at /healthz, detects faults that a restart cures; ready, at /readyz, faults that
 // end without one. Both return nil if all is well. They must neither block nor make calls

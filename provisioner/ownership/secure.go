@@ -45,10 +45,9 @@ func (k Keeper) Secure(ctx context.Context, pool rbd.Pool, pv *corev1.Persistent
 		err, pv.Name, volume.AnnFormerCluster, former)
 }
 
-// Check returns nil if the image of a released volume may be removed with it: it belongs
-// to the volume or has no owner. Check takes nothing over, whatever the volume says: a
-// person who hands an image over wants to keep it, and this one would be gone a moment
-// later.
+// Check returns nil if the image of a released volume may be removed with it: it belongs to
+// the volume or has no owner. Check takes nothing over, whatever the volume says: a person who
+// hands an image over wants to keep it, and this one would be gone a moment later.
 func (k Keeper) Check(pv *corev1.PersistentVolume, record volume.Record, image rbd.Image) error {
 	former, err := k.foreign(volume.OwnerOf(pv, k.Identity, k.Cluster), record, image)
 	if former == "" {

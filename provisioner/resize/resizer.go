@@ -41,8 +41,7 @@ func (r *resizer) DriverSupportsControlPlaneExpansion() bool { return true }
 // resizer grows them, as it does those that were handed over to ceph-csi.
 //
 // It ignores the claim's annotation volume.kubernetes.io/storage-resizer: up to Kubernetes
-// 1.30, kube-controller-manager writes its own plugin's name there, whatever made the
-// volume.
+// 1.30, kube-controller-manager writes its own plugin's name there, whatever made the volume.
 func (r *resizer) CanSupport(pv *corev1.PersistentVolume, _ *corev1.PersistentVolumeClaim) bool {
 	return r.owns(pv)
 }

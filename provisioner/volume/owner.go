@@ -10,8 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// The keys of an image's owner metadata, which keep it from being taken for another
-// volume's.
+// The keys of an image's owner metadata, which keep it from being taken for another volume's.
 const (
 	// MetaClaim and MetaClaimNamespace name the claim that the image was made for, for
 	// people, who see it with "rbd image-meta list".
@@ -92,10 +91,9 @@ func Foreign(metadata map[string]string, o Owner) string {
 	return ""
 }
 
-// ForeignCluster returns the Kubernetes cluster that owns an image according to its
-// metadata; empty if that is the given one or if the metadata names none. A provisioner
-// that may not read its own cluster's UID passes "": every image that names a cluster is
-// then foreign.
+// ForeignCluster returns the Kubernetes cluster that owns an image according to its metadata;
+// empty if that is the given one or if the metadata names none. A provisioner that may not
+// read its own cluster's UID passes "": every image that names a cluster is then foreign.
 func ForeignCluster(metadata map[string]string, cluster string) string {
 	if of := metadata[MetaCluster]; of != cluster {
 		return of
