@@ -83,7 +83,7 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 	}
 	from := p.cloneSource(ctx, options.PVC, ask, wanted)
 
-	pool, err := p.config.Access.Open(ctx, ask.params.Location())
+	pool, err := p.config.Access.Open(ctx, ask.params.Location)
 	if err != nil && from != nil && from.Err != nil {
 		return nil, false, from.Err
 	}

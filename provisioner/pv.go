@@ -44,15 +44,15 @@ func (p *Provisioner) newVolume(options controller.ProvisionOptions, r request, 
 		Cluster:  p.config.ClusterUID,
 		FSID:     pool.ID.FSID,
 		Monitors: pool.Monitors.Kernel,
-		Pool:     r.params.Pool,
+		Pool:     r.params.Location.Pool,
 		Image:    r.want.Image.Name,
 		User:     r.params.User,
 		// As the class has it: without a namespace, kubelet takes the Pod's.
 		UserSecret:     r.params.UserSecret,
 		Keyring:        r.params.Keyring,
 		FSType:         fsType,
-		Admin:          r.params.Admin,
-		AdminSecret:    r.params.AdminSecret,
+		Admin:          r.params.Location.User,
+		AdminSecret:    r.params.Location.Secret,
 		TrashRetention: r.params.TrashRetention,
 	}.Write(pv)
 	return pv

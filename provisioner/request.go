@@ -55,7 +55,7 @@ func (p *Provisioner) newRequest(options controller.ProvisionOptions) (request, 
 	want := image.Wanted{
 		Image:     volume.ImageID{Name: name},
 		SizeBytes: uint64(size), // #nosec G115 -- ImageSize returns no negative size
-		DataPool:  params.DataPool,
+		DataPool:  params.Location.DataPool,
 		Owner: volume.Owner{Volume: options.PVName, Identity: p.config.Identity, Cluster: p.config.ClusterUID,
 			Claim: claim.Name, Namespace: claim.Namespace},
 		ClaimUID: string(claim.UID),

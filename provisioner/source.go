@@ -105,8 +105,8 @@ func (p *Provisioner) readSource(claim *corev1.PersistentVolumeClaim, pv *corev1
 		return fmt.Errorf("%s has the volume mode %s: set spec.volumeMode to it", s, has)
 	case s.CapacityBytes > r.sizeBytes:
 		return s.TooLarge(s.CapacityBytes)
-	case record.Pool != r.params.Pool:
-		return fmt.Errorf("%s is in pool %q: use a StorageClass with that pool, since %q is another one", s, record.Pool, r.params.Pool)
+	case record.Pool != r.params.Location.Pool:
+		return fmt.Errorf("%s is in pool %q: use a StorageClass with that pool, since %q is another one", s, record.Pool, r.params.Location.Pool)
 	}
 	return nil
 }

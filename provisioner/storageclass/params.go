@@ -35,13 +35,8 @@ func Keys() []string {
 
 // Params is what a StorageClass asks for.
 type Params struct {
-	Monitors []volume.Monitor
-	Pool     string
-	// DataPool is empty if data goes to Pool.
-	DataPool string
-	// Admin makes and deletes images.
-	Admin       string
-	AdminSecret volume.SecretRef
+	// Location is where images are, and who makes and deletes them.
+	Location volume.Location
 	// User maps images on nodes. An empty namespace in UserSecret means the claim's. An
 	// empty name means that the key is in the file Keyring on the nodes, which only
 	// kubelet's own rbd plugin can read. An empty Keyring is that plugin's default.
@@ -54,37 +49,17 @@ type Params struct {
 	TrashRetention time.Duration
 }
 
-// Location returns where the class's images are and which user makes them.
-func (p Params) Location() volume.Location {
-	return volume.Location{
-		Monitors: p.Monitors,
-		Pool:     p.Pool,
-		DataPool: p.DataPool,
-		User:     p.Admin,
-		Secret:   p.AdminSecret,
-	}
-}
-
 // Parse validates parameters. The error is Faults, in an order that does not change.
 func Parse(parameters map[string]string) (Params, error) {
 	r := newReader(parameters)
-	p := Params{
-		Monitors:    r.monitors(),
-		Pool:        r.pool("pool", "rbd"),
-		DataPool:    r.pool("dataPool", ""),
-		Admin:       r.user("adminId", "admin"),
-		AdminSecret: r.secret("adminSecretName", "adminSecretNamespace", "default"),
-	}
-	p.User = r.user("userId", p.Admin)
+	p := Params{Location: r.location()}
+	p.User = r.user("userId", p.Location.User)
 	p.UserSecret, p.Keyring = r.userKey()
 	p.FSType = r.fsType()
 	p.TrashRetention = r.trashRetention()
 	r.imageFormat()
 	r.imageFeatures()
 	r.unknown()
-	if p.DataPool == p.Pool {
-		p.DataPool = ""
-	}
 	if len(r.faults) > 0 {
 		return Params{}, r.faults
 	}
@@ -95,12 +70,8 @@ func Parse(parameters map[string]string) (Params, error) {
 // another parameter does not block it. Its errors are like those of Parse.
 func ParseLocation(parameters map[string]string) (volume.Location, error) {
 	r := newReader(parameters)
-	l := volume.Location{
-		Monitors: r.monitors(),
-		Pool:     r.pool("pool", "rbd"),
-		User:     r.user("adminId", "admin"),
-		Secret:   r.secret("adminSecretName", "adminSecretNamespace", "default"),
-	}
+	delete(r.values, "datapool")
+	l := r.location()
 	if len(r.faults) > 0 {
 		return volume.Location{}, r.faults
 	}
@@ -158,6 +129,20 @@ func (r *reader) must(key, remedy string) string {
 		r.fault("parameter %q is missing: %s", key, remedy)
 	}
 	return value
+}
+
+func (r *reader) location() volume.Location {
+	l := volume.Location{
+		Monitors: r.monitors(),
+		Pool:     r.pool("pool", "rbd"),
+		DataPool: r.pool("dataPool", ""),
+		User:     r.user("adminId", "admin"),
+		Secret:   r.secret("adminSecretName", "adminSecretNamespace", "default"),
+	}
+	if l.DataPool == l.Pool {
+		l.DataPool = ""
+	}
+	return l
 }
 
 func (r *reader) monitors() []volume.Monitor {

@@ -38,12 +38,14 @@ func with(more map[string]string) map[string]string {
 
 func defaults() storageclass.Params {
 	return storageclass.Params{
-		Monitors:    []volume.Monitor{{Host: "10.0.0.1", Port: 6789}},
-		Pool:        "rbd",
-		Admin:       "admin",
-		AdminSecret: volume.SecretRef{Namespace: "default", Name: "ceph-admin"},
-		User:        "admin",
-		UserSecret:  volume.SecretRef{Name: "ceph-user"},
+		Location: volume.Location{
+			Monitors: []volume.Monitor{{Host: "10.0.0.1", Port: 6789}},
+			Pool:     "rbd",
+			User:     "admin",
+			Secret:   volume.SecretRef{Namespace: "default", Name: "ceph-admin"},
+		},
+		User:       "admin",
+		UserSecret: volume.SecretRef{Name: "ceph-user"},
 	}
 }
 
@@ -64,13 +66,15 @@ func TestParse(t *testing.T) {
 			},
 			func(p *storageclass.Params) {
 				*p = storageclass.Params{
-					Monitors: []volume.Monitor{
-						{Host: "2001:db8::1", Port: 6789},
-						{Protocol: volume.ProtocolV2, Host: "10.0.0.2", Port: 3300},
-						{Host: "mon.ceph.svc"},
+					Location: volume.Location{
+						Monitors: []volume.Monitor{
+							{Host: "2001:db8::1", Port: 6789},
+							{Protocol: volume.ProtocolV2, Host: "10.0.0.2", Port: 3300},
+							{Host: "mon.ceph.svc"},
+						},
+						Pool: "kube", DataPool: "kube-data",
+						User: "boss", Secret: volume.SecretRef{Namespace: "kube-system", Name: "a"},
 					},
-					Pool: "kube", DataPool: "kube-data",
-					Admin: "boss", AdminSecret: volume.SecretRef{Namespace: "kube-system", Name: "a"},
 					User: "kube", UserSecret: volume.SecretRef{Namespace: "apps", Name: "u"},
 					FSType: "xfs", TrashRetention: 90 * time.Minute,
 				}
@@ -82,7 +86,7 @@ func TestParse(t *testing.T) {
 			func(*storageclass.Params) {},
 		},
 		{"the user is the admin where none is named", with(map[string]string{"adminId": "boss"}),
-			func(p *storageclass.Params) { p.Admin, p.User = "boss", "boss" }},
+			func(p *storageclass.Params) { p.Location.User, p.User = "boss", "boss" }},
 		{"a data pool that is the pool is none", with(map[string]string{"dataPool": "rbd"}), func(*storageclass.Params) {}},
 		{"a blank value counts as none given", with(map[string]string{"pool": " ", "userSecretNamespace": "", "imageFormat": ""}),
 			func(*storageclass.Params) {}},
@@ -206,19 +210,19 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if len(params.Monitors) == 0 || params.Pool == "" || params.Admin == "" || params.User == "" ||
-			params.AdminSecret.Name == "" || params.AdminSecret.Namespace == "" ||
+		if len(params.Location.Monitors) == 0 || params.Location.Pool == "" || params.Location.User == "" || params.User == "" ||
+			params.Location.Secret.Name == "" || params.Location.Secret.Namespace == "" ||
 			params.UserSecret.Name == "" && params.UserSecret.Namespace != "" || params.UserSecret.Name != "" && params.Keyring != "" {
 			t.Errorf("accepted, but incomplete: %+v", params)
 		}
 		checkNames(t, map[string]string{
-			"pool": params.Pool, "dataPool": params.DataPool, "adminId": params.Admin, "userId": params.User, "fsType": params.FSType,
-			"adminSecretName": params.AdminSecret.Name, "adminSecretNamespace": params.AdminSecret.Namespace,
+			"pool": params.Location.Pool, "dataPool": params.Location.DataPool, "adminId": params.Location.User,
+			"userId": params.User, "fsType": params.FSType, "keyring": params.Keyring,
+			"adminSecretName": params.Location.Secret.Name, "adminSecretNamespace": params.Location.Secret.Namespace,
 			"userSecretName": params.UserSecret.Name, "userSecretNamespace": params.UserSecret.Namespace,
-			"keyring": params.Keyring,
 		})
 		// A class that can make volumes can also delete them.
-		want := params.Location()
+		want := params.Location
 		want.DataPool = ""
 		if locationErr != nil || !cmp.Equal(want, location) {
 			t.Errorf("made at %+v, deleted at %+v, %v", want, location, locationErr)
@@ -254,12 +258,12 @@ var compareMonitors = cmp.Comparer(func(a, b volume.Monitor) bool { return a.Str
 // written returns the parameters of a class that asks for p.
 func written(p storageclass.Params) map[string]string {
 	var monitors []string
-	for _, m := range p.Monitors {
+	for _, m := range p.Location.Monitors {
 		monitors = append(monitors, m.String())
 	}
 	return map[string]string{
-		"monitors": strings.Join(monitors, ","), "pool": p.Pool, "dataPool": p.DataPool,
-		"adminId": p.Admin, "adminSecretName": p.AdminSecret.Name, "adminSecretNamespace": p.AdminSecret.Namespace,
+		"monitors": strings.Join(monitors, ","), "pool": p.Location.Pool, "dataPool": p.Location.DataPool,
+		"adminId": p.Location.User, "adminSecretName": p.Location.Secret.Name, "adminSecretNamespace": p.Location.Secret.Namespace,
 		"userId": p.User, "userSecretName": p.UserSecret.Name, "userSecretNamespace": p.UserSecret.Namespace,
 		"keyring": p.Keyring, "fsType": p.FSType, "trashRetention": p.TrashRetention.String(),
 	}

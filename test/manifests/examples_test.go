@@ -56,12 +56,12 @@ func TestExampleClassesFit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	admin, ok := find[*corev1.Secret](objects, params.AdminSecret.Namespace, params.AdminSecret.Name)
+	admin, ok := find[*corev1.Secret](objects, params.Location.Secret.Namespace, params.Location.Secret.Name)
 	if !ok || admin.StringData["key"] == "" {
-		t.Errorf("there is no secret %+v with the entry \"key\"", params.AdminSecret)
+		t.Errorf("there is no secret %+v with the entry \"key\"", params.Location.Secret)
 	}
-	if account := one[*corev1.ServiceAccount](t, load(t, "rbac")); params.AdminSecret.Namespace != account.Namespace {
-		t.Errorf("the admin secret is in %q, which needs a further Role", params.AdminSecret.Namespace)
+	if account := one[*corev1.ServiceAccount](t, load(t, "rbac")); params.Location.Secret.Namespace != account.Namespace {
+		t.Errorf("the admin secret is in %q, which needs a further Role", params.Location.Secret.Namespace)
 	}
 	user, ok := find[*corev1.Secret](objects, params.UserSecret.Namespace, params.UserSecret.Name)
 	if !ok || len(user.StringData) != 1 || len(user.Data) != 0 || user.Type != "kubernetes.io/rbd" {
