@@ -25,13 +25,9 @@ func newRegistry() *prometheus.Registry {
 	registry := prometheus.NewRegistry()
 	auto := promauto.With(registry)
 	auto.NewGauge(prometheus.GaugeOpts{
-		Name: "rbd_provisioner_build_info",
-		Help: "Versions of this program and its libraries; always 1.",
-		ConstLabels: prometheus.Labels{
-			"version":   version,
-			"librados":  goceph.Version(),
-			"goversion": runtime.Version(),
-		},
+		Name:        "rbd_provisioner_build_info",
+		Help:        "Versions of this program and its libraries; always 1.",
+		ConstLabels: prometheus.Labels{"version": version, "librados": goceph.Version(), "goversion": runtime.Version()},
 	}).Set(1)
 	leaderelection.SetProvider(leaderGauge{auto.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "leader_election_master_status",
@@ -41,10 +37,7 @@ func newRegistry() *prometheus.Registry {
 		Name: "rest_client_requests_total",
 		Help: "Number of HTTP requests, partitioned by status code, method, and host.",
 	}, []string{"code", "method", "host"})}})
-	registry.MustRegister(
-		collectors.NewGoCollector(),
-		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-	)
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return registry
 }
 
@@ -67,13 +60,13 @@ func (c requestCounter) Increment(_ context.Context, code, method, host string) 
 	c.WithLabelValues(code, method, host).Inc()
 }
 
-// newCounterVec counts by the values of one label, which are shown from the start, as 0.
-func newCounterVec(registry prometheus.Registerer, name, help, label string, values ...string) *prometheus.CounterVec {
+// newCounter counts by the values of one label, which are shown from the start, as 0.
+func newCounter[V ~string](registry prometheus.Registerer, name, help, label string, values ...V) func(V) {
 	counter := promauto.With(registry).NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
 	for _, value := range values {
-		counter.WithLabelValues(value)
+		counter.WithLabelValues(string(value))
 	}
-	return counter
+	return func(value V) { counter.WithLabelValues(string(value)).Inc() }
 }
 
 // newCephObserver shows how long calls to Ceph take: from a millisecond, as for a note, to a
@@ -97,24 +90,22 @@ func resultOf(err error) string {
 }
 
 func newRecoveredCounter(registry prometheus.Registerer) func(orphan.Outcome) {
-	counter := newCounterVec(registry, "rbd_provisioner_recovered_images_total",
+	return newCounter(registry, "rbd_provisioner_recovered_images_total",
 		"Images without a volume that interrupted attempts left: removed, foreign (another owner's or with data, so left alone) or kept (in use or out of reach: will retry).",
-		"outcome", string(orphan.OutcomeRemoved), string(orphan.OutcomeForeign), string(orphan.OutcomeKept))
-	return func(outcome orphan.Outcome) { counter.WithLabelValues(string(outcome)).Inc() }
+		"outcome", orphan.OutcomeRemoved, orphan.OutcomeForeign, orphan.OutcomeKept)
 }
 
 func newPurgedCounter(registry prometheus.Registerer) func(by string) {
-	counter := newCounterVec(registry, "rbd_provisioner_purged_images_total",
+	return newCounter(registry, "rbd_provisioner_purged_images_total",
 		"Images of deleted volumes that were removed from the trash, by Ceph's manager or by this process (provisioner).",
 		"by", trash.ByManager, trash.ByProvisioner)
-	return func(by string) { counter.WithLabelValues(by).Inc() }
 }
 
 func newResizedCounter(registry prometheus.Registerer) func(error) {
-	counter := newCounterVec(registry, "rbd_provisioner_expansions_total",
+	count := newCounter(registry, "rbd_provisioner_expansions_total",
 		"Attempts to give the image of a volume the size that its claim asks for, by result: success or failure (will retry).",
 		"result", "success", "failure")
-	return func(err error) { counter.WithLabelValues(resultOf(err)).Inc() }
+	return func(err error) { count(resultOf(err)) }
 }
 
 func newFlattenedCounter(registry prometheus.Registerer) func() {
