@@ -17,6 +17,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilcache "k8s.io/apimachinery/pkg/util/cache"
+	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/client-go/kubernetes"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
@@ -226,11 +227,7 @@ type quietVolumes struct {
 }
 
 func (v quietVolumes) Delete(ctx context.Context, name string, options metav1.DeleteOptions) error {
-	err := v.PersistentVolumeInterface.Delete(ctx, name, options)
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	return err
+	return utilerrors.FilterOut(v.PersistentVolumeInterface.Delete(ctx, name, options), apierrors.IsNotFound)
 }
 
 // quietEvents has what a recorder calls for a new event and for a repeated one.
