@@ -100,11 +100,8 @@ func isSettled(claim *corev1.PersistentVolumeClaim) bool {
 func trimClaim(claim *corev1.PersistentVolumeClaim) {
 	*claim = corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace:         share(claim.Namespace),
-			Name:              claim.Name,
-			UID:               claim.UID,
-			ResourceVersion:   claim.ResourceVersion,
-			DeletionTimestamp: claim.DeletionTimestamp,
+			Namespace: share(claim.Namespace), Name: claim.Name, UID: claim.UID,
+			ResourceVersion: claim.ResourceVersion, DeletionTimestamp: claim.DeletionTimestamp,
 		},
 		Spec:   corev1.PersistentVolumeClaimSpec{VolumeName: claim.Spec.VolumeName},
 		Status: corev1.PersistentVolumeClaimStatus{Phase: share(claim.Status.Phase)},
@@ -126,15 +123,13 @@ func shareVolume(pv *corev1.PersistentVolume) {
 	if ref := pv.Spec.ClaimRef; ref != nil {
 		ref.Kind, ref.APIVersion, ref.Namespace = share(ref.Kind), share(ref.APIVersion), share(ref.Namespace)
 	}
-	source := pv.Spec.RBD
-	if source == nil {
-		return
-	}
-	shareAll(source.CephMonitors)
-	source.RBDPool, source.RadosUser, source.Keyring, source.FSType =
-		share(source.RBDPool), share(source.RadosUser), share(source.Keyring), share(source.FSType)
-	if secret := source.SecretRef; secret != nil {
-		secret.Namespace, secret.Name = share(secret.Namespace), share(secret.Name)
+	if source := pv.Spec.RBD; source != nil {
+		shareAll(source.CephMonitors)
+		source.RBDPool, source.RadosUser, source.Keyring, source.FSType =
+			share(source.RBDPool), share(source.RadosUser), share(source.Keyring), share(source.FSType)
+		if secret := source.SecretRef; secret != nil {
+			secret.Namespace, secret.Name = share(secret.Namespace), share(secret.Name)
+		}
 	}
 }
 

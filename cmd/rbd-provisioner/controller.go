@@ -86,12 +86,8 @@ func newController(ctx context.Context, c controllerConfig) (*controller, error)
 	if err != nil {
 		return nil, err
 	}
-	made := &controller{
-		controllerConfig: c,
-		provisioner:      p,
-		background:       []func(context.Context){jobs.trash.Run, jobs.flatten.Run, jobs.pools.Run, p.RunByHand},
-		events:           events,
-	}
+	made := &controller{controllerConfig: c, provisioner: p, events: events}
+	made.background = []func(context.Context){jobs.trash.Run, jobs.flatten.Run, jobs.pools.Run, p.RunByHand}
 	keeper := ownership.Keeper{Identity: c.options.identity, Cluster: c.clusterUID}
 	volumes := access.Volumes{Access: c.access, Classes: c.informers.Storage().V1().StorageClasses().Lister(), Provisioner: c.options.provisionerName}
 	if c.options.expansion {
@@ -104,12 +100,8 @@ func newController(ctx context.Context, c controllerConfig) (*controller, error)
 	// A cluster that does not know its own UID can mark no image as its own.
 	if c.clusterUID != "" {
 		own, err := ownership.NewLoop(ownership.Config{
-			Keeper:  keeper,
-			Volumes: volumes,
-			Client:  c.client.CoreV1(),
-			Cache:   c.informers.Core().V1().PersistentVolumes(),
-			Events:  recorder,
-			Lease:   c.guard,
+			Keeper: keeper, Volumes: volumes, Client: c.client.CoreV1(), Cache: c.informers.Core().V1().PersistentVolumes(),
+			Events: recorder, Lease: c.guard,
 		})
 		if err != nil {
 			return nil, err
@@ -126,34 +118,22 @@ func newController(ctx context.Context, c controllerConfig) (*controller, error)
 func newProvisioner(ctx context.Context, c controllerConfig, jobs *jobs, events record.EventRecorder, sized func(runtime.Object, int64)) (*provisioner.Provisioner, error) {
 	core := c.informers.Core().V1()
 	p, err := provisioner.New(provisioner.Config{
-		Name:          c.options.provisionerName,
-		Identity:      c.options.identity,
-		UsePVName:     c.options.usePVName,
-		ClusterUID:    c.clusterUID,
-		Claims:        c.client.CoreV1(),
-		ClaimLister:   core.PersistentVolumeClaims().Lister(),
-		Volumes:       c.client.CoreV1(),
-		VolumeLister:  core.PersistentVolumes().Lister(),
-		VolumeIndex:   index.Volumes{Cache: core.PersistentVolumes().Informer().GetIndexer()},
-		Classes:       c.informers.Storage().V1().StorageClasses().Lister(),
-		Access:        c.access,
-		Journal:       jobs.journal,
-		Trash:         jobs.trash,
-		Flattener:     jobs.flatten,
-		Events:        events,
-		Sized:         sized,
-		MaxCloneDepth: c.options.maxCloneDepth,
-		Lease:         c.guard,
-		Activity:      jobs.activity,
+		Name: c.options.provisionerName, Identity: c.options.identity, ClusterUID: c.clusterUID,
+		UsePVName: c.options.usePVName, MaxCloneDepth: c.options.maxCloneDepth,
+		Claims: c.client.CoreV1(), ClaimLister: core.PersistentVolumeClaims().Lister(),
+		Volumes: c.client.CoreV1(), VolumeLister: core.PersistentVolumes().Lister(),
+		VolumeIndex: index.Volumes{Cache: core.PersistentVolumes().Informer().GetIndexer()},
+		Classes:     c.informers.Storage().V1().StorageClasses().Lister(),
+		Access:      c.access, Lease: c.guard,
+		Journal: jobs.journal, Trash: jobs.trash, Flattener: jobs.flatten, Activity: jobs.activity,
+		Events: events, Sized: sized,
 	})
 	if err != nil {
 		return nil, err
 	}
 	_, err = core.PersistentVolumes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(obj any) { p.Seen(nil, obj.(*corev1.PersistentVolume)) },
-		UpdateFunc: func(before, obj any) {
-			p.Seen(before.(*corev1.PersistentVolume), obj.(*corev1.PersistentVolume))
-		},
+		AddFunc:    func(obj any) { p.Seen(nil, obj.(*corev1.PersistentVolume)) },
+		UpdateFunc: func(before, obj any) { p.Seen(before.(*corev1.PersistentVolume), obj.(*corev1.PersistentVolume)) },
 		DeleteFunc: func(obj any) { p.Gone(ctx, obj) },
 	})
 	return p, err

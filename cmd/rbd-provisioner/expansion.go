@@ -29,17 +29,10 @@ const (
 // allowed: its rights are a separate part of rbac/, which an administrator may leave out.
 func newExpansion(c controllerConfig, keeper ownership.Keeper, volumes access.Volumes, sized func(runtime.Object, int64)) (func(context.Context), error) {
 	loop, err := resize.New(resize.Config{
-		Keeper:       keeper,
-		Volumes:      volumes,
-		Client:       quietClient{c.client},
-		Factory:      c.informers,
-		ResyncPeriod: resyncPeriod,
-		Workers:      min(c.options.workers, maxExpansionWorkers),
-		BackoffStart: backoffStart,
-		BackoffCap:   backoffCap,
-		Lease:        c.guard,
-		Resized:      newResizedCounter(c.registry),
-		Sized:        sized,
+		Keeper: keeper, Volumes: volumes, Client: quietClient{c.client}, Factory: c.informers,
+		Workers: min(c.options.workers, maxExpansionWorkers), ResyncPeriod: resyncPeriod,
+		BackoffStart: backoffStart, BackoffCap: backoffCap,
+		Lease: c.guard, Resized: newResizedCounter(c.registry), Sized: sized,
 	})
 	if err != nil {
 		return nil, err

@@ -42,20 +42,15 @@ func newJobs(c controllerConfig, events record.EventRecorder) (*jobs, error) {
 	}
 	var err error
 	j.trash, err = trash.New(trash.Config{
-		Access:  c.access,
-		Journal: j.journal,
-		Volumes: volumes,
-		Events:  events,
-		Quiet:   j.activity.Quiet,
-		Purged:  newPurgedCounter(c.registry),
+		Access: c.access, Journal: j.journal, Volumes: volumes, Events: events,
+		Quiet: j.activity.Quiet, Purged: newPurgedCounter(c.registry),
 	})
 	if err != nil {
 		return nil, err
 	}
 	flattened := newFlattenedCounter(c.registry)
 	j.flatten, err = flatten.New(flatten.Config{
-		Access:  c.access,
-		Cluster: c.clusterUID,
+		Access: c.access, Cluster: c.clusterUID,
 		Flattened: func(pool volume.PoolID, parent string) {
 			flattened()
 			j.trash.Wake(pool, parent)
@@ -65,25 +60,17 @@ func newJobs(c controllerConfig, events record.EventRecorder) (*jobs, error) {
 		return nil, err
 	}
 	left, err := orphan.New(orphan.Config{
-		Identity: c.options.identity,
-		Cluster:  c.clusterUID,
-		Journal:  j.journal,
-		Claims:   c.client.CoreV1(),
-		Volumes:  c.client.CoreV1(),
-		Index:    volumes,
-		Lease:    c.guard,
-		Trash:    j.trash.Move,
-		Settled:  newRecoveredCounter(c.registry),
+		Identity: c.options.identity, Cluster: c.clusterUID, Journal: j.journal, Lease: c.guard,
+		Claims: c.client.CoreV1(), Volumes: c.client.CoreV1(), Index: volumes,
+		Trash: j.trash.Move, Settled: newRecoveredCounter(c.registry),
 	})
 	if err != nil {
 		return nil, err
 	}
 	j.pools, err = pools.New(pools.Config{
-		Name:     c.options.provisionerName,
-		Identity: c.options.identity,
+		Name: c.options.provisionerName, Identity: c.options.identity, Access: c.access,
 		Classes:  c.informers.Storage().V1().StorageClasses().Lister(),
 		Volumes:  c.informers.Core().V1().PersistentVolumes().Lister(),
-		Access:   c.access,
 		Visitors: []pools.Visitor{j.trash, orphan.Saved{Journal: j.journal}, left},
 	})
 	if err != nil {

@@ -50,19 +50,15 @@ func lead(ctx context.Context, o *options, client kubernetes.Interface, watchdog
 	lock := &watchedLock{tenure: tenure, lost: leave, Interface: &resourcelock.LeaseLock{
 		LeaseMeta: metav1.ObjectMeta{Namespace: o.leaseNamespace, Name: o.leaseName()},
 		Client:    client.CoordinationV1(),
-		LockConfig: resourcelock.ResourceLockConfig{
-			// Two processes on one host need different identities.
-			Identity: host + "_" + string(uuid.NewUUID()),
-		},
+		// Two processes on one host need different identities.
+		LockConfig: resourcelock.ResourceLockConfig{Identity: host + "_" + string(uuid.NewUUID())},
 	}}
 	worked := make(chan error, 1)
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 		Name:          o.leaseName(),
 		Lock:          lock,
-		LeaseDuration: o.leaseDuration,
-		RenewDeadline: o.renewDeadline,
-		RetryPeriod:   o.retryPeriod,
-		WatchDog:      watchdog,
+		LeaseDuration: o.leaseDuration, RenewDeadline: o.renewDeadline, RetryPeriod: o.retryPeriod,
+		WatchDog: watchdog,
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(leading context.Context) {
 				working, cancel := context.WithCancel(leading)
@@ -118,9 +114,6 @@ func giveBack(ctx context.Context, lock resourcelock.Interface) error {
 	}
 	now := metav1.Now()
 	return lock.Update(ctx, resourcelock.LeaderElectionRecord{
-		LeaseDurationSeconds: 1,
-		LeaderTransitions:    record.LeaderTransitions,
-		AcquireTime:          now,
-		RenewTime:            now,
+		LeaseDurationSeconds: 1, LeaderTransitions: record.LeaderTransitions, AcquireTime: now, RenewTime: now,
 	})
 }

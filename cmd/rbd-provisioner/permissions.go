@@ -77,11 +77,9 @@ func logMissingPermissions(ctx context.Context, client authorizationclient.SelfS
 func (p permission) allowed(ctx context.Context, client authorizationclient.SelfSubjectAccessReviewInterface, verb string) (bool, error) {
 	resource, subresource, _ := strings.Cut(p.resource, "/")
 	review, err := client.Create(ctx, &authorizationv1.SelfSubjectAccessReview{
-		Spec: authorizationv1.SelfSubjectAccessReviewSpec{
-			ResourceAttributes: &authorizationv1.ResourceAttributes{
-				Group: p.group, Resource: resource, Subresource: subresource, Verb: verb, Namespace: p.namespace, Name: p.name,
-			},
-		},
+		Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorizationv1.ResourceAttributes{
+			Group: p.group, Resource: resource, Subresource: subresource, Verb: verb, Namespace: p.namespace, Name: p.name,
+		}},
 	}, metav1.CreateOptions{})
 	if err != nil {
 		return false, err

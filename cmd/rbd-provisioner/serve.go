@@ -52,8 +52,7 @@ func serve(ctx context.Context, o *options) (err error) {
 		}
 	}()
 	logger := klog.FromContext(ctx)
-	logger.Info("Starting", "version", version, "librados", goceph.Version(),
-		"provisioner", o.provisionerName, "identity", o.identity)
+	logger.Info("Starting", "version", version, "librados", goceph.Version(), "provisioner", o.provisionerName, "identity", o.identity)
 	for _, name := range o.ignored {
 		logger.Info("A flag of the retired provisioner has no effect", "flag", name)
 	}
@@ -104,13 +103,7 @@ func serve(ctx context.Context, o *options) (err error) {
 
 	factory := newInformers(client)
 	c, err := newController(ctx, controllerConfig{
-		options:    o,
-		clusterUID: clusterUID,
-		client:     client,
-		informers:  factory,
-		access:     open,
-		guard:      guard,
-		registry:   registry,
+		options: o, clusterUID: clusterUID, client: client, informers: factory, access: open, guard: guard, registry: registry,
 	})
 	if err != nil {
 		return err
