@@ -32,22 +32,18 @@ const cephxHeader = 12
 // never contains the text. librados would print a key that it can't decode to standard
 // error.
 func ParseKey(text string) (Key, error) {
-	if text == "" {
-		return Key{}, fmt.Errorf("%w: it is empty", ErrInvalidKey)
-	}
 	raw, err := base64.StdEncoding.Strict().DecodeString(text)
-	// The decoder skips line breaks; librados does not.
-	if err != nil || strings.ContainsAny(text, "\r\n") {
+	switch {
+	case text == "":
+		return Key{}, fmt.Errorf("%w: it is empty", ErrInvalidKey)
+	case err != nil, strings.ContainsAny(text, "\r\n"): // the decoder skips line breaks; librados does not
 		// Leave out the decoder's own error: it names the offending byte.
 		return Key{}, fmt.Errorf("%w: it is not base64", ErrInvalidKey)
-	}
-	if len(raw) <= cephxHeader {
+	case len(raw) <= cephxHeader:
 		return Key{}, fmt.Errorf("%w: it is too short", ErrInvalidKey)
-	}
-	if kind := binary.LittleEndian.Uint16(raw); kind == 0 {
+	case binary.LittleEndian.Uint16(raw) == 0:
 		return Key{}, fmt.Errorf("%w: it is of type none", ErrInvalidKey)
-	}
-	if n := binary.LittleEndian.Uint16(raw[cephxHeader-2:]); int(n) != len(raw)-cephxHeader {
+	case int(binary.LittleEndian.Uint16(raw[cephxHeader-2:])) != len(raw)-cephxHeader:
 		return Key{}, fmt.Errorf("%w: it is cut short or has something behind it", ErrInvalidKey)
 	}
 	return Key{text: &text}, nil
