@@ -13,9 +13,9 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
-// run runs f, a call of librados or librbd that blocks and cannot be cancelled, and waits
-// for it until ctx ends. f owns what it works on and gives it back itself, however late it
-// returns. A caller that gave up gets an error that wraps ErrTimeout and the context's.
+// run runs f, which blocks and cannot be cancelled, like a call of librados or librbd, and
+// waits for it until ctx ends. f owns what it works on and gives it back itself, however late
+// it returns. A caller that gave up gets an error that wraps ErrTimeout and the context's.
 func run(ctx context.Context, f func() error) error {
 	done := make(chan error, 1)
 	// The owner of this goroutine is the Connector: f counts as a running call of a

@@ -172,15 +172,8 @@ func (c *Connector) Close(ctx context.Context) error {
 	}
 	c.mu.Unlock()
 
-	done := make(chan struct{})
-	go func() {
-		c.work.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
+	if err := run(ctx, func() error { c.work.Wait(); return nil }); err != nil {
 		return fmt.Errorf("close the connections to Ceph: calls have not ended: %w", context.Cause(ctx))
 	}
+	return nil
 }

@@ -75,24 +75,16 @@ type option struct {
 func options(cfg Config, creds rbd.Credentials, limit int64) []option {
 	return []option{
 		// No keys but ours.
-		{"keyring", "", true},
-		{"keyfile", "", true},
+		{"keyring", "", true}, {"keyfile", "", true},
 		// No listener, no files, no output: librados prints keys that it cannot read. Its
 		// error numbers say all that it has to say.
-		{"admin_socket", "", true},
-		{"log_file", "", true},
-		{"log_to_file", "false", true},
-		{"log_to_stderr", "false", true},
-		{"err_to_stderr", "false", true},
-		{"log_to_syslog", "false", true},
-		{"err_to_syslog", "false", true},
-		{"log_to_graylog", "false", true},
-		{"err_to_graylog", "false", true},
-		{"log_to_journald", "false", true},
-		{"err_to_journald", "false", true},
+		{"admin_socket", "", true}, {"log_file", "", true}, {"log_to_file", "false", true},
+		{"log_to_stderr", "false", true}, {"err_to_stderr", "false", true},
+		{"log_to_syslog", "false", true}, {"err_to_syslog", "false", true},
+		{"log_to_graylog", "false", true}, {"err_to_graylog", "false", true},
+		{"log_to_journald", "false", true}, {"err_to_journald", "false", true},
 		// Nothing here reads or writes an image's data.
-		{"rbd_cache", "false", true},
-		{"rbd_plugins", "", true},
+		{"rbd_cache", "false", true}, {"rbd_plugins", "", true},
 		{"client_mount_timeout", strconv.FormatInt(cfg.timeoutSeconds(), 10), false},
 		{"rados_mon_op_timeout", strconv.FormatInt(limit, 10), false},
 		// No limit for OSDs. With one, librados would forget a request on its way, and

@@ -47,20 +47,15 @@ type link struct {
 	// The rest is guarded by Connector.mu.
 
 	// users counts the open Clusters and Pools, and the callers that wait for dialed.
-	users int
-	// calls counts the calls that librados has not returned from.
-	calls int
-	// abandoned are those of them whose callers gave up.
-	abandoned map[*running]struct{}
-	// pools are the open pools.
-	pools map[*pool]struct{}
+	users     int
+	calls     int                   // those that librados has not returned from
+	abandoned map[*running]struct{} // those of them whose callers gave up
+	pools     map[*pool]struct{}    // the open ones
 	// retired says that no caller may join: the connection was lost, replaced by one with
 	// a newer key, or shut down.
 	retired bool
-	// down says that conn is shut down, or about to be.
-	down bool
-	// idle runs while the link is unused.
-	idle *time.Timer
+	down    bool        // conn is shut down, or about to be
+	idle    *time.Timer // runs while the link is unused
 }
 
 // matches reports whether the link can serve c.
