@@ -25,10 +25,8 @@ func (p *radosPool) SnapshotImage(_ context.Context, id, snapshot string) error 
 	}
 	image, err := librbd.OpenImageById(p.io, id, librbd.NoSnapshot)
 	return change(image, err, func() error {
-		if _, err := image.CreateSnapshot(snapshot); !errors.Is(err, librbd.ErrExist) {
-			return err
-		}
-		return nil
+		_, err := image.CreateSnapshot(snapshot)
+		return ignore(err, librbd.ErrExist)
 	})
 }
 
@@ -52,15 +50,8 @@ func (p *radosPool) RemoveSnapshot(_ context.Context, id, snapshot string) error
 		return err
 	}
 	image, err := librbd.OpenImageById(p.io, id, librbd.NoSnapshot)
-	if errors.Is(err, librbd.ErrNotFound) {
-		return nil
-	}
-	return change(image, err, func() error {
-		if err := image.GetSnapshot(snapshot).Remove(); !errors.Is(err, librbd.ErrNotFound) {
-			return err
-		}
-		return nil
-	})
+	err = change(image, err, func() error { return image.GetSnapshot(snapshot).Remove() })
+	return ignore(err, librbd.ErrNotFound)
 }
 
 func (p *radosPool) Snapshots(_ context.Context, id string) ([]string, error) {
@@ -156,10 +147,7 @@ func (p *radosPool) HasClone(_ context.Context, id, snapshot, clone string) (boo
 // parentOf returns the parent of a clone, or nil for an image without one.
 func parentOf(image *librbd.Image) (*librbd.ParentInfo, error) {
 	parent, err := image.GetParent()
-	if errors.Is(err, librbd.ErrNotFound) {
-		return nil, nil
-	}
-	return parent, err
+	return parent, ignore(err, librbd.ErrNotFound)
 }
 
 func (p *radosPool) CloneDepth(_ context.Context, name string) (int, error) {

@@ -78,6 +78,14 @@ func errno(err error) (syscall.Errno, bool) {
 	return syscall.Errno(max(coded.ErrorCode(), -coded.ErrorCode())), true
 }
 
+// ignore returns err, but nil for an error that means success.
+func ignore(err, success error) error {
+	if errors.Is(err, success) {
+		return nil
+	}
+	return err
+}
+
 // interrupted is the error of a call whose context ended first. Its text is only the
 // sentinel's: it must not depend on whether librados gave up or we did.
 type interrupted struct {

@@ -81,10 +81,8 @@ func (p *radosPool) checkDataPool(name string) error {
 	}
 	defer io.Destroy()
 	// Any object will do: a user who may use only other pools can't read it.
-	if _, err = io.Stat("rbd_directory"); errors.Is(err, rados.ErrNotFound) {
-		return nil
-	}
-	return err
+	_, err = io.Stat("rbd_directory")
+	return ignore(err, rados.ErrNotFound)
 }
 
 func (p *radosPool) Image(_ context.Context, name string) (rbd.Image, error) {
@@ -196,10 +194,7 @@ func (p *radosPool) RemoveImage(ctx context.Context, name string) error {
 		return err
 	}
 	// The pool's option rbd_move_to_trash_on_remove makes librbd leave it there.
-	if err = p.RemoveTrashed(ctx, id); errors.Is(err, librbd.ErrNotFound) {
-		return nil
-	}
-	return err
+	return ignore(p.RemoveTrashed(ctx, id), librbd.ErrNotFound)
 }
 
 func (p *radosPool) GrowImage(_ context.Context, name string, sizeBytes uint64) error {

@@ -67,9 +67,5 @@ func (p *radosPool) SetNotes(_ context.Context, object string, notes map[string]
 }
 
 func (p *radosPool) RemoveNotes(_ context.Context, object string, keys ...string) error {
-	err := p.io.RmOmapKeys(object, keys)
-	if errors.Is(err, rados.ErrNotFound) {
-		return nil
-	}
-	return err
+	return ignore(p.io.RmOmapKeys(object, keys), rados.ErrNotFound)
 }

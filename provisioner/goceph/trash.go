@@ -22,11 +22,8 @@ import (
 func (p *radosPool) FinishRemovals(ctx context.Context, names ...string) error {
 	// Not librbd's list: in go-ceph it lacks who put an image there.
 	trash, err := p.io.GetAllOmapValues(trashObject, "", trashKey, notesAtOnce)
-	if errors.Is(err, rados.ErrNotFound) {
-		return nil // no image was ever removed
-	}
 	if err != nil {
-		return err
+		return ignore(err, rados.ErrNotFound) // then no image was ever removed
 	}
 	for key, entry := range trash {
 		// An entry that can't be read is not ours.
@@ -34,7 +31,7 @@ func (p *radosPool) FinishRemovals(ctx context.Context, names ...string) error {
 		if !ok || e.source != trashRemoving || !slices.Contains(names, e.Name) {
 			continue
 		}
-		if err := p.RemoveTrashed(ctx, strings.TrimPrefix(key, trashKey)); err != nil && !errors.Is(err, librbd.ErrNotFound) {
+		if err := ignore(p.RemoveTrashed(ctx, strings.TrimPrefix(key, trashKey)), librbd.ErrNotFound); err != nil {
 			return err
 		}
 	}
