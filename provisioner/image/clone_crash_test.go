@@ -48,7 +48,7 @@ func TestCloneCutOffTwice(t *testing.T) {
 				w.ceph.ClearFaults()
 				w.checkMakes(t)
 				// What a removal that was cut off left goes when the intent does.
-				if err := w.Journal.Settle(t.Context(), w.Pool.(rbd.Pool), w.want.Image.PoolID, cloneImage); err != nil {
+				if err := w.Journal.Settle(t.Context(), w.Pool, w.want.Image.PoolID, cloneImage); err != nil {
 					t.Error(err)
 				}
 				w.checkClone(t)
@@ -218,7 +218,7 @@ func TestCloneSourceGone(t *testing.T) {
 			w := newCloneWorld(t)
 			w.want.SizeBytes = 2 * gib
 			w.checkMakes(t)
-			if err := w.Pool.(rbd.Pool).TrashImage(t.Context(), testImage, 0); err != nil {
+			if err := w.Pool.TrashImage(t.Context(), testImage, 0); err != nil {
 				t.Fatal(err)
 			}
 			w.want.Source = &source
