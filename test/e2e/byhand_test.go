@@ -118,7 +118,7 @@ func TestVolumesDeletedByHand(t *testing.T) {
 					pv.Spec.ClaimRef = &corev1.ObjectReference{Namespace: f.name, Name: claim.Name, UID: claim.UID}
 				})
 			},
-			phase: corev1.VolumePending, want: command,
+			phase: corev1.VolumePending, want: "was not removed: it is that of claim NAME/data, which still exists",
 		},
 		// The controller manager recycles nothing of rbd.
 		"it was to be recycled": {
