@@ -78,7 +78,7 @@ func (p *Provisioner) Owns(pv *corev1.PersistentVolume) bool {
 
 // made reports whether this provisioner, and not only one of its name, made a volume.
 func (p *Provisioner) made(pv *corev1.PersistentVolume) bool {
-	return pv.Annotations[volume.AnnProvisionedBy] == p.config.Name && p.Owns(pv)
+	return volume.MadeBy(pv, p.config.Name, p.config.Identity)
 }
 
 // deletion deletes one volume's image.
@@ -272,8 +272,7 @@ func (p *Provisioner) letGo(ctx context.Context, name string) error {
 // volume that the cache drops; it passes over tombstones, which may be older than the release.
 func (p *Provisioner) Gone(ctx context.Context, obj any) {
 	pv, ok := obj.(*corev1.PersistentVolume)
-	if !ok || !p.made(pv) || !p.config.Lease.Held() ||
-		pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete && pv.Status.Phase == corev1.VolumeReleased {
+	if !ok || !p.made(pv) || !p.config.Lease.Held() || index.Goes(pv) {
 		return
 	}
 	record, err := volume.Read(pv)

@@ -127,7 +127,7 @@ func (l *Loop) Run(ctx context.Context) {
 // image is marked as this cluster's, or says that it moved here.
 func (l *Loop) needsLook(pv *corev1.PersistentVolume) bool {
 	return pv.Status.Phase == corev1.VolumeBound && pv.DeletionTimestamp == nil &&
-		pv.Annotations[volume.AnnProvisionedBy] == l.config.Volumes.Provisioner && volume.IsOf(pv, l.config.Keeper.Identity) &&
+		volume.MadeBy(pv, l.config.Volumes.Provisioner, l.config.Keeper.Identity) &&
 		(pv.Annotations[volume.AnnKubernetesCluster] != l.config.Keeper.Cluster || pv.Annotations[volume.AnnFormerCluster] != "")
 }
 

@@ -279,7 +279,7 @@ func (r *Rounds) list() []way {
 	}
 	volumes, _ := r.config.Volumes.List(labels.Everything()) // a cache has no errors
 	for _, pv := range volumes {
-		if pv.Annotations[volume.AnnProvisionedBy] != r.config.Name || !volume.IsOf(pv, r.config.Identity) {
+		if !volume.MadeBy(pv, r.config.Name, r.config.Identity) {
 			continue
 		}
 		record, err := volume.Read(pv)

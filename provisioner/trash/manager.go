@@ -21,10 +21,10 @@ const (
 	managerAgain = 10 * time.Minute
 	// managerLook is when we first look for an accepted image; each look doubles the time.
 	managerLook = 4 * time.Second
-	// managerTime is how long a manager has for an image: in that time it removes some
-	// hundred images of 64 GiB, the largest that it is asked for, or a thousand small
-	// ones. This process removes what is left by then:
-	// the manager works on others, has failed or is gone. If both do, that is harmless.
+	// managerTime is how long a manager has for an image: in that time it removes some hundred
+	// images of 64 GiB, the largest that it is asked for, or a thousand small ones. This
+	// process removes what is left by then: the manager works on others, has failed or is
+	// gone. If both do, that is harmless.
 	managerTime = 10 * time.Minute
 )
 

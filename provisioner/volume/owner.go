@@ -73,6 +73,11 @@ func IsOf(pv *corev1.PersistentVolume, identity string) bool {
 	return !given || of == identity
 }
 
+// MadeBy reports whether a provisioner of that name and identity made the volume: see IsOf.
+func MadeBy(pv *corev1.PersistentVolume, provisioner, identity string) bool {
+	return pv.Annotations[AnnProvisionedBy] == provisioner && IsOf(pv, identity)
+}
+
 // Foreign explains which metadata shows that an image does not belong to o; empty if
 // none does. Missing entries prove nothing: images of the retired provisioner have none.
 func Foreign(metadata map[string]string, o Owner) string {
