@@ -8,7 +8,6 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -109,8 +108,7 @@ func TestRunByHand(t *testing.T) {
 			if err := f.volumes.Update(pv); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(work.RetryStart)
-			synctest.Wait()
+			f.pass(t, work.RetryStart)
 			want := both
 			if test.letGo {
 				want = []string{anotherFinalizer}

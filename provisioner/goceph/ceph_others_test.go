@@ -39,17 +39,7 @@ func (c *ceph) group(t *testing.T, pool, image, group string) (leave func()) {
 // openPool opens a pool with a connection of its own.
 func (c *ceph) openPool(t *testing.T, creds rbd.Credentials, pool string) rbd.Pool {
 	t.Helper()
-	cluster, err := newTestConnector(t, Config{}).Connect(t.Context(), creds)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(cluster.Close)
-	p, err := cluster.OpenPool(t.Context(), pool)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(p.Close)
-	return p
+	return c.managed(t, newTestConnector(t, Config{}), creds, pool)
 }
 
 // rbd runs a command, as a person would.

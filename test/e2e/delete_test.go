@@ -75,15 +75,22 @@ func TestImageDeletedByHand(t *testing.T) {
 	f.gone(pv)
 }
 
+// deletedInUse deletes a claim while a client at the address has the image of its volume open.
+func (f *fixture) deletedInUse() (pv *corev1.PersistentVolume, address string, unwatch func()) {
+	f.Helper()
+	claim := f.claim("data", f.class("a", nil), nil)
+	pv = f.bound(claim)
+	address, unwatch = f.watch(pv.Spec.RBD.RBDImage)
+	f.delete(claim)
+	return pv, address, unwatch
+}
+
 // A client that lets the image go within half a minute, as kubelet does after a Pod, is
 // waited for without a word.
 func TestImageLetGo(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	claim := f.claim("data", f.class("a", nil), nil)
-	pv := f.bound(claim)
-	address, unwatch := f.watch(pv.Spec.RBD.RBDImage)
-	f.delete(claim)
+	pv, address, unwatch := f.deletedInUse()
 	f.eventually(func(context.Context) error {
 		if !strings.Contains(log(t, rig.main), "image is in use by "+address) {
 			return fmt.Errorf("no attempt to delete volume %s met its client", pv.Name)
@@ -106,10 +113,7 @@ func TestImageLetGo(t *testing.T) {
 func TestWatchedImage(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	claim := f.claim("data", f.class("a", nil), nil)
-	pv := f.bound(claim)
-	address, unwatch := f.watch(pv.Spec.RBD.RBDImage)
-	f.delete(claim)
+	pv, address, unwatch := f.deletedInUse()
 	f.event(pv, fmt.Sprintf("image %q in pool %q: image is in use by %s: it will be removed once no client has it open or mapped",
 		pv.Spec.RBD.RBDImage, f.name, address))
 	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))

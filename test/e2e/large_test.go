@@ -39,62 +39,50 @@ func (f *fixture) shrinks(id string, was int64) int64 {
 // image takes months. It keeps no other image of the pool from being removed, whoever removes
 // those, and a process that is killed leaves the next one what it has done.
 func TestHugeVolume(t *testing.T) {
-	t.Parallel()
-	for name, test := range map[string]struct {
-		by    string
-		begin func(*fixture)
-	}{
-		"with the cap":    {"manager", (*fixture).allowManager},
-		"without the cap": {"provisioner", func(*fixture) {}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			f := newFixture(t)
-			test.begin(f)
-			own := "example.com/" + f.name
-			p := start(t, []string{"PROVISIONER_NAME=" + own}, "-leader-election=false")
-			class := f.class("a", func(c *storagev1.StorageClass) { c.Provisioner = own })
-			claim := f.sized("huge", "100Pi", class)
-			pv := f.bound(claim)
-			f.event(claim, "the volume has 100Pi, which is above 1Pi (-warn-volume-size)")
+	byEachRemover(t, func(t *testing.T, f *fixture, by string) {
+		own := "example.com/" + f.name
+		p := start(t, []string{"PROVISIONER_NAME=" + own}, "-leader-election=false")
+		class := f.class("a", func(c *storagev1.StorageClass) { c.Provisioner = own })
+		claim := f.sized("huge", "100Pi", class)
+		pv := f.bound(claim)
+		f.event(claim, "the volume has 100Pi, which is above 1Pi (-warn-volume-size)")
+		f.delete(claim)
+		f.volumeGone(pv)
+		id := f.trashed(pv.Spec.RBD.RBDImage)
+		left := f.shrinks(id, 100<<50)
+		if _, err := rig.Ceph.Run(t.Context(), "rbd", "trash", "restore", "--pool", f.name, id); err == nil {
+			t.Error("an image that has lost a part was restored")
+		}
+
+		var small []*corev1.PersistentVolume
+		for i := range 3 {
+			claim := f.claim(fmt.Sprint("small-", i), class, nil)
+			small = append(small, f.bound(claim))
+			if events := f.events(t.Context(), claim.UID); strings.Contains(events, "LargeVolume") {
+				t.Errorf("a small claim is warned, too: %s", events)
+			}
 			f.delete(claim)
-			f.volumeGone(pv)
-			id := f.trashed(pv.Spec.RBD.RBDImage)
-			left := f.shrinks(id, 100<<50)
-			if _, err := rig.Ceph.Run(t.Context(), "rbd", "trash", "restore", "--pool", f.name, id); err == nil {
-				t.Error("an image that has lost a part was restored")
-			}
+		}
+		for _, pv := range small {
+			f.gone(pv)
+			f.purgedBy(p, pv, by)
+		}
+		left = f.shrinks(id, left)
 
-			var small []*corev1.PersistentVolume
-			for i := range 3 {
-				claim := f.claim(fmt.Sprint("small-", i), class, nil)
-				small = append(small, f.bound(claim))
-				if events := f.events(t.Context(), claim.UID); strings.Contains(events, "LargeVolume") {
-					t.Errorf("a small claim is warned, too: %s", events)
-				}
-				f.delete(claim)
-			}
-			for _, pv := range small {
-				f.gone(pv)
-				f.purgedBy(p, pv, test.by)
-			}
-			left = f.shrinks(id, left)
+		p.Kill()
+		f.must(p.Start(t.Context()))
+		f.shrinks(id, left)
+		metrics, err := get(t.Context(), p.URL+"/metrics")
+		f.must(err)
+		if want := `rbd_provisioner_trash_images{state="waiting"} 1`; !strings.Contains(metrics, want) {
+			t.Errorf("the metrics do not have %q", want)
+		}
 
-			p.Kill()
-			f.must(p.Start(t.Context()))
-			f.shrinks(id, left)
-			metrics, err := get(t.Context(), p.URL+"/metrics")
-			f.must(err)
-			if want := `rbd_provisioner_trash_images{state="waiting"} 1`; !strings.Contains(metrics, want) {
-				t.Errorf("the metrics do not have %q", want)
-			}
-
-			// Nobody waits for the rest: without its entry, the image is not in the trash.
-			p.Kill()
-			_, err = rig.Ceph.Run(t.Context(), "rados", "--pool", f.name, "rmomapkey", "rbd_trash", "id_"+id)
-			f.must(err)
-		})
-	}
+		// Nobody waits for the rest: without its entry, the image is not in the trash.
+		p.Kill()
+		_, err = rig.Ceph.Run(t.Context(), "rados", "--pool", f.name, "rmomapkey", "rbd_trash", "id_"+id)
+		f.must(err)
+	})
 }
 
 // A volume that grows beyond what is likely is warned of, too.

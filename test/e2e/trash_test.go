@@ -51,6 +51,26 @@ func (f *fixture) allowManager() {
 	f.must(err)
 }
 
+// byEachRemover runs a test where the fixture's admin may ask Ceph's manager for work, and
+// one where it may not. by is who removes small images there, as the log calls it.
+func byEachRemover(t *testing.T, test func(t *testing.T, f *fixture, by string)) {
+	t.Parallel()
+	for name, remover := range map[string]struct {
+		by    string
+		begin func(*fixture)
+	}{
+		"with the cap":    {"manager", (*fixture).allowManager},
+		"without the cap": {"provisioner", func(*fixture) {}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t)
+			remover.begin(f)
+			test(t, f, remover.by)
+		})
+	}
+}
+
 // purgedBy waits until a provisioner's log says what removed a volume's image from the trash.
 func (f *fixture) purgedBy(p *cluster.Provisioner, pv *corev1.PersistentVolume, by string) {
 	f.Helper()
@@ -90,28 +110,16 @@ func TestTrashRetentionInFullPool(t *testing.T) {
 // removed later, in parts, the last one like a small image: by Ceph's manager if the user may
 // ask it, otherwise by us.
 func TestLargeVolume(t *testing.T) {
-	t.Parallel()
-	for name, test := range map[string]struct {
-		by    string
-		begin func(*fixture)
-	}{
-		"with the cap":    {"manager", (*fixture).allowManager},
-		"without the cap": {"provisioner", func(*fixture) {}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			f := newFixture(t)
-			test.begin(f)
-			claim := f.sized("large", "128Gi", f.class("a", nil))
-			pv := f.bound(claim)
-			f.delete(claim)
-			f.volumeGone(pv)
-			f.trashed(pv.Spec.RBD.RBDImage) // for seconds
-			f.gone(pv)
-			f.logged(rig.main, pv, "A large image is removed from the trash in parts")
-			f.purgedBy(rig.main, pv, test.by)
-		})
-	}
+	byEachRemover(t, func(t *testing.T, f *fixture, by string) {
+		claim := f.sized("large", "128Gi", f.class("a", nil))
+		pv := f.bound(claim)
+		f.delete(claim)
+		f.volumeGone(pv)
+		f.trashed(pv.Spec.RBD.RBDImage) // for seconds
+		f.gone(pv)
+		f.logged(rig.main, pv, "A large image is removed from the trash in parts")
+		f.purgedBy(rig.main, pv, by)
+	})
 }
 
 // A manager that does not answer is not needed, and does no harm when it answers after
