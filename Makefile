@@ -8,9 +8,17 @@ IMAGE       ?= rbd-provisioner:$(VERSION)
 # NODE=1 gives the demo a node.
 WITH_NODE    = $(filter-out 0,$(NODE))
 
-# go-ceph is built against the librbd that is installed; which one that is, a
-# build tag has to say. Asked when a target that needs it runs.
-CEPH_TAG = $(shell hack/ceph-tag.sh)
+# CEPH_VERSION is the Ceph that tests and the demo run, CEPH_CLIENT the one that the
+# program and its tests are built with, as 16, 18 or 20. Empty is what is installed.
+# What is built with another client runs only inside IN.
+export CEPH_VERSION ?=
+CEPH_CLIENT ?=
+CEPH_CACHE   = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rbd-provisioner/ceph
+IN           = $(if $(CEPH_CLIENT),$(CEPH_CACHE)/v$(CEPH_CLIENT)/bin/enter)
+
+# go-ceph is built against the librbd that is there; which one that is, a build tag
+# has to say. Asked when a target that needs it runs.
+CEPH_TAG = $(shell $(IN) hack/ceph-tag.sh)
 # Without netgo and osusergo the resolver and the user database of the C library
 # would be linked in. Without grpcnotrace, gRPC's traces would, and with their
 # templates every method of every type: 28 MB. external-resizer brings gRPC along.
@@ -29,7 +37,7 @@ PROCESSTESTS = /test/(e2e|faults|node)$$
 # Those that wait longest begin first, and the others run beside them.
 LONGESTTESTS = ./test/bench ./provisioner/goceph
 # RESULTS is a folder that gets a JSON file of each target's tests.
-GOTESTSUM = go tool -modfile=hack/lint/go.mod gotestsum $(if $(RESULTS),--jsonfile '$(RESULTS)/$@-$(K8S_VERSION).json') \
+GOTESTSUM = $(IN) go tool -modfile=hack/lint/go.mod gotestsum $(if $(RESULTS),--jsonfile '$(RESULTS)/$@-$(K8S_VERSION)-$(or $(CEPH_VERSION),installed).json') \
 	--format $(or $(FORMAT),pkgname-and-test-fails) --format-hide-empty-pkg
 
 .PHONY: help
@@ -39,6 +47,10 @@ help: ## List the targets
 .PHONY: deps
 deps: ## Install the Debian packages that building and testing need
 	@hack/step.sh deps 'Debian packages: installing those that are missing (a minute the first time)' hack/deps.sh
+
+.PHONY: deps-ceph
+deps-ceph: ## Install also what a Ceph beside the installed one is made with
+	@hack/step.sh deps-ceph 'Debian packages: installing those that are missing (a minute the first time)' hack/deps.sh ceph
 
 .PHONY: deps-node
 deps-node: ## Install also what the tests with a node need
@@ -53,14 +65,23 @@ modules:
 test-tools: modules
 	@hack/step.sh test-tools 'gotestsum: building it (a minute the first time)' go tool -modfile=hack/lint/go.mod gotestsum --version
 
+# Also when it is installed, if the tests see another Ceph's programs than the
+# machine's.
+.PHONY: ceph
+ceph: ## Make the Ceph of CEPH_VERSION for the tests, and that of CEPH_CLIENT, once; as root
+	@for version in $(sort $(CEPH_VERSION) $(CEPH_CLIENT)); do \
+		hack/step.sh ceph-$$version "Ceph $$version: making a Debian that has it (two minutes the first time)" \
+			hack/ceph/build.sh $$version $(if $(CEPH_CLIENT),apart) || exit; \
+	done
+
 .PHONY: ceph-tag
-ceph-tag:
-	@hack/ceph-tag.sh >/dev/null
+ceph-tag: ceph
+	@$(IN) hack/ceph-tag.sh >/dev/null
 
 .PHONY: build
 build: ceph-tag modules ## Build bin/rbd-provisioner
 	@hack/step.sh build 'rbd-provisioner: building it (two minutes the first time)' \
-		go build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o bin/rbd-provisioner ./cmd/rbd-provisioner
+		$(IN) go build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o bin/rbd-provisioner ./cmd/rbd-provisioner
 
 .PHONY: image
 image: ## Build the container image IMAGE with docker
@@ -138,23 +159,23 @@ test-node: node test-tools ## Run the tests in which Pods use volumes; as root, 
 
 .PHONY: bench-ceph
 bench-ceph: ceph-tag modules ## Measure single calls to a real Ceph
-	go test -run '^$$' -bench . -benchtime 100x -tags '$(TAGS)' ./provisioner/goceph/
+	$(IN) go test -run '^$$' -bench . -benchtime 100x -tags '$(TAGS)' ./provisioner/goceph/
 
 # ROUNDS, BURSTS, VOLUMES and CONTENDERS change what is measured, BENCHFLAGS
 # anything (see go run ./test/bench -help); DOCS=1 puts table and plot into docs/.
 .PHONY: bench
 bench: build kubernetes ## Measure speed and cost beside ceiling and baseline, 30 minutes
-	go run ./test/bench -out '$(or $(RESULTS),bin/bench)' $(if $(ROUNDS),-rounds '$(ROUNDS)') $(if $(BURSTS),-bursts '$(BURSTS)') \
+	$(IN) go run ./test/bench -out '$(or $(RESULTS),bin/bench)' $(if $(ROUNDS),-rounds '$(ROUNDS)') $(if $(BURSTS),-bursts '$(BURSTS)') \
 		$(if $(VOLUMES),-volumes '$(VOLUMES)') $(if $(CONTENDERS),-contenders '$(CONTENDERS)') \
 		$(if $(filter-out 0,$(DOCS)),-docs) $(BENCHFLAGS)
 
 .PHONY: deploy-check
 deploy-check: build kubernetes ## Apply rbac/, deploy/ and examples/ to a real API server, as a dry run
-	go test $(TESTFLAGS) -run TestDeployCheck -v ./test/e2e/
+	$(IN) go test $(TESTFLAGS) -run TestDeployCheck -v ./test/e2e/
 
 .PHONY: demo
 demo: $(if $(WITH_NODE),deps-node build node,deps build kubernetes) ## Start Ceph, Kubernetes and the provisioner here, and make a volume (NODE=1: and a Pod)
-	@go run ./test/demo up $(if $(WITH_NODE),-node)
+	@$(IN) go run ./test/demo up $(if $(WITH_NODE),-node)
 
 .PHONY: demo-down
 demo-down: ## End what demo started

@@ -4,7 +4,8 @@
 # Installs the Debian packages that building, linting and testing need. Does
 # nothing when all of them are there.
 #
-#   hack/deps.sh [node]       node: also what the tests with a node need
+#   hack/deps.sh [ceph|node]   ceph: also what another Ceph is made with
+#                              node: also that, and what the tests with a node need
 set -euo pipefail
 
 packages=(
@@ -18,16 +19,19 @@ packages=(
 	# Unpacks in a test what the rig hands to its node
 	cpio
 )
+# Makes a Debian with another Ceph (hack/ceph/build.sh).
+ceph=(mmdebstrap debian-archive-keyring)
 # To build the guest that is the node (hack/node/build.sh), to run it and to
 # connect it. Its own packages come from Debian's archive and are not installed
 # here. buildah is for the image that runs there (hack/image/build.sh); it runs
 # no containers beyond a build and does without what it recommends.
-node=(mmdebstrap debian-archive-keyring e2fsprogs qemu-system-x86 seabios iproute2 buildah)
+node=("${ceph[@]}" e2fsprogs qemu-system-x86 seabios iproute2 buildah)
 case ${1:-} in
 '') ;;
+ceph) packages+=("${ceph[@]}") ;;
 node) packages+=("${node[@]}") ;;
 *)
-	echo "deps.sh: no packages are known for \"$1\", want \"node\" or nothing" >&2
+	echo "deps.sh: no packages are known for \"$1\", want \"ceph\", \"node\" or nothing" >&2
 	exit 2
 	;;
 esac

@@ -11,6 +11,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -37,6 +39,8 @@ type Ceph struct {
 	Keyring string
 	// FSID is the cluster's ID.
 	FSID string
+	// Version is that of its servers and commands, as "20.2.4".
+	Version string
 	// MonitorV1 and MonitorV2 are the monitor's addresses, as "127.0.0.1:6789",
 	// for Ceph's old and new message protocol. Kubelets map with the old one.
 	MonitorV1, MonitorV2 string
@@ -44,6 +48,7 @@ type Ceph struct {
 	Mon, Mgr, OSD *Daemon
 
 	cluster *Cluster
+	release *cephRelease
 	env     []string
 
 	erasure sync.Once // guards the OSDs of the erasure-coded pools
@@ -51,19 +56,30 @@ type Ceph struct {
 	erasureErr error
 }
 
-// secret makes a cephx key: its type (1, AES), its creation time, the length of the rest,
-// and 16 random bytes.
-func secret() string {
-	key := binary.LittleEndian.AppendUint16(nil, 1)
+// The types of cephx keys. A newly made cluster of Ceph 20.2.4 accepts the later one
+// only, which librados before 19.2.6 and Linux before 7.0 can't use.
+const (
+	KeysAES     = "aes"
+	KeysAES256K = "aes256k"
+)
+
+// secret makes a cephx key: its type (1 is AES), its creation time, the length of the
+// rest, and as many random bytes.
+func secret(keys string) string {
+	kind, length := uint16(1), 16
+	if keys == KeysAES256K {
+		kind, length = 2, 32
+	}
+	key := binary.LittleEndian.AppendUint16(nil, kind)
 	key = binary.LittleEndian.AppendUint32(key, uint32(time.Now().Unix()))
 	key = binary.LittleEndian.AppendUint32(key, 0)
-	key = binary.LittleEndian.AppendUint16(key, 16)
-	random := make([]byte, 16)
+	key = binary.LittleEndian.AppendUint16(key, uint16(length))
+	random := make([]byte, length)
 	_, _ = rand.Read(random) // never fails
 	return base64.StdEncoding.EncodeToString(append(key, random...))
 }
 
-func (c *Cluster) startCeph(ctx context.Context) (*Ceph, error) {
+func (c *Cluster) startCeph(ctx context.Context, release *cephRelease, keys string) (*Ceph, error) {
 	begin := time.Now()
 	dir := filepath.Join(c.Dir, "ceph")
 	// Ceph's usual ports. With another port, as in the addresses that kubelet gives to
@@ -85,17 +101,19 @@ func (c *Cluster) startCeph(ctx context.Context) (*Ceph, error) {
 		FSID:      string(uuid.NewUUID()),
 		MonitorV1: c.endpoint(v1),
 		MonitorV2: c.endpoint(v2),
+		Version:   release.version,
 		cluster:   c,
+		release:   release,
 	}
-	ceph.env = []string{"CEPH_CONF=" + ceph.Conf}
+	ceph.env = append(release.environment(), "CEPH_CONF="+ceph.Conf)
 	if err := errors.Join(
 		os.Mkdir(dir, 0o700),
 		os.WriteFile(ceph.Conf, []byte(ceph.conf(dir)), 0o600),
-		os.WriteFile(ceph.Keyring, []byte(keyring()), 0o600),
+		os.WriteFile(ceph.Keyring, []byte(keyring(keys)), 0o600),
 	); err != nil {
 		return nil, err
 	}
-	if err := ceph.startMon(ctx, dir); err != nil {
+	if err := ceph.startMon(ctx, dir, keys); err != nil {
 		return nil, err
 	}
 
@@ -128,7 +146,7 @@ func (c *Cluster) startCeph(ctx context.Context) (*Ceph, error) {
 }
 
 // keyring holds the keys with which the monitor starts.
-func keyring() string {
+func keyring(keys string) string {
 	var b bytes.Buffer
 	for _, entity := range []struct{ name, caps string }{
 		{"mon.", "caps mon = \"allow *\"\n"},
@@ -136,7 +154,7 @@ func keyring() string {
 		{"mgr.x", "caps mon = \"allow profile mgr\"\ncaps osd = \"allow *\"\ncaps mds = \"allow *\"\n"},
 		{"osd.0", osdCaps}, {"osd.1", osdCaps}, {"osd.2", osdCaps}, {"osd.3", osdCaps},
 	} {
-		fmt.Fprintf(&b, "[%s]\nkey = %s\n%s", entity.name, secret(), entity.caps)
+		fmt.Fprintf(&b, "[%s]\nkey = %s\n%s", entity.name, secret(keys), entity.caps)
 	}
 	return b.String()
 }
@@ -144,6 +162,10 @@ func keyring() string {
 const osdCaps = "caps mon = \"allow profile osd\"\ncaps mgr = \"allow profile osd\"\ncaps osd = \"allow *\"\n"
 
 func (ceph *Ceph) conf(dir string) string {
+	classes := ""
+	if ceph.release.classes != "" {
+		classes = "osd class dir = " + ceph.release.classes + "\n"
+	}
 	return fmt.Sprintf(`[global]
 fsid = %[1]s
 mon host = [v2:%[2]s,v1:%[3]s]
@@ -172,7 +194,7 @@ debug rocksdb = 0/5
 
 # memstore saves its data when it is closed, which a fast shutdown leaves out.
 osd objectstore = memstore
-osd fast shutdown = false
+%[7]sosd fast shutdown = false
 # How much it may hold; memory is used as images are written.
 memstore device bytes = 4G
 
@@ -206,13 +228,18 @@ mgr initial modules =
 # Programs that are run by hand print what they have to say; their log would
 # stand between.
 log to stderr = false
-`, ceph.FSID, ceph.MonitorV2, ceph.MonitorV1, dir, ceph.Keyring, ceph.cluster.Address)
+`, ceph.FSID, ceph.MonitorV2, ceph.MonitorV1, dir, ceph.Keyring, ceph.cluster.Address, classes)
 }
 
-func (ceph *Ceph) startMon(ctx context.Context, dir string) error {
+func (ceph *Ceph) startMon(ctx context.Context, dir, keys string) error {
 	monmap := filepath.Join(dir, "monmap")
-	if _, err := ceph.Run(ctx, "monmaptool", "--create", "--fsid", ceph.FSID, "--addv", "a",
-		fmt.Sprintf("[v2:%s,v1:%s]", ceph.MonitorV2, ceph.MonitorV1), monmap); err != nil {
+	args := []string{"--create", "--fsid", ceph.FSID}
+	if ceph.release.major() >= 20 && keys == KeysAES {
+		// By default, it accepts no such key.
+		args = append(args, "--auth-allowed-ciphers", "aes,aes256k", "--auth-preferred-cipher", "aes", "--auth-service-cipher", "aes")
+	}
+	args = append(args, "--addv", "a", fmt.Sprintf("[v2:%s,v1:%s]", ceph.MonitorV2, ceph.MonitorV1), monmap)
+	if _, err := ceph.Run(ctx, "monmaptool", args...); err != nil {
 		return err
 	}
 	if _, err := ceph.Run(ctx, "ceph-mon", "--mkfs", "-i", "a", "--monmap", monmap, "--keyring", ceph.Keyring); err != nil {
@@ -274,41 +301,43 @@ func (ceph *Ceph) startOSD(ctx context.Context, id int, location ...string) (*Da
 		return nil, err
 	}
 	d := ceph.cluster.newDaemon(name, ceph.env, "ceph-osd", "-f", "-i", number)
-	d.ready = func(ctx context.Context) error { return ceph.osdIsUp(ctx, id, d.PID()) }
+	d.ready = func(ctx context.Context) error { return ceph.osdIsActive(ctx, name) }
 	if err := d.Start(ctx); err != nil {
 		return nil, err
 	}
 	return d, nil
 }
 
-// osdIsUp returns nil when the monitor knows that the OSD's present process is up. An
-// OSD's addresses have its process ID, which tells the process from a predecessor whose
-// end the monitor has not noticed.
-func (ceph *Ceph) osdIsUp(ctx context.Context, id, pid int) error {
-	var dump struct {
-		OSDs []struct {
-			OSD         int `json:"osd"`
-			Up          int `json:"up"`
-			PublicAddrs struct {
-				Addrvec []struct {
-					Nonce int `json:"nonce"`
-				} `json:"addrvec"`
-			} `json:"public_addrs"`
-		} `json:"osds"`
-	}
-	answer, err := ceph.monitor(ctx, "osd dump", map[string]any{"format": "json"})
-	if err == nil {
-		err = json.Unmarshal([]byte(answer), &dump)
-	}
+// osdIsActive returns nil when an OSD's present process knows from the monitor that it is
+// up. The process is asked, at its socket: the monitor's answer may be about a predecessor
+// whose end it has not noticed.
+func (ceph *Ceph) osdIsActive(ctx context.Context, name string) error {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", filepath.Join(filepath.Dir(ceph.Conf), name+".asok"))
 	if err != nil {
 		return err
 	}
-	for _, osd := range dump.OSDs {
-		if osd.OSD == id && osd.Up == 1 && len(osd.PublicAddrs.Addrvec) > 0 && osd.PublicAddrs.Addrvec[0].Nonce == pid {
-			return nil
+	defer func() { _ = conn.Close() }() // only read
+	if deadline, ok := ctx.Deadline(); ok {
+		if err := conn.SetDeadline(deadline); err != nil {
+			return err
 		}
 	}
-	return fmt.Errorf("osd.%d is not up", id)
+	// The answer is preceded by its length.
+	if _, err := conn.Write([]byte("{\"prefix\": \"status\"}\x00")); err != nil {
+		return err
+	}
+	var length uint32
+	if err := binary.Read(conn, binary.BigEndian, &length); err != nil {
+		return err
+	}
+	var status struct{ State string }
+	if err := json.NewDecoder(io.LimitReader(conn, int64(length))).Decode(&status); err != nil {
+		return err
+	}
+	if status.State != "active" {
+		return fmt.Errorf("%s is in state %q", name, status.State)
+	}
+	return nil
 }
 
 // Run runs one of Ceph's programs (ceph, rbd, rados) as client.admin and

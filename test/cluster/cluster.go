@@ -13,6 +13,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -33,6 +34,12 @@ type Config struct {
 	// KubernetesVersion is the version to run, as "1.30.14". Empty is the
 	// environment's K8S_VERSION, and DefaultKubernetesVersion without it.
 	KubernetesVersion string
+	// CephVersion is the release of Ceph to run, as "20". Empty is the environment's
+	// CEPH_VERSION, and what is installed without it.
+	CephVersion string
+	// CephKeys is the type of the cluster's keys, KeysAES or KeysAES256K. Empty is the
+	// environment's CEPH_KEYS, and KeysAES without it.
+	CephKeys string
 	// ControllerQPS limits the requests per second of kube-controller-manager. Zero is
 	// 200: its own default of 20 binds about four claims a second, which would hide the
 	// provisioner's speed.
@@ -93,6 +100,12 @@ func Start(ctx context.Context, cfg Config) (*Cluster, error) {
 			return nil, fmt.Errorf("start rig: %w", err)
 		}
 	}
+	var release *cephRelease
+	if !cfg.SkipCeph {
+		if release, err = findCeph(cfg.CephVersion); err != nil {
+			return nil, fmt.Errorf("start rig: %w", err)
+		}
+	}
 	address := loopback
 	var nodePrograms *nodePrograms
 	if cfg.Node {
@@ -106,13 +119,13 @@ func Start(ctx context.Context, cfg Config) (*Cluster, error) {
 		return nil, fmt.Errorf("start rig: %w", err)
 	}
 	c := &Cluster{Dir: dir, Address: address, folder: f, ports: &ports{address: address}, report: cfg.Progress}
-	if err := c.start(ctx, cfg, programs, nodePrograms); err != nil {
+	if err := c.start(ctx, cfg, release, programs, nodePrograms); err != nil {
 		return nil, errors.Join(fmt.Errorf("start rig: %w", err), c.Stop())
 	}
 	return c, nil
 }
 
-func (c *Cluster) start(ctx context.Context, cfg Config, programs *programs, nodePrograms *nodePrograms) error {
+func (c *Cluster) start(ctx context.Context, cfg Config, release *cephRelease, programs *programs, nodePrograms *nodePrograms) error {
 	if err := os.Mkdir(filepath.Join(c.Dir, "log"), 0o700); err != nil {
 		return err
 	}
@@ -127,7 +140,7 @@ func (c *Cluster) start(ctx context.Context, cfg Config, programs *programs, nod
 	var cephErr, kubeErr error
 	if !cfg.SkipCeph {
 		wg.Go(func() {
-			if c.Ceph, cephErr = c.startCeph(ctx); cephErr != nil {
+			if c.Ceph, cephErr = c.startCeph(ctx, release, cmp.Or(cfg.CephKeys, os.Getenv("CEPH_KEYS"), KeysAES)); cephErr != nil {
 				cancel() // do not wait for the other half
 			}
 		})

@@ -3,15 +3,19 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"encoding/json"
 	"maps"
+	"path/filepath"
 	"strings"
 )
 
 // python is Debian's, for which Ceph's packages have the module of librados.
-const python = "/usr/bin/python3"
+func (c *cephRelease) python() string {
+	return filepath.Join(cmp.Or(c.bin, "/usr/bin"), "python3")
+}
 
 //go:embed monitor.py
 var monitorScript string
@@ -26,5 +30,5 @@ func (ceph *Ceph) monitor(ctx context.Context, prefix string, args map[string]an
 	if err != nil {
 		return "", err
 	}
-	return ceph.cluster.folder.run(ctx, strings.NewReader(monitorScript), ceph.env, python, "-I", "-", string(text))
+	return ceph.cluster.folder.run(ctx, strings.NewReader(monitorScript), ceph.env, ceph.release.python(), "-I", "-", string(text))
 }
