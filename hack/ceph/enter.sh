@@ -11,7 +11,8 @@
 # The mount is seen by that program and its children alone, and goes with the last
 # of them, however they end. It is read-only, and nothing of this machine is
 # mounted where another process could remove it: the folder can be deleted at any
-# time. The process stays the same one, so signals reach the program. Needs root.
+# time. The process stays the same one, so signals reach the program. Who is not
+# root gets a namespace of users, too, and is root there.
 set -eu
 
 case $0 in
@@ -27,9 +28,11 @@ else
 	set -- "/usr/bin/$name" "$@"
 fi
 
+user=
+[ "$(id -u)" = 0 ] || user=--map-root-user
 # From the last mount on, only what the shell does itself is of this machine.
-# shellcheck disable=SC2016 # the inner shell expands it
-exec unshare --mount -- sh -c '
+# shellcheck disable=SC2016,SC2086 # the inner shell expands it; one word or none
+exec unshare --mount $user -- sh -c '
 	mount --bind /usr/local "$0/usr/local" &&
 	mount --rbind -o ro "$0/usr" /usr &&
 	exec "$@"' "$root" "$@"

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -173,5 +174,10 @@ func nothingLeft(dir string) error {
 		left, _ := filepath.Glob(filepath.Join(dir, "*"))
 		return errors.Join(fmt.Errorf("folder %s is left, with %v", dir, left), err)
 	}
-	return nil
+	// Of a Ceph that is not the installed one.
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err == nil && strings.Contains(string(mounts), "rbd-provisioner") {
+		err = fmt.Errorf("a mount is left:\n%s", mounts)
+	}
+	return err
 }
