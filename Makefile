@@ -10,7 +10,8 @@ WITH_NODE    = $(filter-out 0,$(NODE))
 
 # CEPH_VERSION is the Ceph that tests and the demo run, CEPH_CLIENT the one that the
 # program and its tests are built with, as 16, 18 or 20. Empty is what is installed.
-# What is built with another client runs only inside IN.
+# What is built with another client runs only inside IN. CEPH_KEYS=aes256k makes the
+# cluster's keys of that type, as those of a new Ceph 20 are.
 export CEPH_VERSION ?=
 CEPH_CLIENT ?=
 CEPH_CACHE   = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rbd-provisioner/ceph
@@ -37,7 +38,7 @@ PROCESSTESTS = /test/(e2e|faults|node)$$
 # Those that wait longest begin first, and the others run beside them.
 LONGESTTESTS = ./test/bench ./provisioner/goceph
 # RESULTS is a folder that gets a JSON file of each target's tests.
-GOTESTSUM = $(IN) go tool -modfile=hack/lint/go.mod gotestsum $(if $(RESULTS),--jsonfile '$(RESULTS)/$@-$(K8S_VERSION)-$(or $(CEPH_VERSION),installed).json') \
+GOTESTSUM = $(IN) go tool -modfile=hack/lint/go.mod gotestsum $(if $(RESULTS),--jsonfile '$(RESULTS)/$@-$(K8S_VERSION)-ceph-$(or $(CEPH_VERSION),installed).json') \
 	--format $(or $(FORMAT),pkgname-and-test-fails) --format-hide-empty-pkg
 
 .PHONY: help
@@ -69,7 +70,7 @@ test-tools: modules
 # machine's.
 .PHONY: ceph
 ceph: ## Make the Ceph of CEPH_VERSION for the tests, and that of CEPH_CLIENT, once; as root
-	@for version in $(sort $(CEPH_VERSION) $(CEPH_CLIENT)); do \
+	@for version in $(sort $(CEPH_VERSION) $(CEPH_CLIENT) $(FAULTS_CEPH_VERSION)); do \
 		hack/step.sh ceph-$$version "Ceph $$version: making a Debian that has it (two minutes the first time)" \
 			hack/ceph/build.sh $$version $(if $(CEPH_CLIENT),apart) || exit; \
 	done
@@ -152,7 +153,7 @@ soak: deps-node build kubernetes test-tools ## Run test-faults and test-node in 
 # does without.
 .PHONY: test-node
 test-node: FORMAT = standard-verbose
-test-node: node test-tools ## Run the tests in which Pods use volumes; as root, after deps-node
+test-node: ceph node test-tools ## Run the tests in which Pods use volumes; as root, after deps-node
 	@hack/step.sh image 'Container image: building it (five minutes the first time)' hack/image/build.sh
 	PROVISIONER_ARCHIVE=$$(hack/image/build.sh 2>/dev/null) && export PROVISIONER_ARCHIVE && \
 	$(GOTESTSUM) -- $(TESTFLAGS) -parallel 2 ./test/node/
@@ -174,7 +175,7 @@ deploy-check: build kubernetes ## Apply rbac/, deploy/ and examples/ to a real A
 	$(IN) go test $(TESTFLAGS) -run TestDeployCheck -v ./test/e2e/
 
 .PHONY: demo
-demo: $(if $(WITH_NODE),deps-node build node,deps build kubernetes) ## Start Ceph, Kubernetes and the provisioner here, and make a volume (NODE=1: and a Pod)
+demo: $(if $(WITH_NODE),deps-node,$(if $(CEPH_VERSION),deps-ceph,deps)) build $(if $(WITH_NODE),node,kubernetes) ## Start Ceph, Kubernetes and the provisioner here, and make a volume (NODE=1: and a Pod)
 	@$(IN) go run ./test/demo up $(if $(WITH_NODE),-node)
 
 .PHONY: demo-down

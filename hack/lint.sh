@@ -12,7 +12,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
-steps=(golangci logcheck gofmt modules shellcheck headers)
+steps=(golangci logcheck gofmt modules shellcheck headers tested)
 
 # Builds the linters and sets $tools to their folder. The Go version is part of
 # the key, as a linter refuses sources newer than the Go that built it.
@@ -132,6 +132,14 @@ headers() {
 	return "$rc"
 }
 
+# README's table of what is tested says what CI runs.
+tested() {
+	diff <(sed -n '/^<!-- made by hack.tested.sh -->$/,/^<!-- end of the table -->$/{//!p}' README.md) <(hack/tested.sh) || {
+		echo 'README.md: the table of tested releases is old, run "hack/tested.sh write"'
+		return 1
+	}
+}
+
 need() {
 	command -v "$1" >/dev/null || {
 		echo "lint.sh: $1 is missing: run \"make deps\"" >&2
@@ -145,14 +153,14 @@ need git
 found=()
 for step in "${steps[@]}"; do
 	case $step in
-	golangci | logcheck | modules | headers) run=$step ;;
+	golangci | logcheck | modules | headers | tested) run=$step ;;
 	gofmt) run=gofmt_clean ;;
 	shellcheck)
 		need shellcheck
 		run=shellcheck_clean
 		;;
 	*)
-		echo "lint.sh: no step \"$step\", there are: golangci logcheck gofmt modules shellcheck headers" >&2
+		echo "lint.sh: no step \"$step\", there are: golangci logcheck gofmt modules shellcheck headers tested" >&2
 		exit 2
 		;;
 	esac

@@ -41,6 +41,8 @@ type Ceph struct {
 	FSID string
 	// Version is that of its servers and commands, as "20.2.4".
 	Version string
+	// Programs is the folder of its commands; empty if they are installed, in PATH.
+	Programs string
 	// MonitorV1 and MonitorV2 are the monitor's addresses, as "127.0.0.1:6789",
 	// for Ceph's old and new message protocol. Kubelets map with the old one.
 	MonitorV1, MonitorV2 string
@@ -102,6 +104,7 @@ func (c *Cluster) startCeph(ctx context.Context, release *cephRelease, keys stri
 		MonitorV1: c.endpoint(v1),
 		MonitorV2: c.endpoint(v2),
 		Version:   release.version,
+		Programs:  release.bin,
 		cluster:   c,
 		release:   release,
 	}

@@ -36,7 +36,7 @@ func writeInstructions(c *cluster.Cluster, url string) (string, error) {
 // url.
 func instructions(c *cluster.Cluster, url string) string {
 	if c.Node != nil {
-		return fmt.Sprintf(`Kubernetes %[1]s with a node, Ceph and the provisioner keep running, in a
+		return fmt.Sprintf(`Kubernetes %[1]s with a node, Ceph %[6]s and the provisioner keep running, in a
 network namespace that nothing outside can reach. This enters it, with a shell
 or for one command:
 
@@ -46,18 +46,22 @@ or for one command:
 Logs of all servers:  %[4]s (the node's: kubelet, containerd, node)
 Metrics:              %[2]s curl -s %[5]s/metrics
 To end it all: make demo-down
-`, c.Kube.Version, filepath.Join(c.Dir, shellFile), podName, filepath.Join(c.Dir, "log"), url)
+`, c.Kube.Version, filepath.Join(c.Dir, shellFile), podName, filepath.Join(c.Dir, "log"), url, c.Ceph.Version)
 	}
-	return fmt.Sprintf(`Kubernetes %s, Ceph and the provisioner keep running. To use them:
+	what := "kubectl of the same version"
+	if c.Ceph.Programs != "" {
+		what = "kubectl, ceph and rbd of the same versions"
+	}
+	return fmt.Sprintf(`Kubernetes %s, Ceph %s and the provisioner keep running. To use them:
 
   export KUBECONFIG=%s
   export CEPH_CONF=%s
-  export PATH=%s:$PATH   # kubectl of the same version
+  export PATH=%s:$PATH   # %s
 
 Logs of all servers:  %s
 Metrics:              %s/metrics
 There are no nodes, so no Pod will run; make demo NODE=1 has one. To end it all: make demo-down
-`, c.Kube.Version, c.Kube.Kubeconfig, c.Ceph.Conf, filepath.Dir(c.Kube.KubectlPath),
+`, c.Kube.Version, c.Ceph.Version, c.Kube.Kubeconfig, c.Ceph.Conf, programs(c), what,
 		filepath.Join(c.Dir, "log"), url)
 }
 
@@ -79,7 +83,16 @@ if [ $# -eq 0 ]; then
 	set -- "${SHELL:-sh}"
 fi
 exec nsenter --net=/proc/%[2]d/ns/net -- "$@"
-`, quote(c.Dir), pid, quote(c.Kube.Kubeconfig), quote(c.Ceph.Conf), quote(filepath.Dir(c.Kube.KubectlPath)))
+`, quote(c.Dir), pid, quote(c.Kube.Kubeconfig), quote(c.Ceph.Conf), quote(programs(c)))
+}
+
+// programs is what goes before PATH.
+func programs(c *cluster.Cluster) string {
+	path := filepath.Dir(c.Kube.KubectlPath)
+	if c.Ceph.Programs != "" {
+		path += ":" + c.Ceph.Programs
+	}
+	return path
 }
 
 // quote turns text into one word for a shell.

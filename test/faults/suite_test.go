@@ -11,7 +11,8 @@
 // claims that the storms make and how often they kill, FAULTS_SEED repeats the
 // random numbers of a run, FAULTS_RIGS is how many rigs run side by side.
 // FAULTS_LEASE=default leaves the lease and the OSD's timeout for watchers as
-// users have them; they are shortened otherwise.
+// users have them; they are shortened otherwise. FAULTS_CEPH_VERSION is the release of
+// Ceph, in place of CEPH_VERSION.
 package faults
 
 import (
@@ -150,6 +151,7 @@ func startRig(t *testing.T, cfg cluster.Config) *cluster.Cluster {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
+	cfg.CephVersion = os.Getenv("FAULTS_CEPH_VERSION")
 	rig, err := cluster.Start(ctx, cfg)
 	if err != nil {
 		t.Fatal(err)
