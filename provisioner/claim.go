@@ -53,31 +53,33 @@ func waits(claim *corev1.PersistentVolumeClaim) bool {
 }
 
 // checkUserSecret looks at the secret that kubelet will use, so that a mistake shows on
-// the claim, not on a Pod that does not start. If it may not read a secret that people
-// who make claims look after, advice says what Pods need.
-func (p *Provisioner) checkUserSecret(ctx context.Context, claim *corev1.PersistentVolumeClaim, r request) (advice string, err error) {
-	secret := r.params.UserSecret
-	if secret.Namespace == "" {
+// the claim, not on a Pod that does not start. The claim is to get the events once it has its
+// volume. If this may not read a secret that people who make claims look after, one of them
+// says what Pods need.
+func (p *Provisioner) checkUserSecret(ctx context.Context, claim *corev1.PersistentVolumeClaim, r request) ([]access.Event, error) {
+	secret, user := r.params.UserSecret, r.params.User
+	ownersSecret := secret.Namespace == ""
+	if ownersSecret {
 		secret.Namespace = claim.Namespace // kubelet takes the Pod's, which is the claim's
-		advice = fmt.Sprintf("it is not known whether secret %q exists and holds a key, since the provisioner may not read it; "+
-			"Pods need it: if it is missing, %s", secret, access.MakeUserSecret(secret, r.params.User))
 	}
-	warning, err := p.config.Access.CheckUserSecret(ctx, secret)
+	events, err := p.config.Access.CheckUserSecret(ctx, secret, user)
 	if errors.Is(err, access.ErrSecretForbidden) {
 		// By default the provisioner may read secrets in its own namespace
 		// only, and need not read this one.
 		if _, logged := p.forbidden.LoadOrStore(secret.Namespace, true); !logged {
 			klog.FromContext(ctx).Info("The user's secret is not checked before its use: reading it is not allowed", "secret", secret.String())
 		}
-		return advice, nil
+		if !ownersSecret {
+			return nil, nil
+		}
+		return []access.Event{{Type: corev1.EventTypeNormal, Reason: "UserSecretNotChecked", Text: fmt.Sprintf(
+			"it is not known whether secret %q exists and holds a key, since the provisioner may not read it; "+
+				"Pods need it: if it is missing, %s", secret, access.MakeUserSecret(secret, user))}}, nil
 	}
 	if err != nil {
-		return "", fmt.Errorf("user's %w", err)
+		return nil, fmt.Errorf("user's %w", err)
 	}
-	if warning != "" {
-		p.config.Events.Event(claim, corev1.EventTypeWarning, "UserSecretType", warning)
-	}
-	return "", nil
+	return events, nil
 }
 
 // ShouldProvision reports whether Kubernetes would bind a claim to a new volume: not if it

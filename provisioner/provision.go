@@ -75,9 +75,9 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 	if err != nil {
 		return nil, false, err
 	}
-	advice := ""
+	var events []access.Event
 	if wanted && ask.params.UserSecret.Name != "" {
-		if advice, err = p.checkUserSecret(ctx, options.PVC, ask); err != nil {
+		if events, err = p.checkUserSecret(ctx, options.PVC, ask); err != nil {
 			return nil, false, err
 		}
 	}
@@ -103,8 +103,8 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 		return nil, !wanted || made.Flatten || pool.Changed(), access.Explain(err, pool.Location)
 	}
 	p.config.Sized(options.PVC, ask.sizeBytes)
-	if advice != "" { // here it is sent once, not at every attempt
-		p.config.Events.Event(options.PVC, corev1.EventTypeNormal, "UserSecretNotChecked", advice)
+	for _, e := range events { // here they are sent once, not at every attempt
+		p.config.Events.Event(options.PVC, e.Type, e.Reason, e.Text)
 	}
 	return p.newVolume(options, ask, pool, made.Source), true, nil
 }

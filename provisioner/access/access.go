@@ -109,17 +109,21 @@ func (a *Access) open(ctx context.Context, l volume.Location, u use) (_ *Pool, e
 	}
 	began := time.Now()
 	cluster, err := a.config.Connector.Connect(ctx, rbd.Credentials{Monitors: monitors.Addresses, User: l.User, Key: key})
-	if err != nil {
+	if err != nil && !errors.Is(err, rbd.ErrKeyType) { // with such a key, no monitor is asked
 		v.ends(rbd.Op{}, began, err)
 	}
-	if errors.Is(err, rbd.ErrPermissionDenied) || errors.Is(err, rbd.ErrInvalidKey) {
+	if badKey(err) {
 		// The key may have been replaced a moment ago: the next attempt reads it anew.
 		a.recent.Delete(l.Secret)
+	}
+	switch {
+	case errors.Is(err, rbd.ErrKeyType):
+		return nil, fmt.Errorf("%w: %s", err, makeAESKey(l.Secret, KeyEntry, l.User))
+	case badKey(err):
 		// Ceph has not looked at the pool's caps yet. Its answer is the same for an unknown
 		// user, a wrong key and a user without caps for monitors.
 		return nil, fmt.Errorf("%w: check that the user exists, that secret %q holds its key, and that its caps have mon 'profile rbd'", err, l.Secret)
-	}
-	if err != nil {
+	case err != nil:
 		return nil, Explain(err, l)
 	}
 	// The pool holds its own share.
@@ -134,6 +138,11 @@ func (a *Access) open(ctx context.Context, l volume.Location, u use) (_ *Pool, e
 	p := &Pool{ID: volume.PoolID{FSID: cluster.FSID(), Pool: l.Pool}, Location: l, Monitors: monitors, visit: v}
 	p.Pool = rbd.Around(pool, a.around(p))
 	return p, nil
+}
+
+// badKey reports whether Ceph or its library refused a key.
+func badKey(err error) bool {
+	return errors.Is(err, rbd.ErrPermissionDenied) || errors.Is(err, rbd.ErrInvalidKey) || errors.Is(err, rbd.ErrKeyType)
 }
 
 // Explain adds a remedy to the error of a call to Ceph, which becomes an event on a claim

@@ -21,6 +21,7 @@ import (
 
 	"ceph.com/rbd-provisioner/provisioner/access"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
+	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
@@ -139,7 +140,12 @@ func TestCheckUserSecret(t *testing.T) {
 	}{
 		{"as it should be", secret(access.TypeRBD, map[string]string{"key": goodKey()}), "", ""},
 		{"kubelet takes any entry, so its name does not matter", secret(access.TypeRBD, map[string]string{"userKey": goodKey()}), "", ""},
-		{"another type works, with a warning", secret("Opaque", map[string]string{"key": goodKey()}), `is of type "Opaque"`, ""},
+		{"another type works, with a warning", secret("Opaque", map[string]string{"key": goodKey()}),
+			`Warning UserSecretType secret "ns/s" is of type "Opaque": Kubernetes documents "kubernetes.io/rbd" for the user's secret`, ""},
+		{"so does a later type of key", secret(access.TypeRBD, map[string]string{"userKey": rbdtest.NewAES256KKey().Reveal()}), "Warning UserKeyType secret \"ns/s\" has a key of type aes256k: " +
+			"nodes with Linux before 7.0 can't map images with it; if there are any, run ceph mon set auth_allowed_ciphers aes,aes256k; " +
+			"some seconds later, run ceph auth rotate client.kube --key-type aes; then kubectl -n ns patch secret s " +
+			`-p '{"stringData":{"userKey":"'$(ceph auth get-key client.kube)'"}}'`, ""},
 		{"two entries", secret(access.TypeRBD, map[string]string{"key": goodKey(), "x": "y"}), "", "must hold exactly one entry"},
 		{"no entry", secret(access.TypeRBD, nil), "", "must hold exactly one entry"},
 		{"no key", secret(access.TypeRBD, map[string]string{"key": "x"}), "", "malformed key"},
@@ -148,7 +154,7 @@ func TestCheckUserSecret(t *testing.T) {
 		{"a blank before the key", secret(access.TypeRBD, map[string]string{"userKey": " " + goodKey()}), "",
 			`secret "ns/s", entry "userKey": malformed key: white space precedes it, and kubelet takes it as it is: ` +
 				"delete the secret, and make it anew with kubectl -n ns create secret generic s --type=kubernetes.io/rbd " +
-				`--from-literal=key="$(ceph auth get-key client.USER)"`},
+				`--from-literal=key="$(ceph auth get-key client.kube)"`},
 		{"a tab before the key", secret(access.TypeRBD, map[string]string{"key": "\t" + goodKey()}), "", "white space precedes it"},
 		{"a blank and a line feed before it", secret(access.TypeRBD, map[string]string{"key": "\n " + goodKey() + "\n"}), "", "white space precedes it"},
 		{"a line end of Windows before it", secret(access.TypeRBD, map[string]string{"key": "\r\n" + goodKey()}), "", "white space precedes it"},
@@ -157,9 +163,13 @@ func TestCheckUserSecret(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			a := newAccess(t, fake.NewClientset(test.secret), FakeResolver{}, nil)
-			warning, err := a.CheckUserSecret(t.Context(), volume.SecretRef{Namespace: "ns", Name: "s"})
-			if !strings.Contains(warning, test.wantWarning) || (warning == "") != (test.wantWarning == "") {
-				t.Errorf("warning: got %q, want %q", warning, test.wantWarning)
+			events, err := a.CheckUserSecret(t.Context(), volume.SecretRef{Namespace: "ns", Name: "s"}, "kube")
+			warning := ""
+			for _, e := range events {
+				warning += strings.Join([]string{e.Type, e.Reason, e.Text}, " ")
+			}
+			if diff := cmp.Diff(test.wantWarning, warning); diff != "" {
+				t.Errorf("warning (-want +got):\n%s", diff)
 			}
 			if (err == nil) != (test.wantErr == "") || err != nil && !strings.Contains(err.Error(), test.wantErr) {
 				t.Errorf("error: got %v, want %q", err, test.wantErr)
@@ -259,12 +269,28 @@ func TestOpenSaysWhatToLookAt(t *testing.T) {
 	}{
 		{rbd.ErrPermissionDenied, `permission denied: check that the user exists, that secret "ns/s" holds its key, and that its caps have mon 'profile rbd'`},
 		{rbd.ErrInvalidKey, `malformed key: check that the user exists, that secret "ns/s" holds its key, and that its caps have mon 'profile rbd'`},
+		{rbd.ErrKeyType, "this program can't use a key of this type: run ceph mon set auth_allowed_ciphers aes,aes256k; " +
+			"some seconds later, run ceph auth rotate client.boss --key-type aes; then kubectl -n ns patch secret s " +
+			`-p '{"stringData":{"key":"'$(ceph auth get-key client.boss)'"}}'`},
 		{rbd.ErrUnreachable, "no monitor answered: check the monitors' addresses in the StorageClass, that Ceph is up and, if it is up in part, the key"},
 	} {
 		_, err := newAccess(t, client, FakeResolver{}, test.err).Open(t.Context(), location)
 		if !errors.Is(err, test.err) || err.Error() != test.want {
 			t.Errorf("got %v, want %q", err, test.want)
 		}
+	}
+}
+
+// TestAdminOfCephKeepsItsKey: where the user is the one with which people run ceph, no
+// command is advised after which they could run no more.
+func TestAdminOfCephKeepsItsKey(t *testing.T) {
+	location := volume.Location{Monitors: []volume.Monitor{{Host: "10.0.0.1"}}, User: "admin", Secret: secretRef}
+	client := fake.NewClientset(secret("Opaque", map[string]string{"key": rbdtest.NewAES256KKey().Reveal()}))
+	_, err := newAccess(t, client, FakeResolver{}, rbd.ErrKeyType).Open(t.Context(), location)
+	const want = "this program can't use a key of this type: run ceph mon set auth_allowed_ciphers aes,aes256k; some seconds later, " +
+		"make a user of its own for this, as in README.md, with --key-type aes, and name it and a secret with its key in the StorageClass"
+	if err == nil || err.Error() != want {
+		t.Errorf("got %v, want %q", err, want)
 	}
 }
 

@@ -20,7 +20,7 @@ func TestTroubleshootingHasEveryError(t *testing.T) {
 	}
 	for _, err := range []error{
 		rbd.ErrUnreachable, rbd.ErrTimeout, rbd.ErrImageBusy, rbd.ErrConnectionLost, rbd.ErrPermissionDenied,
-		rbd.ErrInvalidKey, rbd.ErrPoolNotFound, rbd.ErrPoolFull, rbd.ErrImageInUse, rbd.ErrImageHeld, rbd.ErrImageHasSnapshots,
+		rbd.ErrInvalidKey, rbd.ErrKeyType, rbd.ErrPoolNotFound, rbd.ErrPoolFull, rbd.ErrImageInUse, rbd.ErrImageHeld, rbd.ErrImageHasSnapshots,
 		rbd.ErrNotSupported, rbd.ErrErasureCoded, access.ErrNoAddress, access.ErrSecretNotFound, access.ErrSecretForbidden,
 	} {
 		if !strings.Contains(string(page), err.Error()) {

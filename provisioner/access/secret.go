@@ -53,37 +53,62 @@ func (a *Access) ReadKey(ctx context.Context, ref volume.SecretRef) (rbd.Key, er
 
 // CheckUserSecret checks the secret with which kubelet will map the image, as it was less
 // than a second ago. The errors are those of ReadKey, or that the secret does not hold
-// exactly one entry. The warning, if not empty, says that the type is not the documented
-// one, which works nevertheless.
-func (a *Access) CheckUserSecret(ctx context.Context, ref volume.SecretRef) (warning string, err error) {
+// exactly one entry. user is the Ceph user whose key it should be. The events are about
+// what need not keep Pods from the volume: a secret that is not of the documented type, and
+// a key of a type that not all nodes can use.
+func (a *Access) CheckUserSecret(ctx context.Context, ref volume.SecretRef, user string) ([]Event, error) {
 	secret, err := a.recentSecret(ctx, ref)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if len(secret.Data) != 1 {
-		return "", fmt.Errorf("secret %q must hold exactly one entry, the user's key: kubelet would take any of them", ref)
+		return nil, fmt.Errorf("secret %q must hold exactly one entry, the user's key: kubelet would take any of them", ref)
 	}
+	var events []Event
 	for entry, data := range secret.Data {
-		if _, err := parseKey(ref, entry, data); err != nil {
-			return "", err
+		key, err := parseKey(ref, entry, data)
+		if err != nil {
+			return nil, err
 		}
 		// Ceph ignores line feeds before a key and whatever follows it, and prints a key
 		// that it can't read, so that it ends in kubelet's log.
 		if !bytes.HasPrefix(bytes.TrimLeft(data, "\n"), bytes.TrimSpace(data)) {
-			return "", fmt.Errorf("secret %q, entry %q: %w: white space precedes it, and kubelet takes it as it is: "+
-				"delete the secret, and make it anew with %s", ref, entry, rbd.ErrInvalidKey, MakeUserSecret(ref, "USER"))
+			return nil, fmt.Errorf("secret %q, entry %q: %w: white space precedes it, and kubelet takes it as it is: "+
+				"delete the secret, and make it anew with %s", ref, entry, rbd.ErrInvalidKey, MakeUserSecret(ref, user))
+		}
+		if key.Type() != rbd.KeyTypeAES {
+			events = append(events, Event{corev1.EventTypeWarning, "UserKeyType", fmt.Sprintf("secret %q has a key of type %s: "+
+				"nodes with Linux before 7.0 can't map images with it; if there are any, %s", ref, key.Type(), makeAESKey(ref, entry, user))})
 		}
 	}
 	if secret.Type != TypeRBD {
-		return fmt.Sprintf("secret %q is of type %q: Kubernetes documents %q for the user's secret", ref, secret.Type, TypeRBD), nil
+		events = append(events, Event{corev1.EventTypeWarning, "UserSecretType", fmt.Sprintf("secret %q is of type %q: Kubernetes documents %q for the user's secret",
+			ref, secret.Type, TypeRBD)})
 	}
-	return "", nil
+	return events, nil
 }
+
+// Event is an event that a claim is to get.
+type Event struct{ Type, Reason, Text string }
 
 // MakeUserSecret returns the command that makes the secret of a Ceph user.
 func MakeUserSecret(ref volume.SecretRef, user string) string {
 	return fmt.Sprintf(`kubectl -n %s create secret generic %s --type=%s --from-literal=key="$(ceph auth get-key client.%s)"`,
 		ref.Namespace, ref.Name, TypeRBD, user)
+}
+
+// makeAESKey says how to make a key that every Ceph and every kernel can use for a user, and
+// how to store it in an entry of a secret. It takes Ceph some seconds to allow what the
+// first command asks for.
+func makeAESKey(ref volume.SecretRef, entry, user string) string {
+	const allow = "run ceph mon set auth_allowed_ciphers aes,aes256k; some seconds later, "
+	if user == "admin" {
+		// Given another key, whoever runs the command ceph could no longer connect.
+		return allow + "make a user of its own for this, as in README.md, with --key-type aes, and name it and a secret with its key in the StorageClass"
+	}
+	return fmt.Sprintf(allow+`run ceph auth rotate client.%s --key-type aes; `+
+		`then kubectl -n %s patch secret %s -p '{"stringData":{"%s":"'$(ceph auth get-key client.%[1]s)'"}}'`,
+		user, ref.Namespace, ref.Name, entry)
 }
 
 // parseKey cuts white space around the key: people make secrets with "echo KEY | base64".

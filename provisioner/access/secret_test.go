@@ -84,7 +84,7 @@ func TestSecretIsReadOnceASecond(t *testing.T) {
 					for range 50 {
 						readers.Go(func() {
 							_, err := a.ReadKey(t.Context(), secretRef)
-							_, userErr := a.CheckUserSecret(t.Context(), secretRef)
+							_, userErr := a.CheckUserSecret(t.Context(), secretRef, "kube")
 							if !errors.Is(err, test.wanted) || !errors.Is(userErr, test.wanted) {
 								t.Errorf("got %v and %v, want %v", err, userErr, test.wanted)
 							}

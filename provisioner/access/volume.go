@@ -107,8 +107,7 @@ func (v Volumes) openSame(ctx context.Context, location volume.Location, fsid st
 }
 
 func badCredentials(err error) bool {
-	return errors.Is(err, ErrSecretNotFound) || errors.Is(err, ErrSecretForbidden) ||
-		errors.Is(err, rbd.ErrInvalidKey) || errors.Is(err, rbd.ErrPermissionDenied)
+	return errors.Is(err, ErrSecretNotFound) || errors.Is(err, ErrSecretForbidden) || badKey(err)
 }
 
 func wrongMonitors(err error, record volume.Record) bool {

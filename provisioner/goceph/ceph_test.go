@@ -31,10 +31,13 @@ type ceph struct {
 	conn  *rados.Conn
 }
 
-// startCeph starts a cluster that runs until the test ends.
-func startCeph(t testing.TB) *ceph {
+// startRig starts a cluster of a release and with keys of a type, as in rigs.Config, that
+// runs until the test ends.
+func startRig(t testing.TB, release, keys string) *rigs.Ceph {
 	t.Helper()
-	rig, err := rigs.Start(t.Context(), rigs.Config{SkipKubernetes: true, Progress: func(s string) { t.Log(s) }})
+	rig, err := rigs.Start(t.Context(), rigs.Config{
+		CephVersion: release, CephKeys: keys, SkipKubernetes: true, Progress: func(s string) { t.Log(s) },
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,11 +49,18 @@ func startCeph(t testing.TB) *ceph {
 			t.Error(err)
 		}
 	})
-	key, err := rig.Ceph.Key(t.Context(), "admin")
+	return rig.Ceph
+}
+
+// startCeph starts the cluster that the environment asks for, until the test ends.
+func startCeph(t testing.TB) *ceph {
+	t.Helper()
+	rig := startRig(t, "", "")
+	key, err := rig.Key(t.Context(), "admin")
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &ceph{rig: rig.Ceph}
+	c := &ceph{rig: rig}
 	c.admin = c.credentials(t, "admin", key)
 	c.conn = c.dial(t)
 	// How often OSDs report what pools hold, and how often the monitor looks at that: the

@@ -144,6 +144,10 @@ func (c *Connector) open(l *link) {
 	defer close(l.dialed)
 	if err != nil {
 		l.err = translateConnect(err)
+		if keyType := l.creds.Key.Type(); errors.Is(l.err, rbd.ErrInvalidKey) && keyType != rbd.KeyTypeAES {
+			// Nothing else is wrong with a key that ParseKey has made.
+			l.err = fmt.Errorf("%w: %s, with librados %s", rbd.ErrKeyType, keyType, Version())
+		}
 		l.retired = true
 		delete(c.links, l)
 		c.work.Done()

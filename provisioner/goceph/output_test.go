@@ -7,7 +7,6 @@ package goceph
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -37,13 +36,11 @@ type outputAttempt struct {
 func (c *ceph) testOutput(t *testing.T) {
 	live, dead := c.admin.Monitors[0], "v1:127.0.0.1:1"
 	wrong := rbdtest.NewKey().Reveal()
-	// Well-formed keys of a type that no librados knows, and of a length that is wrong for
-	// the type.
-	unknown := base64.StdEncoding.EncodeToString([]byte("\x63\x00........\x10\x00sixteen bytes ok"))
-	short := base64.StdEncoding.EncodeToString([]byte("\x01\x00........\x05\x00short"))
+	// Keys of types that no librados knows, and not every one.
+	unknown, later := rbdtest.NewKeyOfType(0x63, 16).Reveal(), rbdtest.NewAES256KKey().Reveal()
 	attempts := []outputAttempt{
 		{live, "admin", c.admin.Key.Reveal()},
-		{live, "admin", wrong}, {live, "nobody", wrong}, {live, "admin", unknown}, {live, "admin", short},
+		{live, "admin", wrong}, {live, "nobody", wrong}, {live, "admin", unknown}, {live, "admin", later},
 		{dead, "admin", wrong}, {"v2:" + c.rig.MonitorV2, "admin", wrong}, {c.rig.MonitorV1, "admin", wrong}, {c.rig.MonitorV2, "admin", wrong},
 		{"monitor.invalid", "admin", wrong}, {"127.0.0.1:port", "admin", wrong}, {"", "admin", wrong}, {live, "", wrong},
 	}

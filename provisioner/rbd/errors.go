@@ -22,6 +22,8 @@ var (
 	ErrPermissionDenied = errors.New("permission denied")
 	// ErrInvalidKey: the text is not a cephx key.
 	ErrInvalidKey = errors.New("malformed key")
+	// ErrKeyType: the key is of a type that this program's librados does not know.
+	ErrKeyType = errors.New("this program can't use a key of this type")
 	// ErrPoolNotFound: the cluster has no pool of that name.
 	ErrPoolNotFound = errors.New("pool does not exist")
 	// ErrPoolFull: the pool or the cluster is full, or over its quota.

@@ -27,10 +27,26 @@ const redacted = "[redacted]"
 // Source: CryptoKey::decode in Ceph's src/auth/Crypto.cc.
 const cephxHeader = 12
 
+// KeyTypeAES is the type of key that every Ceph and every kernel can use.
+const KeyTypeAES = "aes"
+
+// keyType returns the name that Ceph gives to a type of key, and the length of its
+// secret, or 0 for types that came later.
+// Source: CryptoManager and the handlers in Ceph's src/auth/Crypto.cc.
+func keyType(number uint16) (name string, length int) {
+	switch number {
+	case 1:
+		return KeyTypeAES, 16
+	case 2:
+		return "aes256k", 32
+	}
+	return fmt.Sprint("number ", number), 0
+}
+
 // ParseKey checks that text is a cephx key as "ceph auth get-key" prints it: base64 of a
-// typed secret. The caller cuts white space around it. The error wraps ErrInvalidKey and
-// never contains the text. librados would print a key that it can't decode to standard
-// error.
+// typed secret, whose length must be that of its type. Types that came later pass. The
+// caller cuts white space around the text. The error wraps ErrInvalidKey and never contains
+// the text. librados would print a key that it can't decode to standard error.
 func ParseKey(text string) (Key, error) {
 	raw, err := base64.StdEncoding.Strict().DecodeString(text)
 	switch {
@@ -46,7 +62,22 @@ func ParseKey(text string) (Key, error) {
 	case int(binary.LittleEndian.Uint16(raw[cephxHeader-2:])) != len(raw)-cephxHeader:
 		return Key{}, fmt.Errorf("%w: it is cut short or has something behind it", ErrInvalidKey)
 	}
+	_, length := keyType(binary.LittleEndian.Uint16(raw))
+	if length != 0 && length != len(raw)-cephxHeader {
+		return Key{}, fmt.Errorf("%w: its length is not that of its type", ErrInvalidKey)
+	}
 	return Key{text: &text}, nil
+}
+
+// Type returns the name of the key's type, as ceph auth's option --key-type takes it, or
+// "number N" for a type that came later. A zero Key has none.
+func (k Key) Type() string {
+	raw, _ := base64.StdEncoding.DecodeString(k.Reveal()) // ParseKey has checked it
+	if len(raw) == 0 {
+		return ""
+	}
+	name, _ := keyType(binary.LittleEndian.Uint16(raw))
+	return name
 }
 
 // Reveal returns the key's text, for librados alone.

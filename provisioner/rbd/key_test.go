@@ -34,7 +34,12 @@ func TestParseKey(t *testing.T) {
 	}{
 		{"as ceph auth get-key prints it", "AQBWbRdnAAAAABAA8Qmp2Q1Bjl0yKpoWtmYd9A==", ""},
 		{"an AES key", good, ""},
-		{"a key of a kind that came later", cephxKey(2, 32, aesSecret+aesSecret), ""},
+		{"an aes256k key", cephxKey(2, 32, aesSecret+aesSecret), ""},
+		{"a key of a type that came later", cephxKey(3, 5, "short"), ""},
+		{"an AES key of half the length", cephxKey(1, 8, aesSecret[:8]), "its length is not that of its type"},
+		{"an AES key as long as an aes256k key", cephxKey(1, 32, aesSecret+aesSecret), "its length is not that of its type"},
+		{"an aes256k key as long as an AES key", cephxKey(2, 16, aesSecret), "its length is not that of its type"},
+		{"an aes256k key cut short", cephxKey(2, 32, aesSecret+aesSecret[1:]), "it is cut short or has something behind it"},
 		{"nothing", "", "it is empty"},
 		{"a line break behind it", good + "\n", "it is not base64"},
 		{"a line break inside", good[:8] + "\r\n" + good[8:], "it is not base64"},
@@ -71,6 +76,19 @@ func TestParseKey(t *testing.T) {
 				t.Errorf("the key holds something in spite of the error")
 			}
 		})
+	}
+}
+
+func TestKeyType(t *testing.T) {
+	for want, key := range map[string]Key{
+		"":             {},
+		"aes":          mustParse(t, cephxKey(1, 16, aesSecret)),
+		"aes256k":      mustParse(t, cephxKey(2, 32, aesSecret+aesSecret)),
+		"number 65535": mustParse(t, cephxKey(65535, 1, "x")),
+	} {
+		if got := key.Type(); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
 	}
 }
 
@@ -156,13 +174,15 @@ func checkRedacted(t *testing.T, what, text string, key Key) {
 
 // sentences has all texts of ParseKey's errors.
 const sentences = "malformed key: it is empty; malformed key: it is not base64; malformed key: it is too short; " +
-	"malformed key: it is of type none; malformed key: it is cut short or has something behind it"
+	"malformed key: it is of type none; malformed key: it is cut short or has something behind it; " +
+	"malformed key: its length is not that of its type"
 
 // FuzzParseKey checks that ParseKey never panics, and that no error shows the text.
 func FuzzParseKey(f *testing.F) {
 	for _, seed := range []string{
 		"", "\n", "=", "AQ==", "AQBWbRdnAAAAABAA8Qmp2Q1Bjl0yKpoWtmYd9A==", "AQBWbRdnAAAAABAA8Qmp2Q1Bjl0yKpoWtmYd9A==\n",
 		cephxKey(0, 16, aesSecret), cephxKey(1, 0, ""), cephxKey(1, 65535, aesSecret), cephxKey(65535, 1, "x"),
+		cephxKey(2, 32, aesSecret+aesSecret), cephxKey(2, 16, aesSecret), cephxKey(2, 32, aesSecret), cephxKey(1, 32, aesSecret+aesSecret),
 		"key = AQBWbRdnAAAAABAA8Qmp2Q1Bjl0yKpoWtmYd9A==", "\x00\xff", strings.Repeat("A", 1<<16),
 	} {
 		f.Add(seed)
@@ -172,6 +192,9 @@ func FuzzParseKey(f *testing.F) {
 		if err == nil {
 			if key.Reveal() != text {
 				t.Errorf("the key does not hold its text")
+			}
+			if name := key.Type(); name != "aes" && len(name) != len("aes256k") && !strings.HasPrefix(name, "number ") {
+				t.Errorf("the key's type is %q", name)
 			}
 			if strings.Trim(text, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=") != "" {
 				t.Errorf("librados could not decode this: %q", text)

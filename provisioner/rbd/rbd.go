@@ -33,7 +33,7 @@ type Connector interface {
 	// connecting for each operation is cheap. The caller must Close the Cluster.
 	//
 	// Errors: ErrUnreachable, ErrPermissionDenied (wrong key or unknown user),
-	// ErrInvalidKey. While one of several monitors does not answer, librados can't tell a
+	// ErrInvalidKey, ErrKeyType. While one of several monitors does not answer, librados can't tell a
 	// wrong key from that, and gives ErrUnreachable.
 	Connect(ctx context.Context, c Credentials) (Cluster, error)
 }

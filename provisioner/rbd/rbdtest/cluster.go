@@ -146,16 +146,22 @@ func newFSID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// NewKey returns a key that no other user has.
-func NewKey() rbd.Key {
-	const aes, length = 1, 16
+// NewKey returns a key of type aes that no other user has.
+func NewKey() rbd.Key { return NewKeyOfType(1, 16) }
+
+// NewAES256KKey returns a key of type aes256k that no other user has.
+func NewAES256KKey() rbd.Key { return NewKeyOfType(2, 32) }
+
+// NewKeyOfType returns a key that no other user has. The number is that of the type, and
+// the length that of the key's secret, which must fit a known type.
+func NewKeyOfType(number, length uint16) rbd.Key {
 	raw := make([]byte, 12+length)
-	binary.LittleEndian.PutUint16(raw, aes)
+	binary.LittleEndian.PutUint16(raw, number)
 	binary.LittleEndian.PutUint16(raw[10:], length)
 	random(raw[12:])
 	key, err := rbd.ParseKey(base64.StdEncoding.EncodeToString(raw))
 	if err != nil {
-		panic(err) // A key made two lines above is well formed.
+		panic(err) // The caller's mistake: the length is not that of the type.
 	}
 	return key
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -52,6 +53,15 @@ func (s suite) testConnect(t *testing.T) {
 		none.Key = rbd.Key{}
 		_, err = c.Connect(ctx, none)
 		wantError(t, err, rbd.ErrInvalidKey, connectAttempt)
+	})
+	t.Run("a key of a type that came later", func(t *testing.T) {
+		later := s.Admin
+		later.Key = NewKeyOfType(65535, 64)
+		_, err := c.Connect(ctx, later)
+		wantError(t, err, rbd.ErrKeyType, connectAttempt, later.Key)
+		if err != nil && !strings.Contains(err.Error(), "number 65535") {
+			t.Errorf("the error does not name the type: %v", err)
+		}
 	})
 	t.Run("the key of another user, and a user without caps for monitors", func(t *testing.T) {
 		// Ceph answers alike, as to a wrong key.

@@ -51,6 +51,9 @@ func (c *Cluster) connect(ctx context.Context, creds rbd.Credentials) (*session,
 	if creds.Key.IsZero() {
 		return nil, fmt.Errorf("%w: there is none", rbd.ErrInvalidKey)
 	}
+	if keyType := creds.Key.Type(); strings.HasPrefix(keyType, "number ") { // as the newest librados
+		return nil, fmt.Errorf("%w: %s", rbd.ErrKeyType, keyType)
+	}
 	fault := c.fault(CallConnect, "")
 	fault.before()
 	c.mu.Lock()
