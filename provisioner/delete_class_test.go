@@ -163,7 +163,7 @@ func TestDeleteKeepsWithoutHelp(t *testing.T) {
 		}, rbd.ErrPermissionDenied, append([]string{"check that the user exists"}, annotations...)},
 		{"its key is of a type that this program can't use", func(t *testing.T, f *fixture, _ *corev1.PersistentVolume) {
 			f.putKey(t, "kube-system", "admin", rbdtest.NewKeyOfType(3, 64))
-		}, rbd.ErrKeyType, append([]string{"can't use a key of this type: number 3: run ceph mon set auth_allowed_ciphers aes,aes256k"}, annotations...)},
+		}, rbd.ErrKeyType, append([]string{"can't use a key of this type: number 3: make a user of its own"}, annotations...)},
 		{"its pool is gone", func(_ *testing.T, _ *fixture, pv *corev1.PersistentVolume) { pv.Spec.RBD.RBDPool = "gone" },
 			rbd.ErrPoolNotFound, []string{"if it is gone for good, so is the image", `-p '{"spec":{"persistentVolumeReclaimPolicy":"Retain"}}' && kubectl delete pv pvc-1234`}},
 		{"the volume's monitors are dead, and the class is gone", func(t *testing.T, f *fixture, pv *corev1.PersistentVolume) {

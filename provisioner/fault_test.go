@@ -214,8 +214,9 @@ func TestProvisionWarnings(t *testing.T) {
 		{"a user's secret with a key that not every kernel can use", func(t *testing.T, f *fixture) {
 			f.putSecret(t, "apps", "user", access.TypeRBD, map[string]string{"any": rbdtest.NewAES256KKey().Reveal()})
 		}, []string{`Warning UserKeyType secret "apps/user" has a key of type aes256k: nodes with Linux before 7.0 can't map images with it; ` +
-			"if there are any, run ceph mon set auth_allowed_ciphers aes,aes256k; some seconds later, run ceph auth rotate client.kube --key-type aes; " +
-			`then kubectl -n apps patch secret user -p '{"stringData":{"any":"'$(ceph auth get-key client.kube)'"}}'`}},
+			"if there are any, make one of type aes: ceph mon set auth_allowed_ciphers aes,aes256k && " +
+			"until ceph auth rotate client.kube --key-type aes; do sleep 1; done && " +
+			`kubectl -n apps patch secret user -p '{"stringData":{"any":"'$(ceph auth get-key client.kube)'"}}'`}},
 		{"a user's secret with a new line behind the key", func(t *testing.T, f *fixture) {
 			f.putSecret(t, "apps", "user", access.TypeRBD, map[string]string{"key": rbdtest.NewKey().Reveal() + "\n"})
 		}, nil},

@@ -143,8 +143,8 @@ func TestCheckUserSecret(t *testing.T) {
 		{"another type works, with a warning", secret("Opaque", map[string]string{"key": goodKey()}),
 			`Warning UserSecretType secret "ns/s" is of type "Opaque": Kubernetes documents "kubernetes.io/rbd" for the user's secret`, ""},
 		{"so does a later type of key", secret(access.TypeRBD, map[string]string{"userKey": rbdtest.NewAES256KKey().Reveal()}), "Warning UserKeyType secret \"ns/s\" has a key of type aes256k: " +
-			"nodes with Linux before 7.0 can't map images with it; if there are any, run ceph mon set auth_allowed_ciphers aes,aes256k; " +
-			"some seconds later, run ceph auth rotate client.kube --key-type aes; then kubectl -n ns patch secret s " +
+			"nodes with Linux before 7.0 can't map images with it; if there are any, make one of type aes: ceph mon set auth_allowed_ciphers aes,aes256k && " +
+			"until ceph auth rotate client.kube --key-type aes; do sleep 1; done && kubectl -n ns patch secret s " +
 			`-p '{"stringData":{"userKey":"'$(ceph auth get-key client.kube)'"}}'`, ""},
 		{"two entries", secret(access.TypeRBD, map[string]string{"key": goodKey(), "x": "y"}), "", "must hold exactly one entry"},
 		{"no entry", secret(access.TypeRBD, nil), "", "must hold exactly one entry"},
@@ -269,8 +269,8 @@ func TestOpenSaysWhatToLookAt(t *testing.T) {
 	}{
 		{rbd.ErrPermissionDenied, `permission denied: check that the user exists, that secret "ns/s" holds its key, and that its caps have mon 'profile rbd'`},
 		{rbd.ErrInvalidKey, `malformed key: check that the user exists, that secret "ns/s" holds its key, and that its caps have mon 'profile rbd'`},
-		{rbd.ErrKeyType, "this program can't use a key of this type: run ceph mon set auth_allowed_ciphers aes,aes256k; " +
-			"some seconds later, run ceph auth rotate client.boss --key-type aes; then kubectl -n ns patch secret s " +
+		{rbd.ErrKeyType, "this program can't use a key of this type: make one of type aes: ceph mon set auth_allowed_ciphers aes,aes256k && " +
+			"until ceph auth rotate client.boss --key-type aes; do sleep 1; done && kubectl -n ns patch secret s " +
 			`-p '{"stringData":{"key":"'$(ceph auth get-key client.boss)'"}}'`},
 		{rbd.ErrUnreachable, "no monitor answered: check the monitors' addresses in the StorageClass, that Ceph is up and, if it is up in part, the key"},
 	} {
@@ -287,8 +287,8 @@ func TestAdminOfCephKeepsItsKey(t *testing.T) {
 	location := volume.Location{Monitors: []volume.Monitor{{Host: "10.0.0.1"}}, User: "admin", Secret: secretRef}
 	client := fake.NewClientset(secret("Opaque", map[string]string{"key": rbdtest.NewAES256KKey().Reveal()}))
 	_, err := newAccess(t, client, FakeResolver{}, rbd.ErrKeyType).Open(t.Context(), location)
-	const want = "this program can't use a key of this type: run ceph mon set auth_allowed_ciphers aes,aes256k; some seconds later, " +
-		"make a user of its own for this, as in README.md, with --key-type aes, and name it and a secret with its key in the StorageClass"
+	const want = "this program can't use a key of this type: make a user of its own for this, with a key of type aes, as in README.md, " +
+		"and name it and a secret with its key in the StorageClass"
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v, want %q", err, want)
 	}

@@ -97,17 +97,17 @@ func MakeUserSecret(ref volume.SecretRef, user string) string {
 		ref.Namespace, ref.Name, TypeRBD, user)
 }
 
-// makeAESKey says how to make a key that every Ceph and every kernel can use for a user, and
-// how to store it in an entry of a secret. It takes Ceph some seconds to allow what the
-// first command asks for.
+// makeAESKey says how to give a user a key that every Ceph and every kernel can use, and how
+// to store it in an entry of a secret.
 func makeAESKey(ref volume.SecretRef, entry, user string) string {
-	const allow = "run ceph mon set auth_allowed_ciphers aes,aes256k; some seconds later, "
 	if user == "admin" {
 		// Given another key, whoever runs the command ceph could no longer connect.
-		return allow + "make a user of its own for this, as in README.md, with --key-type aes, and name it and a secret with its key in the StorageClass"
+		return "make a user of its own for this, with a key of type aes, as in README.md, and name it and a secret with its key in the StorageClass"
 	}
-	return fmt.Sprintf(allow+`run ceph auth rotate client.%s --key-type aes; `+
-		`then kubectl -n %s patch secret %s -p '{"stringData":{"%s":"'$(ceph auth get-key client.%[1]s)'"}}'`,
+	// It takes Ceph some seconds to allow what the first command asks for.
+	return fmt.Sprintf("make one of type aes: ceph mon set auth_allowed_ciphers aes,aes256k && "+
+		"until ceph auth rotate client.%s --key-type aes; do sleep 1; done && "+
+		`kubectl -n %s patch secret %s -p '{"stringData":{"%s":"'$(ceph auth get-key client.%[1]s)'"}}'`,
 		user, ref.Namespace, ref.Name, entry)
 }
 

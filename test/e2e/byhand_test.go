@@ -28,7 +28,7 @@ const (
 // words replaced.
 func (f *fixture) literally(event corev1.Event, words ...string) {
 	f.Helper()
-	i := max(strings.LastIndex(event.Message, ": kubectl "), strings.LastIndex(event.Message, ": rbd "))
+	i := max(strings.LastIndex(event.Message, ": kubectl "), strings.LastIndex(event.Message, ": rbd "), strings.LastIndex(event.Message, ": ceph "))
 	if i < 0 {
 		f.Fatalf("the event ends with no command: %s", event.Message)
 	}

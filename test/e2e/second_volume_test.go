@@ -92,20 +92,20 @@ func (f *fixture) remove(pv *corev1.PersistentVolume) {
 	f.volumeGone(pv)
 }
 
-// told waits for an event about a volume with that reason, whose message has the given
+// told waits for an event about a volume or a claim with that reason, whose message has the given
 // text, and returns it.
-func (f *fixture) told(pv *corev1.PersistentVolume, reason, text string) corev1.Event {
+func (f *fixture) told(object metav1.Object, reason, text string) corev1.Event {
 	f.Helper()
-	return f.toldSo(pv, reason, text, func(corev1.Event) bool { return true })
+	return f.toldSo(object, reason, text, func(corev1.Event) bool { return true })
 }
 
 // toldSo waits for such an event that also meets a condition.
-func (f *fixture) toldSo(pv *corev1.PersistentVolume, reason, text string, so func(corev1.Event) bool) corev1.Event {
+func (f *fixture) toldSo(object metav1.Object, reason, text string, so func(corev1.Event) bool) corev1.Event {
 	f.Helper()
 	var found corev1.Event
 	f.eventually(func(ctx context.Context) error {
 		list, err := rig.Kube.Client.CoreV1().Events("").List(ctx, metav1.ListOptions{
-			FieldSelector: fields.OneTermEqualSelector("involvedObject.uid", string(pv.UID)).String(),
+			FieldSelector: fields.OneTermEqualSelector("involvedObject.uid", string(object.GetUID())).String(),
 		})
 		if err != nil {
 			return err
@@ -115,7 +115,7 @@ func (f *fixture) toldSo(pv *corev1.PersistentVolume, reason, text string, so fu
 				return nil
 			}
 		}
-		return fmt.Errorf("no %s of volume %s says %q as wanted: %s", reason, pv.Name, text, f.events(ctx, pv.UID))
+		return fmt.Errorf("no %s of %s says %q as wanted: %s", reason, object.GetName(), text, f.events(ctx, object.GetUID()))
 	})
 	return found
 }
