@@ -59,7 +59,7 @@ func TestUserKeyOfALaterType(t *testing.T) {
 	key := rbdtest.NewAES256KKey().Reveal()
 	useKey(key)
 	f.secret(f.name, "user", "kubernetes.io/rbd", key)
-	f.caps("mon", "profile rbd")
+	f.cephUser("admin", "rbd") // not on its own pool, so the first attempts fail
 	claim := f.claim("data", f.class("a", nil), nil)
 	f.event(claim, "permission denied")
 	if events := f.events(t.Context(), claim.UID); strings.Contains(events, "UserKeyType") {
