@@ -32,7 +32,7 @@ const KeyTypeAES = "aes"
 
 // keyType returns the name that Ceph gives to a type of key, and the length of its
 // secret, or 0 for types that came later.
-// Source: CryptoManager and the handlers in Ceph's src/auth/Crypto.cc.
+// Source: CEPH_CRYPTO_AES and CEPH_CRYPTO_AES256KRB5 in Ceph's src/include/ceph_fs.h.
 func keyType(number uint16) (name string, length int) {
 	switch number {
 	case 1:
