@@ -144,8 +144,8 @@ func (c *Connector) open(l *link) {
 	defer close(l.dialed)
 	if err != nil {
 		l.err = translateConnect(err)
-		if keyType := l.creds.Key.Type(); errors.Is(l.err, rbd.ErrInvalidKey) && keyType != rbd.KeyTypeAES {
-			// Nothing else is wrong with a key that ParseKey has made.
+		refused := errors.Is(l.err, rbd.ErrInvalidKey) || errors.Is(l.err, rbd.ErrNotSupported) // before 20, and from then on
+		if keyType := l.creds.Key.Type(); refused && keyType != rbd.KeyTypeAES {
 			l.err = fmt.Errorf("%w: %s, with librados %s", rbd.ErrKeyType, keyType, Version())
 		}
 		l.retired = true
