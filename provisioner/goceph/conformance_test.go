@@ -50,6 +50,7 @@ func TestOnCeph(t *testing.T) {
 		CutOffMove: c.cutOffMove,
 		Pause:      c.pause,
 		Disconnect: c.disconnect,
+		Silent:     c.silent(),
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -84,6 +85,7 @@ func TestOnCeph(t *testing.T) {
 	t.Run("MovesCutOff", c.testMovesCutOff)
 	t.Run("Defaults", c.testDefaults)
 	t.Run("Holds", c.testHolds)
+	t.Run("MendedCaps", c.testMendedCaps)
 	t.Run("Conformance", func(t *testing.T) { rbdtest.Conformance(t, h) })
 }
 

@@ -229,12 +229,18 @@ func TestDeniedConnectionIsReplaced(t *testing.T) {
 }
 
 // TestSilentConnectionIsReplaced checks that the next attempt uses corrected caps, too, if
-// monitors did not answer. A connection with a pool shows that they did.
+// monitors or OSDs did not answer. A connection with a pool shows that they did.
 func TestSilentConnectionIsReplaced(t *testing.T) {
+	for _, silence := range []error{cephError(-110), errNoOSD} {
+		t.Run(silence.Error(), func(t *testing.T) { testSilentConnection(t, silence) })
+	}
+}
+
+func testSilentConnection(t *testing.T, silence error) {
 	inBubble(t, Config{}, func(t *testing.T, f *fakeCeph, c *Connector) {
 		f.onCall = func(call string) error {
 			if call == "pool silent" {
-				return cephError(-110)
+				return silence
 			}
 			return nil
 		}

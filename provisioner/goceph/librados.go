@@ -24,6 +24,8 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"sync/atomic"
+	"time"
 
 	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd/admin"
@@ -109,7 +111,7 @@ func dial(cfg Config, creds rbd.Credentials) (conn, error) {
 		c.Shutdown()
 		return nil, err
 	}
-	return &radosConn{conn: c, id: fsid}, nil
+	return &radosConn{conn: c, id: fsid, timeout: cfg.Timeout}, nil
 }
 
 func connect(creds rbd.Credentials, options []option) (*rados.Conn, error) {
@@ -149,8 +151,11 @@ func release(c *rados.Conn) {
 
 // radosConn is an established connection.
 type radosConn struct {
-	conn *rados.Conn
-	id   string
+	conn    *rados.Conn
+	id      string
+	timeout time.Duration
+	// greeted says that an OSD has answered.
+	greeted atomic.Bool
 }
 
 func (c *radosConn) fsid() string { return c.id }
@@ -158,13 +163,18 @@ func (c *radosConn) fsid() string { return c.id }
 func (c *radosConn) shutdown() { c.conn.Shutdown() }
 
 func (c *radosConn) openPool(name string) (ioctx, error) {
+	begin := time.Now()
 	io, err := c.conn.OpenIOContext(name)
 	if err != nil {
 		return nil, err
 	}
 	// Otherwise librados holds back every call to a full pool until there is room, even
 	// the removals that would make room. That looks like an OSD that does not answer.
-	if err := io.SetPoolFullTry(); err != nil {
+	err = io.SetPoolFullTry()
+	if err == nil {
+		err = c.greet(io, time.Until(begin.Add(c.timeout)))
+	}
+	if err != nil {
 		io.Destroy()
 		return nil, err
 	}

@@ -12,6 +12,9 @@ var (
 	// ErrTimeout: the call did not end before its deadline, and may have taken effect, or
 	// may still do so.
 	ErrTimeout = errors.New("no answer in time, the outcome is unknown")
+	// ErrNoOSD: no OSD has answered on this user's connection, which is how Ceph 18 and newer
+	// treat a user without any caps for OSDs. Nothing was changed. It comes with ErrTimeout.
+	ErrNoOSD = errors.New("no OSD has answered this user")
 	// ErrImageBusy: an earlier call on the image outlived its own deadline and this
 	// call's, which did nothing. It comes with ErrTimeout.
 	ErrImageBusy = errors.New("an earlier call on it has not ended")

@@ -45,7 +45,7 @@ type Cluster interface {
 	// OpenPool opens a pool. The Pool holds its own share in the connection and outlives
 	// the Cluster. Only its calls show what the user may do there.
 	//
-	// Errors: ErrPoolNotFound, ErrPermissionDenied, ErrTimeout, ErrConnectionLost.
+	// Errors: ErrPoolNotFound, ErrPermissionDenied, ErrTimeout, ErrNoOSD, ErrConnectionLost.
 	OpenPool(ctx context.Context, name string) (Pool, error)
 	// Close gives the share back. It does not block; calling it twice is harmless.
 	Close()

@@ -58,6 +58,9 @@ type Caps struct {
 	// NoMonitor is for a user without caps for monitors, who can't connect, DeafMonitor for
 	// one whose caps there do not allow reading, and who gets no answer about pools.
 	NoMonitor, DeafMonitor bool
+	// NoOSD is for a user without any caps for OSDs of Ceph 18 or newer, which do not answer.
+	// A real client would wait for them until its deadline; this one fails at once.
+	NoOSD bool
 }
 
 func (c Caps) allow(pool string) bool {

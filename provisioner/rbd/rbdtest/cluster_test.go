@@ -19,13 +19,13 @@ import (
 
 // TestConformance runs the suite on the cluster in memory.
 func TestConformance(t *testing.T) {
-	conformance(t, func(c rbd.Connector) rbd.Connector { return c })
+	conformance(t, false, func(c rbd.Connector) rbd.Connector { return c })
 }
 
 // TestConformanceAround runs the suite on pools whose calls go through rbd.Around: it must
-// pass on all arguments and results.
+// pass on all arguments and results. OSDs are as those of Ceph 18.
 func TestConformanceAround(t *testing.T) {
-	conformance(t, func(c rbd.Connector) rbd.Connector { return aroundConnector{c} })
+	conformance(t, true, func(c rbd.Connector) rbd.Connector { return aroundConnector{c} })
 }
 
 type aroundConnector struct{ rbd.Connector }
@@ -51,8 +51,8 @@ func (c aroundCluster) OpenPool(ctx context.Context, name string) (rbd.Pool, err
 }
 
 // conformance runs the suite on a cluster in memory, through the Connector that wrap
-// returns.
-func conformance(t *testing.T, wrap func(rbd.Connector) rbd.Connector) {
+// returns. silent says whether OSDs do not answer a user without caps for them.
+func conformance(t *testing.T, silent bool, wrap func(rbd.Connector) rbd.Connector) {
 	c := rbdtest.NewCluster("10.0.0.1:6789", "10.0.0.2:6789")
 	c.AddPool("images")
 	c.AddPool("other")
@@ -66,7 +66,8 @@ func conformance(t *testing.T, wrap func(rbd.Connector) rbd.Connector) {
 		},
 		Admin:       c.AddUser("admin", everything),
 		Restricted:  c.AddUser("restricted", rbdtest.Caps{Pools: []string{"images"}}),
-		NoCaps:      c.AddUser("no-caps", rbdtest.Caps{}),
+		NoCaps:      c.AddUser("no-caps", rbdtest.Caps{NoOSD: silent}),
+		Silent:      silent,
 		NoMonitor:   c.AddUser("no-monitor", rbdtest.Caps{AllPools: true, NoMonitor: true}),
 		DeafMonitor: c.AddUser("deaf-monitor", rbdtest.Caps{AllPools: true, DeafMonitor: true}),
 		Pool:        "images",

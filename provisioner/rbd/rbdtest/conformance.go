@@ -17,8 +17,9 @@ type Harness struct {
 	NewConnector func(t *testing.T) rbd.Connector
 
 	// Admin has all rights, Restricted has all rights in Pool only, and NoCaps can only
-	// connect.
+	// connect. Silent says that NoCaps gets no answer then, instead of a refusal.
 	Admin, Restricted, NoCaps rbd.Credentials
+	Silent                    bool
 	// NoMonitor has all rights but those on monitors, and DeafMonitor has there only one
 	// that does not allow reading.
 	NoMonitor, DeafMonitor rbd.Credentials
@@ -99,6 +100,7 @@ func Conformance(t *testing.T, h Harness) {
 		{"NotesFaults", s.testNotesFaults},
 		{"Names", s.testNames},
 		{"Permissions", s.testPermissions},
+		{"NoCaps", s.testNoCaps},
 		{"Full", s.testFull},
 		{"Concurrency", s.testConcurrency},
 		{"Context", s.testContext},

@@ -24,29 +24,57 @@ func everyCall(ctx context.Context, p rbd.Pool, image string) map[string]error {
 	return errs
 }
 
+// testPermissions checks that a user whose caps name another pool is refused each call.
 func (s suite) testPermissions(t *testing.T) {
 	t.Parallel()
 	admin := s.open(t, s.Admin, s.OtherPool)
 	create(t, admin, "forbidden", rbd.ImageSpec{SizeBytes: 1 << 20})
-	for name, creds := range map[string]rbd.Credentials{
-		"a user of another pool": s.Restricted,
-		"a user without caps":    s.NoCaps,
-	} {
-		t.Run(name, func(t *testing.T) {
-			p, err := s.connect(t, s.NewConnector(t), creds).OpenPool(t.Context(), s.OtherPool)
-			if err != nil {
-				wantError(t, err, rbd.ErrPermissionDenied, `open pool "`+s.OtherPool)
-				return
-			}
-			t.Cleanup(p.Close)
-			for _, image := range []string{"forbidden", "not-there"} {
-				for call, err := range everyCall(t.Context(), p, image) {
-					wantError(t, err, rbd.ErrPermissionDenied, fmt.Sprintf("%s image %q in pool %q: ", call, image, s.OtherPool))
-				}
-			}
-		})
-	}
+	s.wantDenied(t, s.open(t, s.Restricted, s.OtherPool), "forbidden", "not-there")
 	describe(t, admin, "forbidden")
+}
+
+// testNoCaps checks that a user without any caps for OSDs is refused each call or, if
+// Silent, gets no answer, which stops no other user of the same connector.
+func (s suite) testNoCaps(t *testing.T) {
+	t.Parallel()
+	c := s.NewConnector(t)
+	if !s.Silent {
+		s.wantDenied(t, openPool(t, s.connect(t, c, s.NoCaps), s.Pool), "no-caps")
+		return
+	}
+	cluster := s.connect(t, c, s.NoCaps)
+	begun := make(chan struct{})
+	ended := make(chan error)
+	go func() {
+		close(begun)
+		_, err := cluster.OpenPool(t.Context(), s.Pool)
+		ended <- err
+	}()
+	<-begun
+	p := openPool(t, s.connect(t, c, s.Admin), s.Pool)
+	create(t, p, "beside-no-caps", rbd.ImageSpec{SizeBytes: 1 << 20})
+	err := <-ended
+	wantError(t, err, rbd.ErrNoOSD, `open pool "`+s.Pool+`": `, s.NoCaps.Key)
+	wantError(t, err, rbd.ErrTimeout, `open pool "`+s.Pool+`": `)
+}
+
+// wantDenied makes every call, and checks that each is refused.
+func (s suite) wantDenied(t *testing.T, p rbd.Pool, images ...string) {
+	t.Helper()
+	for _, image := range images {
+		for call, err := range everyCall(t.Context(), p, image) {
+			wantError(t, err, rbd.ErrPermissionDenied, fmt.Sprintf("%s image %q in pool ", call, image))
+		}
+		for call, err := range everyNotesCall(t.Context(), p, image) {
+			wantError(t, err, rbd.ErrPermissionDenied, fmt.Sprintf("%s notes %q in pool ", call, image))
+		}
+	}
+	wantError(t, p.TrashImage(t.Context(), "any", 0), rbd.ErrPermissionDenied, `move to the trash image "any" in pool `)
+	_, err := p.Trashed(t.Context(), "4711")
+	wantError(t, err, rbd.ErrPermissionDenied, `look up image "4711" in the trash of pool `)
+	wantError(t, p.RemoveTrashed(t.Context(), "4711"), rbd.ErrPermissionDenied, `remove image "4711" in the trash of pool `)
+	_, err = p.ShrinkTrashed(t.Context(), "4711", 1)
+	wantError(t, err, rbd.ErrPermissionDenied, `shrink image "4711" in the trash of pool `)
 }
 
 func (s suite) testFull(t *testing.T) {
@@ -131,6 +159,7 @@ func (s suite) testDeadline(t *testing.T) {
 	for _, name := range []string{"paused-remove", "paused-metadata", "paused-grow", "paused-image", "paused-closed"} {
 		create(t, p, name, rbd.ImageSpec{SizeBytes: 1 << 20})
 	}
+	other := openPool(t, s.connect(t, c, s.Restricted), s.Pool)
 	closing, err := cluster.OpenPool(t.Context(), s.Pool)
 	if err != nil {
 		t.Fatal(err)
@@ -166,7 +195,6 @@ func (s suite) testDeadline(t *testing.T) {
 		timed(attempt, call)
 	}
 	// The calls hold the names against other connections, too.
-	other := openPool(t, s.connect(t, c, s.Restricted), s.Pool)
 	timed(`remove image "paused-create" in pool "`+s.Pool+`": an earlier call on it has not ended`, func(ctx context.Context) error {
 		return other.RemoveImage(ctx, "paused-create")
 	})

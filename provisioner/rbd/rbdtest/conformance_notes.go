@@ -144,19 +144,6 @@ func (s suite) testNotesFaults(t *testing.T) {
 	}
 	checkNotes(t, p, "keys", map[string][]byte{})
 
-	for name, creds := range map[string]rbd.Credentials{"a user of another pool": s.Restricted, "a user without caps": s.NoCaps} {
-		t.Run(name, func(t *testing.T) {
-			p, err := s.connect(t, s.NewConnector(t), creds).OpenPool(t.Context(), s.OtherPool)
-			if err != nil {
-				wantError(t, err, rbd.ErrPermissionDenied, `open pool "`+s.OtherPool)
-				return
-			}
-			t.Cleanup(p.Close)
-			for call, err := range everyNotesCall(t.Context(), p, "forbidden") {
-				wantError(t, err, rbd.ErrPermissionDenied, fmt.Sprintf(`%s notes "forbidden" in pool %q: `, call, s.OtherPool))
-			}
-		})
-	}
 	if s.NoDataPool != "" {
 		t.Run("an erasure-coded pool", func(t *testing.T) {
 			p := openPool(t, cluster, s.NoDataPool)

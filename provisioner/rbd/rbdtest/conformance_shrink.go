@@ -113,9 +113,4 @@ func (s suite) testShrinkTrashed(t *testing.T) {
 		goes(t, id, 32<<20, 16<<20)
 		s.SetFull(t, pool, false)
 	})
-	t.Run("without permission", func(t *testing.T) {
-		denied := s.open(t, s.NoCaps, s.Pool)
-		_, err := denied.ShrinkTrashed(t.Context(), "4711", objects)
-		wantError(t, err, rbd.ErrPermissionDenied, `shrink image "4711" in the trash of pool "`+s.Pool+`": `)
-	})
 }

@@ -112,13 +112,6 @@ func (s suite) testTrashImage(t *testing.T) {
 			t.Errorf("the new image has %d bytes", image.SizeBytes)
 		}
 	})
-	t.Run("without permission", func(t *testing.T) {
-		denied := s.open(t, s.NoCaps, s.Pool)
-		wantError(t, denied.TrashImage(t.Context(), "any", 0), rbd.ErrPermissionDenied, `move to the trash image "any" in pool "`+s.Pool+`": `)
-		_, err := denied.Trashed(t.Context(), "4711")
-		wantError(t, err, rbd.ErrPermissionDenied, `look up image "4711" in the trash of pool "`+s.Pool+`": `)
-		wantError(t, denied.RemoveTrashed(t.Context(), "4711"), rbd.ErrPermissionDenied, `remove image "4711" in the trash of pool "`+s.Pool+`": `)
-	})
 }
 
 func (s suite) testRemoveTrashed(t *testing.T) {

@@ -153,6 +153,9 @@ func (s *share) openPool(ctx context.Context, name string) (*pool, error) {
 	if state == nil {
 		return nil, rbd.ErrPoolNotFound
 	}
+	if s.session.caps.NoOSD {
+		return nil, fmt.Errorf("%w: %w", rbd.ErrNoOSD, rbd.ErrTimeout)
+	}
 	c.open++
 	return &pool{session: s.session, state: state}, nil
 }
