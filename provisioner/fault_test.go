@@ -128,6 +128,10 @@ func TestProvisionCephFaults(t *testing.T) {
 		{fault{"a user whose caps for monitors do not allow reading", func(t *testing.T, f *fixture) {
 			f.putKey(t, "kube-system", "admin", f.ceph.AddUser("admin", rbdtest.Caps{AllPools: true, DeafMonitor: true}).Key)
 		}, rbd.ErrTimeout, "check the health of the Ceph cluster and, if that is well, the caps of client.admin"}, noChange},
+		{fault{"a user without caps for OSDs, whom they do not answer", func(t *testing.T, f *fixture) {
+			f.putKey(t, "kube-system", "admin", f.ceph.AddUser("admin", rbdtest.Caps{NoOSD: true}).Key)
+		}, rbd.ErrNoOSD, `the caps for OSDs may be missing: client.admin, with the key in secret "kube-system/admin", ` +
+			`needs at least mon 'profile rbd', osd 'profile rbd pool=rbd'`}, noChange},
 		{fault{"no pool", func(t *testing.T, f *fixture) { f.putParameter(t, "pool", "missing") }, rbd.ErrPoolNotFound,
 			`open pool "missing": pool does not exist: create the pool, or correct its name`}, noChange},
 		{fault{"a pool that can't be opened in time", func(_ *testing.T, f *fixture) {

@@ -134,7 +134,8 @@ func (a *Access) open(ctx context.Context, l volume.Location, u use) (_ *Pool, e
 		v.ends(rbd.Op{}, began, err)
 		return nil, Explain(err, l)
 	}
-	// Success need not be an answer: an open connection is shared, and knows its pools.
+	// Success need not be an answer now: an open connection is shared, and knows its pools.
+	v.opened()
 	p := &Pool{ID: volume.PoolID{FSID: cluster.FSID(), Pool: l.Pool}, Location: l, Monitors: monitors, visit: v}
 	p.Pool = rbd.Around(pool, a.around(p))
 	return p, nil
@@ -149,21 +150,24 @@ func badKey(err error) bool {
 // or a volume. The text is the same at each retry.
 func Explain(err error, l volume.Location) error {
 	var remedy string
+	caps := "profile rbd pool=" + l.Pool
+	if l.DataPool != "" {
+		caps += ", profile rbd pool=" + l.DataPool
+	}
+	caps = fmt.Sprintf("client.%s, with the key in secret %q, needs at least mon 'profile rbd', osd '%s'", l.User, l.Secret, caps)
 	switch {
 	case errors.Is(err, rbd.ErrUnreachable):
 		// With a wrong key, librados keeps waiting for the silent monitor.
 		remedy = "check the monitors' addresses in the StorageClass, that Ceph is up and, if it is up in part, the key"
+	case errors.Is(err, rbd.ErrNoOSD):
+		remedy = "check the health of the Ceph cluster; if that is well, the caps for OSDs may be missing: " + caps
 	case errors.Is(err, rbd.ErrTimeout):
 		// Ceph is silent towards a user whose caps for monitors do not allow reading.
 		remedy = fmt.Sprintf("check the health of the Ceph cluster and, if that is well, the caps of client.%s", l.User)
 	case errors.Is(err, rbd.ErrConnectionLost):
 		remedy = "check the health of the Ceph cluster"
 	case errors.Is(err, rbd.ErrPermissionDenied):
-		caps := "profile rbd pool=" + l.Pool
-		if l.DataPool != "" {
-			caps += ", profile rbd pool=" + l.DataPool
-		}
-		remedy = fmt.Sprintf("client.%s, with the key in secret %q, needs at least mon 'profile rbd', osd '%s'", l.User, l.Secret, caps)
+		remedy = caps
 	case errors.Is(err, rbd.ErrPoolNotFound):
 		remedy = "create the pool, or correct its name"
 	case errors.Is(err, rbd.ErrPoolFull):

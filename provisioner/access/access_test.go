@@ -301,6 +301,8 @@ func TestExplain(t *testing.T) {
 		want string
 	}{
 		{rbd.ErrTimeout, "check the health of the Ceph cluster and, if that is well, the caps of client.boss"},
+		{rbd.ErrNoOSD, "check the health of the Ceph cluster; if that is well, the caps for OSDs may be missing: client.boss, with the key in secret " +
+			"\"ns/s\", needs at least mon 'profile rbd', osd 'profile rbd pool=kube, profile rbd pool=kube-data'"},
 		{rbd.ErrConnectionLost, "check the health of the Ceph cluster"},
 		{rbd.ErrPermissionDenied, "client.boss, with the key in secret \"ns/s\", needs at least mon 'profile rbd', osd 'profile rbd pool=kube, profile rbd pool=kube-data'"},
 		{rbd.ErrNotSupported, "an erasure-coded data pool needs ceph osd pool set kube-data allow_ec_overwrites true"},

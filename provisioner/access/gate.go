@@ -42,7 +42,9 @@ const (
 //   - A limiter per list of monitors, for the time before that is known and while a
 //     cluster answers in part. If another cluster is in use, and answers do not come
 //     quickly, the cluster holds half of the workers at most. Claims and volumes have
-//     workers of their own, so they are counted apart.
+//     workers of their own, so they are counted apart. A user that has not opened a pool
+//     of the cluster yet holds a quarter at most, and its waiting is no sign that the
+//     cluster is slow: OSDs may be silent towards that user alone.
 type gate struct {
 	half int // of the workers for each use
 
@@ -63,10 +65,11 @@ const (
 
 // route is a route that was used lately.
 type route struct {
-	monitors string
-	used     time.Time
-	answered time.Time
-	fault    error // why the circuit breaker is open; nil if it is not
+	monitors, user string
+	used           time.Time
+	answered       time.Time
+	served         bool  // a pool was opened
+	fault          error // why the circuit breaker is open; nil if it is not
 }
 
 // visit is an operation that the gate let in.
@@ -115,7 +118,7 @@ func (g *gate) admit(l volume.Location, u use) (*visit, <-chan struct{}, error) 
 	key := l.Route()
 	r := g.routes[key]
 	if r == nil {
-		r = &route{monitors: key.Monitors}
+		r = &route{monitors: key.Monitors, user: l.User}
 		g.routes[key] = r
 	}
 	r.used = now
@@ -152,15 +155,25 @@ func (g *gate) mayProbe(r *route) bool {
 // hasPlace reports whether the limiter lets one more operation go to the cluster of r.
 func (g *gate) hasPlace(r *route, u use, now time.Time) bool {
 	only, answers := true, false
+	served := sets.New[string]() // users of the cluster
 	for _, other := range g.routes {
 		if other.monitors != r.monitors {
 			only = false
-		} else if now.Sub(other.answered) <= freshTime {
-			answers = true
+			continue
+		}
+		answers = answers || now.Sub(other.answered) <= freshTime
+		if other.served {
+			served.Insert(other.user)
 		}
 	}
 	here := func(v *visit) bool { return v.route.monitors == r.monitors && v.use == u }
-	waits := func(v *visit) bool { return here(v) && !v.slow.Load() && now.Sub(v.since) > slowTime }
+	own := func(v *visit) bool { return here(v) && v.route.user == r.user }
+	waits := func(v *visit) bool {
+		return here(v) && served.Has(v.route.user) && !v.slow.Load() && now.Sub(v.since) > slowTime
+	}
+	if !served.Has(r.user) && g.count(own) >= max(1, g.half/2) {
+		return false
+	}
 	return only || g.count(here) < g.half || answers && g.count(waits) == 0
 }
 
@@ -172,6 +185,16 @@ func (g *gate) count(is func(*visit) bool) int {
 		}
 	}
 	return n
+}
+
+// opened tells the gate that the pool is open, so that OSDs answer the user.
+func (v *visit) opened() {
+	v.gate.mu.Lock()
+	defer v.gate.mu.Unlock()
+	if !v.route.served {
+		v.route.served = true
+		v.gate.wake()
+	}
 }
 
 // ends tells the gate how a call ended; began is when it started.
@@ -216,8 +239,11 @@ func (g *gate) wake() {
 // kind is what a fault comes to, without the call and the image: the text of an operation
 // that was not tried must not change with every attempt of another one.
 func kind(fault error) error {
-	if errors.Is(fault, rbd.ErrUnreachable) {
+	switch {
+	case errors.Is(fault, rbd.ErrUnreachable):
 		return rbd.ErrUnreachable
+	case errors.Is(fault, rbd.ErrNoOSD):
+		return fmt.Errorf("%w: %w", rbd.ErrNoOSD, rbd.ErrTimeout)
 	}
 	return rbd.ErrTimeout
 }

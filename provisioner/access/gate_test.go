@@ -13,6 +13,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 
@@ -43,7 +44,8 @@ func (f *FakeSilence) Connect(ctx context.Context, creds rbd.Credentials) (rbd.C
 			return nil, fmt.Errorf("connect to monitors %q: %w", creds.MonHost(), rbd.ErrUnreachable)
 		}
 	}
-	return f.Connector.Connect(ctx, creds)
+	cluster, err := f.Connector.Connect(ctx, creds)
+	return FakeSilentOSDs{cluster}, err
 }
 
 // gated is an Access to the clusters "10.0.0.1" and "10.0.0.2", which have the pools "a"
@@ -51,6 +53,7 @@ func (f *FakeSilence) Connect(ctx context.Context, creds rbd.Credentials) (rbd.C
 type gated struct {
 	*access.Access
 	t         *testing.T
+	client    *fake.Clientset
 	one, two  *rbdtest.Cluster
 	connector *FakeSilence // of the first one
 	leaseLost atomic.Bool
@@ -62,6 +65,7 @@ func newGated(t *testing.T, workers int) *gated {
 	g := &gated{t: t, one: rbdtest.NewCluster("10.0.0.1:6789"), two: rbdtest.NewCluster("10.0.0.2:6789")}
 	g.connector = &FakeSilence{Connector: rbdtest.NewConnector(g.one, g.two), monitor: "10.0.0.1"}
 	client := fake.NewClientset()
+	g.client = client
 	for name, c := range map[string]*rbdtest.Cluster{"10.0.0.1": g.one, "10.0.0.2": g.two} {
 		c.AddPool("a")
 		c.AddPool("b")
@@ -89,6 +93,22 @@ func newGated(t *testing.T, workers int) *gated {
 		t.Fatal(err)
 	}
 	return g
+}
+
+// addUser makes a user of the first cluster, whose secret has the user's name, or replaces
+// its key and caps.
+func (g *gated) addUser(name string, caps rbdtest.Caps) {
+	g.t.Helper()
+	key := g.one.AddUser(name, caps).Key.Reveal()
+	secrets := g.client.CoreV1().Secrets("ns")
+	made := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name}, Data: map[string][]byte{"key": []byte(key)}}
+	_, err := secrets.Create(g.t.Context(), made, metav1.CreateOptions{})
+	if apierrors.IsAlreadyExists(err) {
+		_, err = secrets.Update(g.t.Context(), made, metav1.UpdateOptions{})
+	}
+	if err != nil {
+		g.t.Fatal(err)
+	}
 }
 
 func at(host, pool string) volume.Location {

@@ -26,9 +26,12 @@ func TestHalfOfTheWorkers(t *testing.T) {
 		const workers = 10
 		g := newGated(t, workers)
 		ctx := t.Context()
-		if err := g.create(ctx, at("10.0.0.2", "a"), "before"); err != nil {
-			t.Fatal(err)
+		for _, host := range []string{"10.0.0.1", "10.0.0.2"} {
+			if err := g.create(ctx, at(host, "a"), "before"); err != nil {
+				t.Fatal(err)
+			}
 		}
+		time.Sleep(time.Minute)
 		g.connector.silent.Store(true)
 		var ended sync.WaitGroup
 		tried, busy := new(atomic.Int32), new(atomic.Int32)
