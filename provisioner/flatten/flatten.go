@@ -39,6 +39,9 @@ type notFlattened struct{ error }
 
 func (e notFlattened) Unwrap() []error { return []error{ErrFlattening, e.error} }
 
+// errGoesOn says that librbd went on flattening after the call's deadline.
+var errGoesOn = errors.New("the clone is still being flattened")
+
 // Config has what New needs. Access and Flattened are required.
 type Config struct {
 	Access *access.Access
@@ -128,7 +131,7 @@ func (q *Queue) next(ctx context.Context, pool volume.PoolID) error {
 	case err == nil:
 		logger.Info("Clone flattened")
 		q.config.Flattened(pool, one.parent)
-	case errors.Is(err, rbd.ErrTimeout):
+	case errors.Is(err, errGoesOn):
 		logger.V(2).Info("The clone is still being flattened")
 	}
 	return again
@@ -170,14 +173,20 @@ func (q *Queue) flatten(ctx context.Context, one *item) error {
 	if other := volume.ForeignCluster(image.Metadata, q.config.Cluster); other != "" {
 		return fmt.Errorf("clone %q belongs to another Kubernetes cluster by now (%s): it is left alone", one.image.Name, other)
 	}
-	return pool.FlattenImage(ctx, one.image.Name)
+	err = pool.FlattenImage(ctx, one.image.Name)
+	if errors.Is(err, rbd.ErrTimeout) {
+		return errGoesOn
+	}
+	return err
 }
 
 // ended records how an attempt for a clone ended, and says when the pool comes again.
 func (q *Queue) ended(one *item, err error) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	one.begun = errors.Is(err, rbd.ErrTimeout)
+	// A clone that nobody could ask about has not begun by that: OSDs may be silent towards
+	// its user alone, and others get their turn.
+	one.begun = errors.Is(err, errGoesOn) || one.begun && errors.Is(err, rbd.ErrTimeout)
 	switch {
 	case one.begun:
 		// As a rule librbd goes on, so no other clone of the pool begins; the next

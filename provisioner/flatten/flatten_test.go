@@ -15,8 +15,6 @@ import (
 
 	"github.com/go-logr/logr/funcr"
 	"github.com/google/go-cmp/cmp"
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/klog/v2"
 
@@ -35,6 +33,7 @@ const source = "source"
 type world struct {
 	*flatten.Queue
 	ceph      *rbdtest.Cluster
+	client    *fake.Clientset
 	access    *access.Access
 	leaseLost atomic.Bool
 	// stop ends the Queue.
@@ -53,13 +52,10 @@ func inWorld(t *testing.T, test func(t *testing.T, w *world), pools ...string) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{ceph: rbdtest.NewCluster("10.0.0.1:6789"), running: map[string]int{}, most: map[string]int{}, stop: func() {}}
 		key := w.ceph.AddUser("admin", rbdtest.Caps{AllPools: true}).Key
+		w.client = fake.NewClientset(secret("admin", key))
 		var err error
 		w.access, err = access.New(access.Config{
-			Secrets: fake.NewClientset(&corev1.Secret{
-				ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "admin"}, Type: access.TypeRBD,
-				Data: map[string][]byte{access.KeyEntry: []byte(key.Reveal())},
-			}).CoreV1(),
-			Connector: w.ceph, Lease: lease.New(func() bool { return !w.leaseLost.Load() }),
+			Secrets: w.client.CoreV1(), Connector: w.ceph, Lease: lease.New(func() bool { return !w.leaseLost.Load() }),
 		})
 		if err != nil {
 			t.Fatal(err)
