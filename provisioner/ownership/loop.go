@@ -31,8 +31,8 @@ const (
 	// perSecond is how many images the loop looks at per second, so that the many
 	// images after an upgrade do not disturb claims.
 	perSecond = 5
-	// silentFor is how long the loop leaves a pool alone that did not answer, so that it
-	// does not hold up volumes in pools that do.
+	// silentFor is how long the loop leaves a pool alone that did not answer a user, so that
+	// it does not hold up volumes in pools that do, and of users whom it does.
 	silentFor = time.Minute
 )
 
@@ -145,7 +145,7 @@ func (l *Loop) settle(ctx context.Context, name string) error {
 	if err != nil {
 		return nil // its image is unknown; its deletion reports that
 	}
-	pool := strings.Join(append(record.Monitors, record.Pool), ",")
+	pool := strings.Join(append(record.Monitors, record.Pool, record.Admin), ",")
 	if time.Now().Before(l.silent[pool]) {
 		return work.Later(silentFor)
 	}
