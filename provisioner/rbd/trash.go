@@ -18,7 +18,8 @@ type Trash interface {
 	//
 	// Mirroring of a primary ends. A full pool does not prevent the move.
 	//
-	// Errors: ErrImageNotFound; ErrNotSupported for a mirrored image that is not the primary.
+	// Errors: ErrImageNotFound; ErrNotSupported for a mirrored image that is not the primary;
+	// with some releases (20.2.4), ErrImageHeld for an image in a group.
 	TrashImage(ctx context.Context, name string, keep time.Duration) error
 	// Trashed describes an image in the trash.
 	//

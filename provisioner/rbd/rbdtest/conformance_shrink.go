@@ -72,9 +72,9 @@ func (s suite) testShrinkTrashed(t *testing.T) {
 		stays(t, trash(t, p, "snapped"), rbd.ErrImageHasSnapshots)
 	})
 	t.Run("in a group", func(t *testing.T) {
-		create(t, p, "grouped", rbd.ImageSpec{SizeBytes: 42 << 20})
-		s.Group(t, pool, "grouped", "nightly")
-		stays(t, trash(t, p, "grouped"), rbd.ErrImageHeld)
+		if id := s.trashGrouped(t, p, pool, "nightly", 42<<20); id != "" {
+			stays(t, id, rbd.ErrImageHeld)
+		}
 	})
 	t.Run("a source, then its clone", func(t *testing.T) {
 		create(t, p, "source", rbd.ImageSpec{SizeBytes: 42 << 20})
