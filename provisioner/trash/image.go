@@ -219,6 +219,9 @@ func (r removing) done(ctx context.Context, one *item) error {
 	r.mu.Lock()
 	delete(r.in.items, one.removal.ID)
 	r.mu.Unlock()
+	if one.remover == ByManager {
+		r.managerRemoved()
+	}
 	if one.remover != "" {
 		klog.FromContext(ctx).Info("Image removed from the trash", "by", one.remover)
 		r.config.Purged(one.remover)

@@ -17,9 +17,13 @@ import (
 
 const (
 	notByManager = "by this process, not by Ceph's manager"
+	givenUp      = "Ceph's manager does not remove the images that it accepted"
 
-	// managerTime is how long a manager has for an image.
-	managerTime = 10 * time.Minute
+	// managerTime is how long a manager has for an image, managerStall for one of all that
+	// it has, and managerPause for how long it is left alone then.
+	managerTime  = 10 * time.Minute
+	managerStall = 30 * time.Second
+	managerPause = 24 * time.Hour
 	// looked is the longest until the first look for an image that the manager accepted.
 	looked = soon + 4*time.Second
 )
@@ -31,25 +35,37 @@ func (w *world) countAsked() func() int {
 	return func() int { return int(asked.Load()) }
 }
 
+// passWithOthers lets time pass in which the manager removes other images.
+func (w *world) passWithOthers(t *testing.T, length time.Duration) {
+	t.Helper()
+	for until := time.Now().Add(length); time.Now().Before(until); {
+		w.make(t, "other")
+		w.trash(t, "other", 0)
+		w.pass(10 * time.Second)
+		w.ceph.RunManagerFor(testPool, "other")
+		w.pass(10 * time.Second)
+	}
+}
+
 // silenceManager lets the manager answer the next request only after an hour.
 func (w *world) silenceManager() {
 	w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallHandOverTrashed, Before: func() { time.Sleep(time.Hour) }})
 }
 
-// TestPurgeByManager: where we may ask Ceph's manager, we ask it once for each image, and
-// look for the image until the manager has removed it.
+// TestPurgeByManager: where we may ask Ceph's manager, we ask it for each image, and look for
+// the image until the manager has removed it. As long as none goes, each look asks again.
 func TestPurgeByManager(t *testing.T) {
 	inManagedWorld(t, func(t *testing.T, w *world) {
 		asked := w.countAsked()
 		w.trashNew(t, 0)
-		w.pass(managerTime / 2)
+		w.pass(managerStall)
 		w.checkTrash(t, testImage)
 		checkSame(t, "what the manager has to do", 1, w.ceph.HandedOver(testPool))
 		w.ceph.RunManager()
-		w.pass(managerTime / 2)
+		w.pass(managerStall)
 		w.checkPurgedBy(t, 1, 0)
-		checkSame(t, "the requests", 1, asked())
-		checkSame(t, "what the log says of it", 0, w.countLog(notByManager))
+		checkSame(t, "the requests", 4, asked()) // after 0, 4, 8 and 16 s
+		checkSame(t, "what the log says of it", 0, w.countLog(notByManager, givenUp))
 	})
 }
 
@@ -65,25 +81,27 @@ func TestPurgeManagerPrompt(t *testing.T) {
 }
 
 // TestPurgeManagerLooks: we look for an image 4, 8, 16 s ... after asking the manager, and
-// at no other time.
+// at no other time, as long as the manager removes others.
 func TestPurgeManagerLooks(t *testing.T) {
 	inManagedWorld(t, func(t *testing.T, w *world) {
 		var looks []time.Duration
-		start := time.Now().Add(time.Second)
-		w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallTrashed, Times: 1000, Before: func() {
+		id, start := w.trashNew(t, 0), time.Now().Add(time.Second)
+		w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallTrashed, Image: id, Times: 1000, Before: func() {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			looks = append(looks, time.Since(start).Round(time.Second))
 		}})
-		w.trashNew(t, 0)
-		w.pass(managerTime - time.Second)
+		w.pass(3 * time.Second)
+		w.passWithOthers(t, managerTime-20*time.Second)
 		s := time.Second
 		w.mu.Lock()
 		got := slices.Clone(looks)
 		w.mu.Unlock()
 		checkSame(t, "the looks", []time.Duration{0, 4 * s, 8 * s, 16 * s, 32 * s, 64 * s, 128 * s, 256 * s, 512 * s}, got)
+		w.passWithOthers(t, 20*time.Second)
 		w.pass(soon)
-		w.checkPurgedBy(t, 0, 1)
+		w.checkPurgedBy(t, 30, 1)
+		checkSame(t, "what the log says of it", 0, w.countLog(notByManager, givenUp))
 	})
 }
 
@@ -125,49 +143,98 @@ func TestPurgeWithoutManager(t *testing.T) {
 	}
 }
 
-// TestPurgeManagerLost: in the end we remove images that a manager accepted but does not
-// get to: at once if it does not answer the request for another image.
+// TestPurgeManagerLost: a manager that accepted images and then dies, or removes none, gets
+// no others for a day, from no pool. They are removed here, soon. The log says so once, and
+// again only after the manager has removed one.
 func TestPurgeManagerLost(t *testing.T) {
-	t.Run("that never works", func(t *testing.T) {
-		inManagedWorld(t, func(t *testing.T, w *world) {
-			asked := w.countAsked()
-			w.trashNew(t, 0)
-			w.pass(managerTime)
-			w.checkTrash(t, testImage)
-			w.pass(soon)
-			w.checkPurgedBy(t, 0, 1)
-			checkSame(t, "the requests", 1, asked())
+	for name, test := range map[string]struct {
+		die  func(*world)
+		soon time.Duration // when the images are gone
+	}{
+		"that never works": {func(*world) {}, managerStall + looked},
+		"that dies":        {(*world).silenceManager, 10*time.Second + looked},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inManagedWorld(t, func(t *testing.T, w *world) {
+				const other = "other"
+				w.ceph.AddPool(other)
+				for i := range 2 {
+					w.trashNew(t, 0)
+					w.pass(2 * time.Second)
+					checkSame(t, "what the manager has to do", 1, w.ceph.HandedOver(testPool))
+					test.die(w)
+					w.pass(test.soon)
+					w.checkPurgedBy(t, 0, 3*i+1)
+
+					// Nobody waits for it meanwhile, whatever the pool.
+					w.mustInPool(t, other, func(pool *access.Pool) error {
+						if err := pool.CreateImage(t.Context(), other, rbd.ImageSpec{SizeBytes: 1 << 30}); err != nil {
+							return err
+						}
+						return w.remove(t, pool, other, 0)
+					})
+					w.pass(managerPause - time.Hour)
+					w.checkTold(t, 0, 3*i+2)
+					w.trashNew(t, 0)
+					w.pass(soon)
+					w.checkPurgedBy(t, 0, 3*i+3)
+					w.pass(time.Hour) // until the unanswered request ends
+				}
+				checkSame(t, "what the log says of it", 1, w.countLog(givenUp))
+				checkSame(t, "what else the log says of it", 0, w.countLog(notByManager))
+			})
 		})
-	})
-	t.Run("that is gone", func(t *testing.T) {
-		inManagedWorld(t, func(t *testing.T, w *world) {
+	}
+}
+
+// TestPurgeManagerLostAgain: the log says a second time that a manager has failed if it
+// worked in between.
+func TestPurgeManagerLostAgain(t *testing.T) {
+	inManagedWorld(t, func(t *testing.T, w *world) {
+		for i := range 2 {
 			w.trashNew(t, 0)
-			w.pass(40 * time.Second)
-			w.silenceManager()
-			for _, name := range []string{"a", "b", "c"} {
-				w.make(t, name)
-				w.trash(t, name, 0)
-			}
-			w.pass(soon + 10*time.Second)
-			w.checkTrash(t, testImage)
-			w.pass(40 * time.Second)
-			w.checkPurgedBy(t, 0, 4)
-			w.pass(time.Hour) // until the unanswered request ends
-		})
+			w.pass(managerStall + looked)
+			w.checkPurgedBy(t, i, i+1)
+			checkSame(t, "what the log says of it", i+1, w.countLog(givenUp))
+			w.pass(managerPause)
+			w.trashNew(t, 0)
+			w.pass(2 * time.Second)
+			w.ceph.RunManager()
+			w.pass(looked)
+		}
+		w.checkPurgedBy(t, 2, 2)
+		checkSame(t, "what the log says of it", 0, w.countLog(notByManager))
 	})
 }
 
-// TestPurgeManagerFails: after a while the log says what keeps the manager from removing
-// an image, and the manager stops trying.
+// TestPurgeManagerDeniesLater: a manager that accepted an image and denies the next has not
+// died.
+func TestPurgeManagerDeniesLater(t *testing.T) {
+	inManagedWorld(t, func(t *testing.T, w *world) {
+		w.trashNew(t, 0)
+		w.pass(2 * time.Second)
+		w.ceph.Fake(rbdtest.FakeFault{Call: rbdtest.CallHandOverTrashed, Err: rbd.ErrPermissionDenied})
+		w.pass(looked)
+		w.checkPurgedBy(t, 0, 1)
+		checkSame(t, "what the log says of it", 0, w.countLog(givenUp))
+		checkSame(t, "what the log says of it", 1, w.countLog(notByManager))
+	})
+}
+
+// TestPurgeManagerFails: the log says what keeps the manager from removing an image, and the
+// manager stops trying.
 func TestPurgeManagerFails(t *testing.T) {
 	inManagedWorld(t, func(t *testing.T, w *world) {
 		stop := w.watchInTrash()
 		w.trashNew(t, 0)
 		w.pass(2 * time.Second)
 		w.ceph.RunManager()
-		w.pass(20 * time.Minute)
+		w.pass(2 * looked)
 		checkSame(t, "what the manager has to do", 0, w.ceph.HandedOver(testPool))
 		checkSame(t, "what the log says of it", 1, w.countLog("stays in the trash for now"))
+		w.pass(20 * time.Minute)
+		checkSame(t, "what the manager has to do", 0, w.ceph.HandedOver(testPool))
+		checkSame(t, "what the log says of it", 1, w.countLog("stays in the trash for now", givenUp))
 		stop()
 		w.pass(2 * work.RetryCap)
 		w.checkPurgedBy(t, 0, 1)
@@ -180,13 +247,13 @@ func TestPurgeManagerSlow(t *testing.T) {
 	inManagedWorld(t, func(t *testing.T, w *world) {
 		stop := w.watchInTrash()
 		w.trashNew(t, 0)
-		w.pass(2 * managerTime)
+		w.passWithOthers(t, managerTime+5*time.Minute)
 		w.checkTrash(t, testImage)
 		checkSame(t, "what the log says of it", 0, w.countLog("stays in the trash for now"))
 		stop()
 		w.ceph.RunManager()
 		w.pass(work.RetryCap)
-		w.checkPurgedBy(t, 1, 0)
+		w.checkPurgedBy(t, 46, 0)
 	})
 }
 
@@ -216,12 +283,13 @@ func TestPurgeManagerRestored(t *testing.T) {
 // TestPurgeManagerThrownAway: an image that somebody restores and throws away by hand,
 // after we asked the manager for it, does not count as removed.
 func TestPurgeManagerThrownAway(t *testing.T) {
-	for name, test := range map[string]struct{ restored, thrown time.Duration }{
-		"which is seen": {9 * time.Minute, 2 * time.Minute}, "between two looks": {managerTime + 100*time.Millisecond, 100 * time.Millisecond},
+	for name, test := range map[string]struct{ restored, thrown time.Duration }{ // after 580 s
+		"which is seen": {0, 2 * time.Minute}, "between two looks": {20*time.Second + 100*time.Millisecond, 100 * time.Millisecond},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inManagedWorld(t, func(t *testing.T, w *world) {
 				id := w.trashNew(t, 0)
+				w.passWithOthers(t, managerTime-20*time.Second)
 				w.pass(test.restored)
 				w.ceph.Restore(testPool, id)
 				w.pass(test.thrown)
@@ -229,7 +297,7 @@ func TestPurgeManagerThrownAway(t *testing.T) {
 				w.pass(managerTime)
 				w.checkTrash(t, testImage)
 				checkSame(t, "the notes", nil, w.noted())
-				w.checkTold(t, 0, 0)
+				w.checkTold(t, 29, 0)
 			})
 		})
 	}
@@ -305,8 +373,8 @@ func TestPurgeManagerAfterCrash(t *testing.T) {
 	}
 }
 
-// TestPurgeManagerMany: we ask the manager once for each of many images, however long the
-// others take, and remove what it has not got to after a while.
+// TestPurgeManagerMany: we ask the manager once for each of many images, and only for one of
+// them again at each look; we remove them if none goes.
 func TestPurgeManagerMany(t *testing.T) {
 	for name, works := range map[string]bool{"that works": true, "that does not": false} {
 		t.Run(name, func(t *testing.T) {
@@ -314,18 +382,18 @@ func TestPurgeManagerMany(t *testing.T) {
 				asked := w.countAsked()
 				const count = 100
 				w.trashMany(t, count)
-				w.pass(managerTime / 2)
+				w.pass(20 * time.Second)
 				checkSame(t, "what the manager has to do", count, w.ceph.HandedOver(testPool))
 				if works {
 					w.ceph.RunManager()
 				}
-				w.pass(managerTime/2 + soon)
+				w.pass(managerStall + soon)
 				if works {
 					w.checkPurgedBy(t, count, 0)
 				} else {
 					w.checkPurgedBy(t, 0, count)
 				}
-				checkSame(t, "the requests", count, asked())
+				checkSame(t, "the requests", count+3, asked()) // after 4, 8 and 16 s
 			})
 		})
 	}

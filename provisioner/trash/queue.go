@@ -63,8 +63,10 @@ type Queue struct {
 	work    *work.Queue[volume.PoolID]
 	visited sync.Map // the pools whose notes were taken up
 
-	mu    sync.Mutex // guards pools, and in them location, items and item.woken
+	mu    sync.Mutex // guards what follows, and in pools location, items and item.woken
 	pools map[volume.PoolID]*pool
+	// managers are those of the pools' clusters, by FSID.
+	managers map[string]*manager
 }
 
 // pool holds images to remove, by their IDs. The worker in it owns all fields, those of the
@@ -75,8 +77,9 @@ type pool struct {
 	items    map[string]*item
 	// failing means that the last round failed, and that the log has the reason.
 	failing bool
-	// askAfter is the earliest time at which Ceph's manager is asked again; denied means
-	// that the log has the reason.
+	manager *manager // of its cluster
+	// askAfter is the earliest time at which the manager is asked again for an image of this
+	// pool; denied means that the log has the reason.
 	askAfter time.Time
 	denied   bool
 }
@@ -107,7 +110,7 @@ func New(c Config) (*Queue, error) {
 	if c.Access == nil || c.Journal == nil || c.Volumes.Cache == nil || c.Events == nil || c.Quiet == nil || c.Purged == nil {
 		return nil, errors.New("trash: all fields are required")
 	}
-	return &Queue{config: c, work: work.NewQueue[volume.PoolID](), pools: map[volume.PoolID]*pool{}}, nil
+	return &Queue{config: c, work: work.NewQueue[volume.PoolID](), pools: map[volume.PoolID]*pool{}, managers: map[string]*manager{}}, nil
 }
 
 // Run removes images when they are due, until ctx ends and calls in flight have
@@ -135,7 +138,10 @@ func (q *Queue) Add(id volume.PoolID, location volume.Location, removal journal.
 	defer q.mu.Unlock()
 	in := q.pools[id]
 	if in == nil {
-		in = &pool{id: id, items: map[string]*item{}}
+		if q.managers[id.FSID] == nil {
+			q.managers[id.FSID] = &manager{}
+		}
+		in = &pool{id: id, items: map[string]*item{}, manager: q.managers[id.FSID]}
 		q.pools[id] = in
 	}
 	in.location = location

@@ -194,7 +194,7 @@ func TestWakeNothing(t *testing.T) {
 func TestPurgeManagerSource(t *testing.T) {
 	inManagedWorld(t, func(t *testing.T, w *world) {
 		w.cloned(t)
-		w.pass(time.Minute)
+		w.pass(managerStall / 2)
 		w.ceph.RunManager()
 		w.checkTrash(t, testImage)
 		w.trash(t, cloneImage, 0)
