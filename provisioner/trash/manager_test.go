@@ -241,6 +241,24 @@ func TestPurgeManagerFails(t *testing.T) {
 	})
 }
 
+// TestPurgeManagerTries: a manager that tries to remove an image in vain works.
+func TestPurgeManagerTries(t *testing.T) {
+	inManagedWorld(t, func(t *testing.T, w *world) {
+		defer w.watchInTrash()()
+		w.trashNew(t, 0)
+		w.pass(2 * time.Second)
+		w.ceph.RunManager()
+		w.pass(managerStall / 2) // we hear that it failed
+		w.make(t, "other")
+		w.trash(t, "other", 0)
+		w.pass(managerStall * 2 / 3)
+		w.ceph.RunManagerFor(testPool, "other")
+		w.pass(managerStall)
+		w.checkTold(t, 1, 0)
+		checkSame(t, "what the log says of it", 0, w.countLog(givenUp))
+	})
+}
+
 // TestPurgeManagerSlow: an image that the manager needs long for is left to it. Here it
 // can't be removed meanwhile, since the manager has it open.
 func TestPurgeManagerSlow(t *testing.T) {

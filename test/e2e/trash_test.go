@@ -99,6 +99,7 @@ func TestTrashRetentionInFullPool(t *testing.T) {
 	f := newFixture(t)
 	claim := f.claim("data", f.class("a", func(c *storagev1.StorageClass) { c.Parameters["trashRetention"] = "1h" }), nil)
 	pv := f.bound(claim)
+	f.untrash()
 	f.fill()
 	f.delete(claim)
 	f.volumeGone(pv)
@@ -146,6 +147,71 @@ func TestPausedManager(t *testing.T) {
 	other.delete(claim)
 	other.gone(pv)
 	other.purgedBy(rig.main, pv, "manager")
+}
+
+// A manager that accepts an image and then dies, or removes none, is not waited for: what it
+// was given is removed here, and it gets no more, from no pool. Not parallel, since all tests
+// share the manager, and the provisioner must forget what it knows of it.
+func TestLostManager(t *testing.T) {
+	for _, test := range []struct {
+		name, reason string
+		lose         func(*fixture)
+	}{
+		{"busy", "none has gone for half a minute", func(*fixture) {}},
+		{"killed", "no answer in time", func(*fixture) { rig.Ceph.Mgr.Kill() }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f, other := newFixture(t), newFixture(t)
+			f.allowManager()
+			other.allowManager()
+			claims := []*corev1.PersistentVolumeClaim{f.claim("first", f.class("a", nil), nil), other.claim("second", other.class("a", nil), nil)}
+			volumes := []*corev1.PersistentVolume{f.bound(claims[0]), other.bound(claims[1])}
+			t.Cleanup(func() {
+				ctx := context.WithoutCancel(t.Context())
+				f.must(rig.main.Restart(ctx))
+				select {
+				case <-rig.Ceph.Mgr.Done():
+					f.must(rig.Ceph.Mgr.Start(ctx))
+				default:
+				}
+			})
+			f.occupyManager()
+
+			f.delete(claims[0])
+			f.logged(rig.main, volumes[0], "Image moved to the trash")
+			f.eventually(func(ctx context.Context) error {
+				tasks, err := rig.Ceph.Run(ctx, "ceph", "rbd", "task", "list")
+				if err == nil && !strings.Contains(tasks, f.name+"/") {
+					err = errors.New("the manager was not asked")
+				}
+				return err
+			})
+			test.lose(f)
+			if line := f.logged(rig.main, volumes[0], "Ceph's manager does not remove the images that it accepted"); !strings.Contains(line, test.reason) {
+				t.Errorf("the log gives another reason: %s", line)
+			}
+			f.gone(volumes[0])
+			f.purgedBy(rig.main, volumes[0], "provisioner")
+			other.delete(claims[1])
+			other.gone(volumes[1])
+			other.purgedBy(rig.main, volumes[1], "provisioner")
+		})
+	}
+}
+
+// occupyManager gives Ceph's manager an image whose removal takes hours, until the test ends.
+func (f *fixture) occupyManager() {
+	f.Helper()
+	pool := f.name + "-large"
+	f.must(rig.Ceph.CreatePool(f.Context(), pool))
+	f.Cleanup(func() { f.must(rig.Ceph.DeletePool(context.WithoutCancel(f.Context()), pool)) })
+	for _, command := range [][]string{
+		{"rbd", "create", "--size", "1P", "--image-feature", "layering", pool + "/large"},
+		{"ceph", "rbd", "task", "add", "remove", pool + "/large"},
+	} {
+		_, err := rig.Ceph.Run(f.Context(), command[0], command[1:]...)
+		f.must(err)
+	}
 }
 
 // documentedVolume is the PersistentVolume in docs/trash.md.
