@@ -40,8 +40,8 @@ const (
 	ByProvisioner = "provisioner"
 )
 
-// manager is what is known of the manager of a cluster, of which only users with other caps
-// than ours hear more. Queue.mu guards it.
+// manager is what is known of the manager of a cluster. The monitors don't tell users with
+// our caps which one is active. Queue.mu guards it.
 type manager struct {
 	// owes is since when it has had images without one of them going; zero for none.
 	owes time.Time
