@@ -4,8 +4,8 @@
 #
 # Both stages are the same Debian release, so that the program runs with the
 # Ceph client library it was linked with. Other architectures: docs/install.md.
-ARG BUILD_IMAGE=docker.io/library/golang:1.26-bookworm
-ARG RUN_IMAGE=docker.io/library/debian:bookworm-slim
+ARG BUILD_IMAGE=docker.io/library/golang:1.26-trixie
+ARG RUN_IMAGE=docker.io/library/debian:trixie-slim
 
 FROM ${BUILD_IMAGE} AS build
 RUN apt-get update \

@@ -34,7 +34,7 @@ export CGO_ENABLED = 1
 TESTFLAGS = -count=1 -timeout 30m -parallel 8 -tags '$(TAGS)'
 # In these our code runs in processes of its own, which are built without the race
 # detector. In the tests themselves it would only take time from the servers.
-PROCESSTESTS = /test/(e2e|faults|node)$$
+PROCESSTESTS = /test/(e2e|faults|image|node)$$
 # Those that wait longest begin first, and the others run beside them.
 LONGESTTESTS = ./test/bench ./provisioner/goceph
 # RESULTS is a folder that gets a JSON file of each target's tests.
@@ -119,7 +119,7 @@ test-processes: build kubernetes test-tools ## Run test-e2e and test-faults side
 
 .PHONY: test-unit
 test-unit: ## Run the tests that need neither cgo nor servers
-	CGO_ENABLED=0 go test $$(CGO_ENABLED=0 go list ./... | grep -v -E '/test/(bench|cluster|demo|e2e|faults|node)')
+	CGO_ENABLED=0 go test $$(CGO_ENABLED=0 go list ./... | grep -v -E '/test/(bench|cluster|demo|e2e|faults|image|node)')
 
 .PHONY: test-ceph
 test-ceph: ceph-tag test-tools ## Run the conformance suite on the real Ceph
@@ -157,6 +157,18 @@ test-node: ceph node test-tools ## Run the tests in which Pods use volumes; as r
 	@hack/step.sh image 'Container image: building it (five minutes the first time)' hack/image/build.sh
 	PROVISIONER_ARCHIVE=$$(hack/image/build.sh 2>/dev/null) && export PROVISIONER_ARCHIVE && \
 	$(GOTESTSUM) -- $(TESTFLAGS) -parallel 2 ./test/node/
+
+# The image of a variant: with the Ceph client of another Debian, which alone can use
+# the keys of these servers.
+.PHONY: test-image
+test-image: export BUILD_IMAGE = golang:1.26-forky
+test-image: export RUN_IMAGE = debian:forky-slim
+test-image: export CEPH_KEYS = aes256k
+test-image: CEPH_VERSION = 20
+test-image: ceph kubernetes test-tools ## Run the provisioner from an image with the client of Ceph 20; as root, after deps-node
+	@hack/step.sh image-variant 'Container image: building one with another client (five minutes the first time)' hack/image/build.sh
+	PROVISIONER_ARCHIVE=$$(hack/image/build.sh 2>/dev/null) && export PROVISIONER_ARCHIVE && \
+	$(GOTESTSUM) -- $(TESTFLAGS) ./test/image/
 
 .PHONY: bench-ceph
 bench-ceph: ceph-tag modules ## Measure single calls to a real Ceph

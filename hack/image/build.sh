@@ -7,6 +7,9 @@
 #
 #   hack/image/build.sh [NAME]      NAME:TAG, else what deploy/deployment.yaml says
 #
+# The environment's BUILD_IMAGE and RUN_IMAGE stand for other images to start from, as
+# the Dockerfile's arguments of these names do. Their tags name a release of Debian.
+#
 # The tar is named after the content of what it is made from, so it is made again
 # when that has changed. The two that were used last are kept.
 set -euo pipefail
@@ -31,8 +34,15 @@ done
 default() {
 	sed -n "s/^ARG $1=//p" Dockerfile
 }
-build_image=$(default BUILD_IMAGE)
-run_image=$(default RUN_IMAGE)
+build_image=${BUILD_IMAGE:-$(default BUILD_IMAGE)}
+run_image=${RUN_IMAGE:-$(default RUN_IMAGE)}
+# The release is that of the image that runs: trixie of debian:trixie-slim.
+suite=${run_image##*:}
+suite=${suite%%-*}
+if [[ ! $suite =~ ^[a-z]+$ ]]; then
+	echo "build.sh: the tag of \"$run_image\" does not begin with a release of Debian, like trixie" >&2
+	exit 2
+fi
 # Both images are made, and not pulled: the folder that keeps them is named after
 # what they are made from.
 base=$({
@@ -114,11 +124,13 @@ tar -x -C "$tmp/context" -f "$tmp/context.tar"
 # The build finds all modules here and needs no network for them.
 go mod download >&2
 
-# Old bases first, as there may not be room for both.
-store=$cache/base.$base
-for folder in "$cache"/base.*; do
-	[[ $folder == "$store" ]] || rm -rf "$folder"
-done
+# Old bases of this release first, as there may not be room for both; those of others
+# when they have not been used for a week.
+store=$cache/base.$suite.$base
+mkdir -p "$store"
+touch "$store"
+find "$cache" -mindepth 1 -maxdepth 1 -name 'base.*' ! -path "$store" \
+	\( -name "base.$suite.*" -o -mtime +6 \) -exec rm -rf {} +
 
 # In namespaces of its own the build leaves neither mounts nor processes, however
 # it ends: they go with their first process. That one ends by a signal of the
@@ -126,7 +138,7 @@ done
 # unshare holds signals back.
 echo "Building $name into $out" >&2
 setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child --mount-proc \
-	"$here/stages.sh" "$store" "$tmp" "$name" "$build_image" "$run_image" </dev/null >&2 &
+	"$here/stages.sh" "$store" "$tmp" "$name" "$suite" "$build_image" "$run_image" </dev/null >&2 &
 unshare=$!
 # shellcheck disable=SC2317 # the trap calls it
 interrupted() {

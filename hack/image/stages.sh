@@ -4,13 +4,13 @@
 # Called by build.sh, in namespaces of its own: makes the images that the
 # Dockerfile starts from, once, and builds it.
 #
-#   stages.sh STORE TMP NAME BUILD_IMAGE RUN_IMAGE
+#   stages.sh STORE TMP NAME SUITE BUILD_IMAGE RUN_IMAGE
 #
 # STORE keeps images from one build to the next. TMP has the folder context;
 # the image is written to TMP/image.tar.
 set -euo pipefail
 
-store=$1 tmp=$2 name=$3 build_image=$4 run_image=$5
+store=$1 tmp=$2 name=$3 suite=$4 build_image=$5 run_image=$6
 # chroot gives the steps the network of this machine and needs no runtime.
 export BUILDAH_ISOLATION=chroot TMPDIR=$tmp
 # What this machine has configured for its own containers is not for these.
@@ -39,12 +39,11 @@ fi
 # Of a build that was killed.
 buildah rm --all >/dev/null
 
-# The release is that of the image that runs: bookworm of debian:bookworm-slim.
-suite=${run_image##*:}
-suite=${suite%%-*}
 # Containers go through the proxy that this machine's apt uses.
 proxy=$(apt-config dump Acquire::http::Proxy | sed -n 's/^Acquire::http::Proxy "\(.*\)";$/\1/p')
-apt=()
+# Mirrors may be late with the lists of a Debian that is not released yet, which say
+# until when they are current. Signatures are checked all the same.
+apt=(--aptopt='Acquire::Check-Valid-Until "false"')
 [[ -z $proxy ]] || apt+=(--aptopt="Acquire::http::Proxy \"$proxy\"")
 
 # debian IMAGE SETTING... -- OPTION...: commits a Debian that mmdebstrap makes with
@@ -110,6 +109,7 @@ go_build=$(dirname "$store")/go-build
 mkdir -p "$go_build"
 build=(
 	build "${policy[@]}" --pull-never --layers --network host --build-arg "VERSION=${name##*:}"
+	--build-arg "BUILD_IMAGE=$build_image" --build-arg "RUN_IMAGE=$run_image"
 	--volume "$(go env GOMODCACHE):/go/pkg/mod:ro" --volume "$go_build:/root/.cache/go-build"
 )
 buildah "${build[@]}" --tag "$full" "$tmp/context"
