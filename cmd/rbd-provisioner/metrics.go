@@ -41,6 +41,21 @@ func newRegistry() *prometheus.Registry {
 	return registry
 }
 
+// clusterCollector shows the versions of Ceph that it returns, by FSID.
+type clusterCollector func() map[string]string
+
+var clusterInfo = prometheus.NewDesc("rbd_provisioner_ceph_cluster_info",
+	"Versions of the Ceph clusters that this process has connected to, as a monitor told it, or unknown; always 1.",
+	[]string{"fsid", "version"}, nil)
+
+func (c clusterCollector) Describe(descs chan<- *prometheus.Desc) { descs <- clusterInfo }
+
+func (c clusterCollector) Collect(metrics chan<- prometheus.Metric) {
+	for fsid, version := range c() {
+		metrics <- prometheus.MustNewConstMetric(clusterInfo, prometheus.GaugeValue, 1, fsid, version)
+	}
+}
+
 // leaderGauge shows who leads, under the name that the components of Kubernetes give
 // it. client-go sets it.
 type leaderGauge struct{ *prometheus.GaugeVec }

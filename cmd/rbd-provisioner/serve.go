@@ -90,6 +90,7 @@ func serve(ctx context.Context, o *options) (err error) {
 			logger.Info("Left connections to Ceph open", "err", err)
 		}
 	})
+	registry.MustRegister(clusterCollector(connector.Versions))
 	tenure := &tenure{length: o.renewDeadline}
 	guard := lease.New(tenure.leading)
 	if !o.leaderElection {

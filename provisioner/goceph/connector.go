@@ -32,6 +32,8 @@ type Connector struct {
 	mu      sync.Mutex // guards what follows, and the fields of links and pools that say so
 	links   map[*link]struct{}
 	closing bool
+	// versions has what Versions returns.
+	versions map[string]string
 }
 
 var _ rbd.Connector = (*Connector)(nil)
@@ -40,7 +42,7 @@ func newConnector(cfg Config, dial func(rbd.Credentials) (conn, error),
 	dialManager func(rbd.Credentials) (managerConn, error)) *Connector {
 	return &Connector{
 		cfg: cfg, idleTimeout: idleTimeout, dial: dial, dialManager: dialManager, log: klog.Background().WithName("ceph"),
-		links: map[*link]struct{}{},
+		links: map[*link]struct{}{}, versions: map[string]string{},
 	}
 }
 
@@ -162,6 +164,7 @@ func (c *Connector) open(l *link) {
 			c.settle(other)
 		}
 	}
+	c.learnVersion(l)
 	c.settle(l)
 }
 

@@ -31,7 +31,14 @@ type fakeCeph struct {
 	onCall func(image string) error
 	// onManager is called for each command to a manager.
 	onManager func(id string) error
+	// onVersion is called for each question for the version; nil stands for fakeVersion.
+	onVersion func() (string, error)
 }
+
+const (
+	fakeVersion = "20.2.4"
+	fakeFSID    = "11111111-2222-3333-4444-555555555555"
+)
 
 func (f *fakeCeph) connector(cfg Config) *Connector {
 	cfg, err := cfg.withDefaults()
@@ -110,7 +117,14 @@ type fakeConn struct {
 	noteCalls int
 }
 
-func (c *fakeConn) fsid() string { return "11111111-2222-3333-4444-555555555555" }
+func (c *fakeConn) fsid() string { return fakeFSID }
+
+func (c *fakeConn) version() (string, error) {
+	if c.onVersion != nil {
+		return c.onVersion()
+	}
+	return fakeVersion, nil
+}
 
 func (c *fakeConn) shutdown() {
 	c.mu.Lock()

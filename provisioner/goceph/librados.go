@@ -160,6 +160,14 @@ type radosConn struct {
 
 func (c *radosConn) fsid() string { return c.id }
 
+func (c *radosConn) version() (string, error) {
+	answer, _, err := c.conn.MonCommand([]byte(`{"prefix": "version", "format": "json"}`))
+	if err != nil {
+		return "", err
+	}
+	return parseVersion(answer)
+}
+
 func (c *radosConn) shutdown() { c.conn.Shutdown() }
 
 func (c *radosConn) openPool(name string) (ioctx, error) {

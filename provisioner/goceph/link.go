@@ -15,6 +15,8 @@ import (
 // error number.
 type conn interface {
 	fsid() string
+	// version asks a monitor.
+	version() (string, error)
 	openPool(name string) (ioctx, error)
 	// shutdown ends the connection. All its pools are closed by then.
 	shutdown()

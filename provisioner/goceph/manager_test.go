@@ -67,6 +67,7 @@ func TestManagerErrors(t *testing.T) {
 				if err := p.HandOverTrashed(t.Context(), "1a"); err != nil {
 					t.Error(err)
 				}
+				synctest.Wait() // for the answer to the question for the version
 				for l := range c.links {
 					if l.retired || l.calls != 0 {
 						t.Errorf("the connection has %d calls, and was retired: %t", l.calls, l.retired)

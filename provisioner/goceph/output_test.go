@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
+
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/rbd/rbdtest"
 )
@@ -104,6 +106,7 @@ func outputChild(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	c.log = logr.Discard() // this is about what librados prints
 	errs := make([]error, len(attempts))
 	var connected atomic.Int64
 	var wg sync.WaitGroup

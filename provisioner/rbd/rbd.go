@@ -42,6 +42,10 @@ type Connector interface {
 type Cluster interface {
 	// FSID returns the cluster's identity, a UUID. It never changes.
 	FSID() string
+	// Version asks a monitor for the version of Ceph that it runs, as "16.2.15".
+	//
+	// Errors: ErrPermissionDenied, ErrTimeout, ErrConnectionLost.
+	Version(ctx context.Context) (string, error)
 	// OpenPool opens a pool. The Pool holds its own share in the connection and outlives
 	// the Cluster. Only its calls show what the user may do there.
 	//

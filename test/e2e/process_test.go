@@ -147,6 +147,7 @@ func TestFlags(t *testing.T) {
 		// its cache lags behind.
 		`controller_persistentvolume_delete_total{class="` + f.name + `-a"} `,
 		"rbd_provisioner_build_info{", "process_resident_memory_bytes",
+		fmt.Sprintf("rbd_provisioner_ceph_cluster_info{fsid=%q,version=%q} 1", rig.Ceph.FSID, rig.Ceph.Version),
 	} {
 		f.eventually(func(ctx context.Context) error {
 			metrics, err := get(ctx, p.URL+"/metrics")
@@ -160,6 +161,10 @@ func TestFlags(t *testing.T) {
 		if !strings.HasPrefix(line, "{") {
 			t.Errorf("not JSON: %q", line)
 		}
+	}
+	connected := fmt.Sprintf(`"msg":"Connected to Ceph","v":0,"fsid":%q,"version":%q,"monitors":`, rig.Ceph.FSID, rig.Ceph.Version)
+	if n := strings.Count(log(t, p), connected); n != 1 {
+		t.Errorf("the log has %q %d times, want once", connected, n)
 	}
 }
 

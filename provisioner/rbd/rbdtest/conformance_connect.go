@@ -17,6 +17,8 @@ import (
 
 const connectAttempt = "connect to monitors "
 
+var versionForm = regexp.MustCompile(`^\d+\.\d+\.\d+`)
+
 var uuidForm = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
 func (s suite) testConnect(t *testing.T) {
@@ -34,6 +36,25 @@ func (s suite) testConnect(t *testing.T) {
 		}
 		if other := s.connect(t, s.NewConnector(t), s.Admin).FSID(); other != fsid {
 			t.Errorf("another connector got the FSID %q, want %q", other, fsid)
+		}
+	})
+	t.Run("the version of Ceph, for all who may read from monitors", func(t *testing.T) {
+		const attempt = "ask for the version of Ceph: "
+		for _, creds := range []rbd.Credentials{s.Admin, s.Restricted, s.NoCaps} {
+			if version, err := s.connect(t, c, creds).Version(ctx); err != nil || !versionForm.MatchString(version) {
+				t.Errorf("%s got the version %q, error %v", creds.User, version, err)
+			}
+		}
+		_, err := s.connect(t, c, s.DeafMonitor).Version(ctx)
+		wantError(t, err, rbd.ErrPermissionDenied, attempt, s.DeafMonitor.Key)
+		canceled, cancel := context.WithCancel(ctx)
+		cancel()
+		closing := s.connect(t, c, s.Admin)
+		_, err = closing.Version(canceled)
+		wantError(t, err, rbd.ErrTimeout, attempt)
+		closing.Close()
+		if _, err := closing.Version(ctx); err == nil {
+			t.Error("a closed connection told the version")
 		}
 	})
 	t.Run("a wrong key, an unknown user, no key", func(t *testing.T) {

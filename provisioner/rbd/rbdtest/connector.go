@@ -117,6 +117,28 @@ type share struct {
 // FSID implements rbd.Cluster.
 func (s *share) FSID() string { return s.session.cluster.fsid }
 
+// Version implements rbd.Cluster.
+func (s *share) Version(ctx context.Context) (string, error) {
+	if err := s.ask(ctx); err != nil {
+		return "", fmt.Errorf("ask for the version of Ceph: %w", err)
+	}
+	return "20.2.4", nil
+}
+
+func (s *share) ask(ctx context.Context) error {
+	s.session.cluster.mu.Lock()
+	defer s.session.cluster.mu.Unlock()
+	switch {
+	case ctx.Err() != nil:
+		return interrupted(ctx, rbd.ErrTimeout)
+	case s.closed:
+		return errClosed
+	case s.session.caps.DeafMonitor:
+		return rbd.ErrPermissionDenied
+	}
+	return nil
+}
+
 // OpenPool implements rbd.Cluster.
 func (s *share) OpenPool(ctx context.Context, name string) (rbd.Pool, error) {
 	p, err := s.openPool(ctx, name)
