@@ -36,7 +36,7 @@ apiVersion: storage.k8s.io/v1
 kind: StorageClass
 metadata: {name: image}
 provisioner: ceph.com/rbd
-parameters: {monitors: "v2:%s", pool: image, adminId: image-admin, adminSecretName: image-admin, adminSecretNamespace: kube-system, userId: image-user, userSecretName: user}
+parameters: {monitors: "v1:%s", pool: image, adminId: image-admin, adminSecretName: image-admin, adminSecretNamespace: kube-system, userId: image-user, userSecretName: user}
 ---
 apiVersion: v1
 kind: Secret
@@ -83,7 +83,7 @@ func TestImage(t *testing.T) {
 
 	p, err := rig.StartProvisioner(ctx, cluster.ProvisionerConfig{Binary: program, Namespace: namespace, ServiceAccount: "rbd-provisioner"})
 	must(t, err)
-	_, err = rig.Kube.Kubectl(ctx, fmt.Sprintf(objects, rig.Ceph.MonitorV2, admin, user), "apply", "-f", "-")
+	_, err = rig.Kube.Kubectl(ctx, fmt.Sprintf(objects, rig.Ceph.MonitorV1, admin, user), "apply", "-f", "-")
 	must(t, err)
 	_, err = rig.Kube.Kubectl(ctx, "", "wait", "pvc/data", "--for=jsonpath={.status.phase}=Bound", "--timeout="+patience.String())
 	must(t, err)
