@@ -157,8 +157,9 @@ func Explain(err error, l volume.Location) error {
 	caps = fmt.Sprintf("client.%s, with the key in secret %q, needs at least mon 'profile rbd', osd '%s'", l.User, l.Secret, caps)
 	switch {
 	case errors.Is(err, rbd.ErrUnreachable):
-		// With a wrong key, librados keeps waiting for the silent monitor.
-		remedy = "check the monitors' addresses in the StorageClass, that Ceph is up and, if it is up in part, the key"
+		// With a wrong key, librados keeps waiting for the silent monitor. Those of Ceph 20
+		// hang up before their refusal is read.
+		remedy = "check the monitors' addresses in the StorageClass, that Ceph is up and, if it is, the key"
 	case errors.Is(err, rbd.ErrNoOSD):
 		remedy = "check the health of the Ceph cluster; if that is well, the caps for OSDs may be missing: " + caps
 	case errors.Is(err, rbd.ErrTimeout):

@@ -272,7 +272,7 @@ func TestOpenSaysWhatToLookAt(t *testing.T) {
 		{rbd.ErrKeyType, "this program can't use a key of this type: make one of type aes: ceph mon set auth_allowed_ciphers aes,aes256k && " +
 			"until ceph auth rotate client.boss --key-type aes; do sleep 1; done && kubectl -n ns patch secret s " +
 			`-p '{"stringData":{"key":"'$(ceph auth get-key client.boss)'"}}'`},
-		{rbd.ErrUnreachable, "no monitor answered: check the monitors' addresses in the StorageClass, that Ceph is up and, if it is up in part, the key"},
+		{rbd.ErrUnreachable, "no monitor answered: check the monitors' addresses in the StorageClass, that Ceph is up and, if it is, the key"},
 	} {
 		_, err := newAccess(t, client, FakeResolver{}, test.err).Open(t.Context(), location)
 		if !errors.Is(err, test.err) || err.Error() != test.want {

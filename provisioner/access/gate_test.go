@@ -169,7 +169,7 @@ func TestOneTriesWhereNobodyAnswers(t *testing.T) {
 			t.Errorf("%d tried and %d were refused, want 1 and 249", tried.Load(), refused.Load())
 		}
 		const want = `pool "a", monitors "10.0.0.1", user "admin": no answer lately (no monitor answered): only one attempt at a time is made, ` +
-			`and this one waits its turn: check the monitors' addresses in the StorageClass, that Ceph is up and, if it is up in part, the key`
+			`and this one waits its turn: check the monitors' addresses in the StorageClass, that Ceph is up and, if it is, the key`
 		texts.Range(func(text, _ any) bool {
 			if text != want {
 				t.Errorf("got %q, want %q", text, want)

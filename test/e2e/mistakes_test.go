@@ -57,7 +57,7 @@ func TestFaultsBetweenCreationAndDeletion(t *testing.T) {
 			func(f *fixture) {
 				f.secret(namespace, f.name+"-admin", corev1.SecretTypeOpaque, f.userKey)
 			},
-			"permission denied", "permission denied",
+			"permission denied: check that the user exists", "permission denied: check that the user exists",
 			func(f *fixture) {
 				f.secret(namespace, f.name+"-admin", corev1.SecretTypeOpaque, f.adminKey)
 			},
@@ -152,7 +152,7 @@ func (f *fixture) claimRefused(class *storagev1.StorageClass, text string) *core
 				return err
 			}
 			bound = live.Status.Phase == corev1.ClaimBound
-			if events := f.events(ctx, claim.UID); !bound && !strings.Contains(events, text) {
+			if events := f.events(ctx, claim.UID); !bound && !says(events, text) {
 				return fmt.Errorf("claim %s is not bound, and no event says %q: %s", claim.Name, text, events)
 			}
 			return nil
