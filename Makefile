@@ -66,11 +66,14 @@ modules:
 test-tools: modules
 	@hack/step.sh test-tools 'gotestsum: building it (a minute the first time)' go tool -modfile=hack/lint/go.mod gotestsum --version
 
+# One test of provisioner/goceph follows the README on a newly made Ceph 20.
+test test-servers test-code test-ceph: CEPH_BESIDE = 20
+
 # Also when it is installed, if the tests see another Ceph's programs than the
 # machine's.
 .PHONY: ceph
 ceph: ## Make the Ceph of CEPH_VERSION for the tests, and that of CEPH_CLIENT, once; as root
-	@for version in $(sort $(CEPH_VERSION) $(CEPH_CLIENT) $(FAULTS_CEPH_VERSION)); do \
+	@for version in $(sort $(CEPH_VERSION) $(CEPH_CLIENT) $(FAULTS_CEPH_VERSION) $(CEPH_BESIDE)); do \
 		hack/step.sh ceph-$$version "Ceph $$version: making a Debian that has it (two minutes the first time)" \
 			hack/ceph/build.sh $$version $(if $(CEPH_CLIENT),apart) || exit; \
 	done

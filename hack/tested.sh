@@ -38,6 +38,7 @@ table() {
 			row "$whole" "$CEPH_VERSION" "$CEPH_CLIENT" "$K8S_VERSION"
 			row "servers that are killed, halted and restarted" "${FAULTS_CEPH_VERSION/|/ and } in turn" "$CEPH_CLIENT" "$K8S_VERSION"
 			;;
+		test-image) row "an image with another client, keys of type aes256k only" "$CEPH_VERSION" "$CEPH_VERSION" "$K8S_VERSION" ;;
 		test-node) row "Pods on a node, with Linux's rbd driver and our image" "$CEPH_VERSION" "$image" "$K8S_VERSION" ;;
 		esac
 	done
