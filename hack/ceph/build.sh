@@ -32,8 +32,8 @@ packages=(
 	ceph-mon ceph-mgr ceph-mgr-modules-core ceph-osd ceph-common
 	# To build the program and its tests with this client
 	gcc libc6-dev librbd-dev librados-dev
-	# For bin/enter in a program that it has started itself
-	mount
+	# What such tests start beside it: a store for Kubernetes, and bin/enter
+	etcd-server mount
 )
 programs=(ceph ceph-authtool ceph-mgr ceph-mon ceph-osd monmaptool python3 rados rbd)
 
