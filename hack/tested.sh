@@ -46,7 +46,9 @@ table() {
 
 case ${1:-} in
 write)
-	readme=$(awk -v table="$(table)" '
+	table=$(table)
+	grep -q '^<!-- end of the table -->$' README.md
+	readme=$(awk -v table="$table" '
 		/^<!-- end of the table -->$/ { inside = 0 }
 		!inside { print }
 		/^<!-- made by hack\/tested.sh -->$/ { print table; inside = 1 }

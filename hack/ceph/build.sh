@@ -62,7 +62,6 @@ key=$({
 	cat "$here"/*
 } | sha256sum | cut -c1-16)
 out=$cache/$key
-mkdir -p "$cache"
 
 finish() {
 	# Renamed, so that a rig that starts meanwhile finds the old one or the new.
@@ -76,8 +75,10 @@ finish() {
 	echo "$out"
 	exit 0
 }
-exec 9>"$cache/lock"
-[[ ! -d $out ]] || finish
+if [[ -d $out && $(readlink "$cache/v$version") == "$key" ]]; then
+	echo "$out"
+	exit 0
+fi
 if ((EUID != 0)); then
 	echo "build.sh: not root, which making the files of a Debian needs" >&2
 	exit 1
@@ -86,6 +87,8 @@ command -v mmdebstrap >/dev/null || {
 	echo "build.sh: mmdebstrap is missing: run \"make deps-ceph\"" >&2
 	exit 1
 }
+mkdir -p "$cache"
+exec 9>"$cache/lock"
 flock -n 9 || {
 	echo "Another build of a Ceph is running, waiting for it" >&2
 	flock 9

@@ -9,9 +9,9 @@
 #   bin/enter go test ./...      any command; /usr/local stays this machine's
 #
 # The mount is seen by that program and its children alone, and goes with the last
-# of them, however they end. It is read-only, and nothing of this machine is
-# mounted where another process could remove it: the folder can be deleted at any
-# time. The process stays the same one, so signals reach the program. Who is not
+# of them, however they end. It is read-only, and nothing of this machine is left
+# mounted in that folder, so the folder can be deleted at any time and from anywhere.
+# The process stays the same one, so signals reach the program. Who is not
 # root gets a namespace of users, too, and is root there.
 set -eu
 
@@ -35,4 +35,5 @@ user=
 exec unshare --mount $user -- sh -c '
 	mount --bind /usr/local "$0/usr/local" &&
 	mount --rbind -o ro "$0/usr" /usr &&
+	umount "$0/usr/local" &&
 	exec "$@"' "$root" "$@"

@@ -79,7 +79,8 @@ func New(c Config) (*Access, error) {
 // added; whatever the error, nothing in Ceph was changed.
 //
 // If calls to this location recently got no answer, Open fails like them at once while
-// another operation tries. While one cluster of several is slow, it may return ErrBusy.
+// another operation tries. While one cluster of several is slow, or a user has opened no
+// pool yet, it may return ErrBusy.
 func (a *Access) Open(ctx context.Context, l volume.Location) (*Pool, error) {
 	return a.open(ctx, l, forClaim)
 }
@@ -118,7 +119,7 @@ func (a *Access) open(ctx context.Context, l volume.Location, u use) (_ *Pool, e
 	}
 	switch {
 	case errors.Is(err, rbd.ErrKeyType):
-		return nil, fmt.Errorf("%w: %s", err, makeAESKey(l.Secret, KeyEntry, l.User))
+		return nil, fmt.Errorf("%w: %s", err, makeAESKey(l.Secret, KeyEntry, l.User, key.Type()))
 	case badKey(err):
 		// Ceph has not looked at the pool's caps yet. Its answer is the same for an unknown
 		// user, a wrong key and a user without caps for monitors.

@@ -262,7 +262,7 @@ func TestOpenSaysWhatToLookAt(t *testing.T) {
 		Monitors: []volume.Monitor{{Host: "10.0.0.1"}}, Pool: "kube", User: "boss",
 		Secret: volume.SecretRef{Namespace: "ns", Name: "s"},
 	}
-	client := fake.NewClientset(secret("Opaque", map[string]string{"key": goodKey()}))
+	client := fake.NewClientset(secret("Opaque", map[string]string{"key": rbdtest.NewKeyOfType(2, 32).Reveal()}))
 	for _, test := range []struct {
 		err  error
 		want string
@@ -278,6 +278,12 @@ func TestOpenSaysWhatToLookAt(t *testing.T) {
 		if !errors.Is(err, test.err) || err.Error() != test.want {
 			t.Errorf("got %v, want %q", err, test.want)
 		}
+	}
+	// Commands for one type would take the keys of another one from their users.
+	client = fake.NewClientset(secret("Opaque", map[string]string{"key": rbdtest.NewKeyOfType(3, 64).Reveal()}))
+	_, err := newAccess(t, client, FakeResolver{}, rbd.ErrKeyType).Open(t.Context(), location)
+	if want := "give client.boss a key of type aes, and store it in the secret"; err == nil || !strings.HasSuffix(err.Error(), want) {
+		t.Errorf("got %v, want %q", err, want)
 	}
 }
 

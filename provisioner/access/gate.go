@@ -171,7 +171,8 @@ func (g *gate) hasPlace(r *route, u use, now time.Time) bool {
 	waits := func(v *visit) bool {
 		return here(v) && served.Has(v.route.user) && !v.slow.Load() && now.Sub(v.since) > slowTime
 	}
-	if !served.Has(r.user) && g.count(own) >= max(1, g.half/2) {
+	unserved := func(v *visit) bool { return here(v) && !served.Has(v.route.user) }
+	if !served.Has(r.user) && (g.count(own) >= max(1, g.half/2) || g.count(unserved) >= g.half) {
 		return false
 	}
 	return only || g.count(here) < g.half || answers && g.count(waits) == 0

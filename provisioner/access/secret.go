@@ -78,7 +78,7 @@ func (a *Access) CheckUserSecret(ctx context.Context, ref volume.SecretRef, user
 		}
 		if key.Type() != rbd.KeyTypeAES {
 			events = append(events, Event{corev1.EventTypeWarning, "UserKeyType", fmt.Sprintf("secret %q has a key of type %s: "+
-				"nodes with Linux before 7.0 can't map images with it; if there are any, %s", ref, key.Type(), makeAESKey(ref, entry, user))})
+				"nodes with Linux before 7.0 can't map images with it; if there are any, %s", ref, key.Type(), makeAESKey(ref, entry, user, key.Type()))})
 		}
 	}
 	if secret.Type != TypeRBD {
@@ -99,10 +99,15 @@ func MakeUserSecret(ref volume.SecretRef, user string) string {
 
 // makeAESKey says how to give a user a key that every Ceph and every kernel can use, and how
 // to store it in an entry of a secret.
-func makeAESKey(ref volume.SecretRef, entry, user string) string {
+// The key that it has is of another type.
+func makeAESKey(ref volume.SecretRef, entry, user, has string) string {
 	if user == "admin" {
 		// Given another key, whoever runs the command ceph could no longer connect.
 		return "make a user of its own for this, with a key of type aes, as in README.md, and name it and a secret with its key in the StorageClass"
+	}
+	if has != rbd.KeyTypeAES256K {
+		// The command below would forbid keys of a type that it does not name.
+		return fmt.Sprintf("give client.%s a key of type aes, and store it in the secret", user)
 	}
 	// It takes Ceph some seconds to allow what the first command asks for.
 	return fmt.Sprintf("make one of type aes: ceph mon set auth_allowed_ciphers aes,aes256k && "+

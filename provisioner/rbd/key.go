@@ -27,8 +27,12 @@ const redacted = "[redacted]"
 // Source: CryptoKey::decode in Ceph's src/auth/Crypto.cc.
 const cephxHeader = 12
 
-// KeyTypeAES is the type of key that every Ceph and every kernel can use.
-const KeyTypeAES = "aes"
+// KeyTypeAES is the type of key that every Ceph and every kernel can use, KeyTypeAES256K
+// the only one that clusters made with Ceph 20.2.4 make.
+const (
+	KeyTypeAES     = "aes"
+	KeyTypeAES256K = "aes256k"
+)
 
 // keyType returns the name that Ceph gives to a type of key, and the length of its
 // secret, or 0 for types that came later.
@@ -38,7 +42,7 @@ func keyType(number uint16) (name string, length int) {
 	case 1:
 		return KeyTypeAES, 16
 	case 2:
-		return "aes256k", 32
+		return KeyTypeAES256K, 32
 	}
 	return fmt.Sprint("number ", number), 0
 }

@@ -19,7 +19,7 @@ const (
 	// common. One that does not, as without the cap, is left alone for managerAgain.
 	managerWait  = 10 * time.Second
 	managerAgain = 10 * time.Minute
-	// managerLook is when we first look for an accepted image; each look doubles the time.
+	// managerLook is when we first look for an accepted image.
 	managerLook = 4 * time.Second
 	// managerTime is how long a manager has for an image: in that time it removes some hundred
 	// images of 64 GiB, the largest that it is asked for, or a thousand small ones. This
@@ -67,8 +67,9 @@ func (r removing) leaveToManager(ctx context.Context, one *item) bool {
 		return false
 	}
 	left := time.Until(one.oursFrom)
-	// Each look doubles the time since the request.
-	one.postpone(min(max(managerTime-left, managerLook), left))
+	// Each look doubles the time since the request, but what went must be seen before
+	// managerStall is over.
+	one.postpone(min(max(managerTime-left, managerLook), managerStall/2, left))
 	return true
 }
 

@@ -3,6 +3,7 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -12,7 +13,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -25,6 +25,9 @@ import (
 
 // roleVariable makes this test binary play another program.
 const roleVariable = "RIG_TEST_ROLE"
+
+// mountsBefore are those that were there when the tests began.
+var mountsBefore, _ = os.ReadFile("/proc/self/mounts")
 
 func TestMain(m *testing.M) {
 	role := os.Getenv(roleVariable)
@@ -176,8 +179,8 @@ func nothingLeft(dir string) error {
 	}
 	// Of a Ceph that is not the installed one.
 	mounts, err := os.ReadFile("/proc/self/mounts")
-	if err == nil && strings.Contains(string(mounts), "rbd-provisioner") {
-		err = fmt.Errorf("a mount is left:\n%s", mounts)
+	if err == nil && !bytes.Equal(mounts, mountsBefore) {
+		err = fmt.Errorf("a mount was made or is gone:\n%s", mounts)
 	}
 	return err
 }

@@ -36,7 +36,7 @@ func findCeph(release string) (*cephRelease, error) {
 		}
 	}
 	if release == "" {
-		return nil, errors.New("no Ceph is installed: run \"make deps\"")
+		return nil, errors.New("no Ceph is installed: run \"make deps\", or with another client set CEPH_VERSION")
 	}
 	cache, err := CacheDir()
 	if err != nil {
