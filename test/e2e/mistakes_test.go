@@ -46,7 +46,7 @@ func TestFaultsBetweenCreationAndDeletion(t *testing.T) {
 				f.must(rig.Ceph.DeleteUser(f.Context(), f.name+"-admin"))
 				f.reconnect()
 			},
-			"permission denied", "permission denied",
+			"permission denied: check that the user exists", "permission denied: check that the user exists",
 			func(f *fixture) {
 				f.adminKey = f.cephUser("admin", f.name)
 				f.secret(namespace, f.name+"-admin", corev1.SecretTypeOpaque, f.adminKey)
