@@ -3,6 +3,7 @@
 package trash_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -141,6 +142,32 @@ func TestPurgeManagerTries(t *testing.T) {
 		w.ceph.RunManagerFor(testPool, "other")
 		w.pass(managerStall)
 		w.checkTold(t, 1, 0)
+		checkSame(t, "what the log says of it", 0, w.countLog(givenUp))
+	})
+}
+
+// TestPurgeManagerBatch: a manager that is slowly getting through many images is left to it,
+// also when another image has just joined the queue's end.
+func TestPurgeManagerBatch(t *testing.T) {
+	inManagedWorld(t, func(t *testing.T, w *world) {
+		const images = 50
+		add := func(name string) {
+			w.make(t, name)
+			w.trash(t, name, 0)
+		}
+		for i := range images {
+			add(fmt.Sprint("early-", i))
+		}
+		for i := range images {
+			w.pass(2 * time.Second)
+			w.ceph.RunManagerFor(testPool, fmt.Sprint("early-", i))
+			if i == 32 {
+				add("late")
+			}
+		}
+		w.ceph.RunManager()
+		w.pass(managerStall)
+		w.checkPurgedBy(t, images+1, 0)
 		checkSame(t, "what the log says of it", 0, w.countLog(givenUp))
 	})
 }
