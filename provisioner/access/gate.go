@@ -43,8 +43,8 @@ const (
 //     cluster answers in part. If another cluster is in use, and answers do not come
 //     quickly, the cluster holds half of the workers at most. Claims and volumes have
 //     workers of their own, so they are counted apart. A user that has not opened a pool
-//     of the cluster yet holds a quarter at most, and its waiting is no sign that the
-//     cluster is slow: OSDs may be silent towards that user alone.
+//     of the cluster yet holds a quarter at most, all such users half, and its waiting is
+//     no sign that the cluster is slow: OSDs may be silent towards that user alone.
 type gate struct {
 	half int // of the workers for each use
 

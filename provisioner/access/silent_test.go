@@ -140,3 +140,38 @@ func TestMonitorsAnswerSilentUser(t *testing.T) {
 		}
 	})
 }
+
+// Several users to whom OSDs are silent hold half of the workers at most, all together.
+func TestManySilentUsers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const workers = 8
+		g := newGated(t, workers)
+		ctx, good := t.Context(), at("10.0.0.1", "a")
+		if err := g.create(ctx, good, "first"); err != nil {
+			t.Fatal(err)
+		}
+		var ended sync.WaitGroup
+		tried := new(atomic.Int32)
+		for i := range workers {
+			silent := good
+			silent.User = fmt.Sprint("silent-", i)
+			silent.Secret.Name = silent.User
+			g.addUser(silent.User, rbdtest.Caps{NoOSD: true})
+			ended.Go(func() {
+				if err := g.create(ctx, silent, silent.User); errors.Is(err, rbd.ErrNoOSD) {
+					tried.Add(1)
+				} else if !errors.Is(err, access.ErrBusy) {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		if d, err := took(func() error { return g.create(ctx, good, "second") }); err != nil || d != 0 {
+			t.Errorf("another user, after %v: %v", d, err)
+		}
+		ended.Wait()
+		if tried.Load() != workers/2 {
+			t.Errorf("%d tried, want half of %d", tried.Load(), workers)
+		}
+	})
+}
