@@ -244,7 +244,7 @@ func kind(fault error) error {
 	case errors.Is(fault, rbd.ErrUnreachable):
 		return rbd.ErrUnreachable
 	case errors.Is(fault, rbd.ErrNoOSD):
-		return fmt.Errorf("%w: %w", rbd.ErrNoOSD, rbd.ErrTimeout)
+		return rbd.ErrNoOSD
 	}
 	return rbd.ErrTimeout
 }

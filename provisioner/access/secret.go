@@ -98,8 +98,7 @@ func MakeUserSecret(ref volume.SecretRef, user string) string {
 }
 
 // makeAESKey says how to give a user a key that every Ceph and every kernel can use, and how
-// to store it in an entry of a secret.
-// The key that it has is of another type.
+// to store it in an entry of a secret. has is the type of the key that it has.
 func makeAESKey(ref volume.SecretRef, entry, user, has string) string {
 	if user == "admin" {
 		// Given another key, whoever runs the command ceph could no longer connect.

@@ -231,7 +231,7 @@ func TestDeniedConnectionIsReplaced(t *testing.T) {
 // TestSilentConnectionIsReplaced checks that the next attempt uses corrected caps, too, if
 // monitors or OSDs did not answer. A connection with a pool shows that they did.
 func TestSilentConnectionIsReplaced(t *testing.T) {
-	for _, silence := range []error{cephError(-110), errNoOSD} {
+	for _, silence := range []error{cephError(-110), rbd.ErrNoOSD} {
 		t.Run(silence.Error(), func(t *testing.T) { testSilentConnection(t, silence) })
 	}
 }

@@ -4,7 +4,6 @@ package goceph
 
 import (
 	"errors"
-	"fmt"
 	"syscall"
 
 	"ceph.com/rbd-provisioner/provisioner/rbd"
@@ -21,9 +20,6 @@ type unanswered struct{}
 
 func (unanswered) Error() string { return "earlier calls to the pool have had no answer yet" }
 func (unanswered) Unwrap() error { return rbd.ErrTimeout }
-
-// errNoOSD is for a connection that no OSD has answered.
-var errNoOSD = fmt.Errorf("%w: %w", rbd.ErrNoOSD, rbd.ErrTimeout)
 
 // translate turns an error of librados or librbd into one of package rbd. notFound is the
 // error for ENOENT, which depends on what the call asked for. A number on which no caller

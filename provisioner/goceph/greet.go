@@ -51,5 +51,5 @@ func (c *radosConn) greet(io *rados.IOContext, timeout time.Duration) error {
 	case c.greeted.Load(): // by the OSD of another pool, meanwhile
 		return rbd.ErrTimeout
 	}
-	return errNoOSD
+	return rbd.ErrNoOSD
 }

@@ -2,7 +2,10 @@
 
 package rbd
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // The errors on which callers decide. A Connector returns them wrapped, with what was
 // attempted in front. Their texts reach people in events, so they use words, not numbers.
@@ -13,8 +16,8 @@ var (
 	// may still do so.
 	ErrTimeout = errors.New("no answer in time, the outcome is unknown")
 	// ErrNoOSD: no OSD has answered on this user's connection, which is how Ceph 18 and newer
-	// treat a user without any caps for OSDs. Nothing was changed. It comes with ErrTimeout.
-	ErrNoOSD = errors.New("no OSD has answered this user")
+	// treat a user without any caps for OSDs. Nothing was changed. It is an ErrTimeout.
+	ErrNoOSD = fmt.Errorf("no OSD has answered this user: %w", ErrTimeout)
 	// ErrImageBusy: an earlier call on the image outlived its own deadline and this
 	// call's, which did nothing. It comes with ErrTimeout.
 	ErrImageBusy = errors.New("an earlier call on it has not ended")

@@ -176,7 +176,7 @@ func (s *share) openPool(ctx context.Context, name string) (*pool, error) {
 		return nil, rbd.ErrPoolNotFound
 	}
 	if s.session.caps.NoOSD {
-		return nil, fmt.Errorf("%w: %w", rbd.ErrNoOSD, rbd.ErrTimeout)
+		return nil, rbd.ErrNoOSD
 	}
 	c.open++
 	return &pool{session: s.session, state: state}, nil
