@@ -326,7 +326,7 @@ func checkIgnored(t *testing.T, err error) {
 // FakeResolver knows the names that a test gives it.
 type FakeResolver map[string][]netip.Addr
 
-// LookupNetIP implements access.Resolver.
+// LookupNetIP implements monitors.Resolver.
 func (f FakeResolver) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, error) {
 	if addrs := f[host]; len(addrs) > 0 {
 		return addrs, nil

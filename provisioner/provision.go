@@ -112,7 +112,7 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 // checkMonitors returns an error when nodes could not map the image, and reports
 // monitors that nodes could not use.
 func (p *Provisioner) checkMonitors(claim *corev1.PersistentVolumeClaim, pool *access.Pool) error {
-	if len(pool.Monitors.Kernel) == 0 {
+	if len(pool.Monitors.V1) == 0 {
 		return errors.New("no remaining monitor speaks message protocol 1 (port 6789), " +
 			"the only one that nodes map images with")
 	}

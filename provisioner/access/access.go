@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"time"
 
 	"golang.org/x/sync/singleflight"
@@ -18,21 +17,17 @@ import (
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"ceph.com/rbd-provisioner/provisioner/lease"
+	"ceph.com/rbd-provisioner/provisioner/monitors"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
-
-// Resolver finds the addresses of a DNS name; *net.Resolver is one.
-type Resolver interface {
-	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
-}
 
 // Config has what New needs. Secrets and Connector are required.
 type Config struct {
 	Secrets   corev1client.SecretsGetter
 	Connector rbd.Connector
 	// Resolver resolves the monitors' names; nil means net.DefaultResolver.
-	Resolver Resolver
+	Resolver monitors.Resolver
 	// Workers is how many pools callers open at a time for claims, and likewise for
 	// volumes. Of several clusters, a slow one gets half of them. Zero means no limit.
 	Workers int
@@ -104,12 +99,12 @@ func (a *Access) open(ctx context.Context, l volume.Location, u use) (_ *Pool, e
 	if err != nil {
 		return nil, err
 	}
-	monitors, err := a.Resolve(ctx, l.Monitors)
+	addresses, err := a.resolve(ctx, l.Monitors)
 	if err != nil {
 		return nil, err
 	}
 	began := time.Now()
-	cluster, err := a.config.Connector.Connect(ctx, rbd.Credentials{Monitors: monitors.Addresses, User: l.User, Key: key})
+	cluster, err := a.config.Connector.Connect(ctx, rbd.Credentials{Monitors: addresses.All, User: l.User, Key: key})
 	if err != nil && !errors.Is(err, rbd.ErrKeyType) { // with such a key, no monitor is asked
 		v.ends(rbd.Op{}, began, err)
 	}
@@ -137,9 +132,15 @@ func (a *Access) open(ctx context.Context, l volume.Location, u use) (_ *Pool, e
 	}
 	// Success need not be an answer now: an open connection is shared, and knows its pools.
 	v.opened()
-	p := &Pool{ID: volume.PoolID{FSID: cluster.FSID(), Pool: l.Pool}, Location: l, Monitors: monitors, visit: v}
+	p := &Pool{ID: volume.PoolID{FSID: cluster.FSID(), Pool: l.Pool}, Location: l, Monitors: addresses, visit: v}
 	p.Pool = rbd.Around(pool, a.around(p))
 	return p, nil
+}
+
+func (a *Access) resolve(ctx context.Context, list []volume.Monitor) (monitors.Addresses, error) {
+	ctx, cancel := context.WithTimeout(ctx, DefaultTimeout)
+	defer cancel()
+	return monitors.Resolve(ctx, a.config.Resolver, list)
 }
 
 // badKey reports whether Ceph or its library refused a key.

@@ -6,8 +6,6 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
-	"net"
-	"net/netip"
 	"strings"
 	"testing"
 
@@ -39,27 +37,6 @@ func secret(kind corev1.SecretType, data map[string]string) *corev1.Secret {
 	return s
 }
 
-// FakeResolver answers from a map: no real name server has these names.
-type FakeResolver map[string][]string
-
-func (f FakeResolver) LookupNetIP(_ context.Context, network, host string) ([]netip.Addr, error) {
-	if network != "ip" {
-		return nil, errors.New("want both families")
-	}
-	texts, known := f[host]
-	if !known {
-		return nil, &net.DNSError{Err: "no such host", Name: host, Server: "10.96.0.10:53", IsNotFound: true}
-	}
-	if len(texts) == 0 {
-		return nil, &net.DNSError{Err: "read udp 10.0.0.1:43211->10.96.0.10:53: i/o timeout", Name: host, IsTimeout: true}
-	}
-	var addrs []netip.Addr
-	for _, text := range texts {
-		addrs = append(addrs, netip.MustParseAddr(text))
-	}
-	return addrs, nil
-}
-
 // FakeConnector fails with err. Tests that do not connect leave that nil.
 type FakeConnector struct{ err error }
 
@@ -67,9 +44,9 @@ func (f FakeConnector) Connect(context.Context, rbd.Credentials) (rbd.Cluster, e
 	return nil, f.err
 }
 
-func newAccess(t *testing.T, client *fake.Clientset, resolver access.Resolver, connectErr error) *access.Access {
+func newAccess(t *testing.T, client *fake.Clientset, connectErr error) *access.Access {
 	t.Helper()
-	a, err := access.New(access.Config{Secrets: client.CoreV1(), Connector: FakeConnector{connectErr}, Resolver: resolver})
+	a, err := access.New(access.Config{Secrets: client.CoreV1(), Connector: FakeConnector{connectErr}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +75,7 @@ func TestReadKey(t *testing.T) {
 			if test.secret != nil {
 				client = fake.NewClientset(test.secret)
 			}
-			key, err := newAccess(t, client, FakeResolver{}, nil).ReadKey(t.Context(), ref)
+			key, err := newAccess(t, client, nil).ReadKey(t.Context(), ref)
 			if test.wantErr == nil {
 				if err != nil || key.Reveal() != goodKey() {
 					t.Fatalf("got %v, which is not the key, or %v", key, err)
@@ -124,7 +101,7 @@ func TestReadKeyForbidden(t *testing.T) {
 	client.PrependReactor("get", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
 		return true, nil, apierrors.NewForbidden(corev1.Resource("secrets"), "s", errors.New("RBAC"))
 	})
-	_, err := newAccess(t, client, FakeResolver{}, nil).ReadKey(t.Context(), volume.SecretRef{Namespace: "ns", Name: "s"})
+	_, err := newAccess(t, client, nil).ReadKey(t.Context(), volume.SecretRef{Namespace: "ns", Name: "s"})
 	const want = `the provisioner needs a Role with get on it in namespace "ns", as in examples/rbac-extra-namespace.yaml`
 	if !errors.Is(err, access.ErrSecretForbidden) || !strings.Contains(err.Error(), want) {
 		t.Errorf("got %v, want %v with %q", err, access.ErrSecretForbidden, want)
@@ -162,7 +139,7 @@ func TestCheckUserSecret(t *testing.T) {
 		{"a byte order mark before it", secret(access.TypeRBD, map[string]string{"key": "\ufeff" + goodKey()}), "", "malformed key: it is not base64"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			a := newAccess(t, fake.NewClientset(test.secret), FakeResolver{}, nil)
+			a := newAccess(t, fake.NewClientset(test.secret), nil)
 			events, err := a.CheckUserSecret(t.Context(), volume.SecretRef{Namespace: "ns", Name: "s"}, "kube")
 			warning := ""
 			for _, e := range events {
@@ -178,82 +155,6 @@ func TestCheckUserSecret(t *testing.T) {
 				t.Errorf("the error has the key: %v", err)
 			}
 		})
-	}
-}
-
-func TestResolve(t *testing.T) {
-	resolver := FakeResolver{
-		"mons":    {"10.0.0.3", "10.0.0.2", "2001:db8::1", "::ffff:10.0.0.2"},
-		"silent":  {},
-		"another": {"10.0.0.2"},
-	}
-	for _, test := range []struct {
-		name    string
-		list    string
-		want    access.Monitors
-		wantErr string
-	}{
-		{
-			"addresses need no resolver",
-			"10.0.0.1:6789,v2:10.0.0.1:3300,[2001:db8::9]",
-			access.Monitors{
-				Addresses: []string{"v1:10.0.0.1:6789", "v2:10.0.0.1:3300", "[2001:db8::9]"},
-				Kernel:    []string{"10.0.0.1:6789", "[2001:db8::9]:6789"},
-			}, "",
-		},
-		{
-			"a name stands for all its addresses, in a fixed order and once",
-			"mons:6789 another:6789",
-			access.Monitors{
-				Addresses: []string{"v1:10.0.0.2:6789", "v1:10.0.0.3:6789", "v1:[2001:db8::1]:6789"},
-				Kernel:    []string{"10.0.0.2:6789", "10.0.0.3:6789", "[2001:db8::1]:6789"},
-			}, "",
-		},
-		{
-			"two ways to write one address are one for the kernel",
-			"10.0.0.1,v1:10.0.0.1",
-			access.Monitors{Addresses: []string{"10.0.0.1", "v1:10.0.0.1:6789"}, Kernel: []string{"10.0.0.1:6789"}}, "",
-		},
-		{
-			"an unusual port speaks version 1, as the kernel does",
-			"10.0.0.1:40000 10.0.0.1:3300",
-			access.Monitors{Addresses: []string{"v1:10.0.0.1:40000", "10.0.0.1:3300"}, Kernel: []string{"10.0.0.1:40000"}}, "",
-		},
-		{"only version 2", "v2:10.0.0.1", access.Monitors{Addresses: []string{"v2:10.0.0.1:3300"}}, ""},
-		{"no name resolves", "nowhere silent", access.Monitors{},
-			`no monitor has an address: monitor "nowhere": the name does not resolve; monitor "silent": the name server did not answer`},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			monitors, err := volume.ParseMonitors(test.list)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got, err := newAccess(t, fake.NewClientset(), resolver, nil).Resolve(t.Context(), monitors)
-			if test.wantErr != "" {
-				if err == nil || err.Error() != test.wantErr {
-					t.Errorf("got %v, want %q", err, test.wantErr)
-				}
-				return
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(test.want, got); diff != "" {
-				t.Errorf("monitors (-want +got):\n%s", diff)
-			}
-		})
-	}
-}
-
-func TestResolveGoesOnWithoutAName(t *testing.T) {
-	monitors := []volume.Monitor{{Host: "nowhere"}, {Host: "10.0.0.1"}}
-	got, err := newAccess(t, fake.NewClientset(), FakeResolver{}, nil).Resolve(t.Context(), monitors)
-	if err != nil || len(got.Unresolved) != 1 || len(got.Addresses) != 1 {
-		t.Fatalf("got %+v, %v, want one address and one name unresolved", got, err)
-	}
-	const want = `monitor "nowhere": the name does not resolve`
-	if got := got.Unresolved[0].Error(); got != want {
-		t.Errorf("got %q, want %q, without what changes from call to call", got, want)
 	}
 }
 
@@ -274,14 +175,14 @@ func TestOpenSaysWhatToLookAt(t *testing.T) {
 			`-p '{"stringData":{"key":"'$(ceph auth get-key client.boss)'"}}'`},
 		{rbd.ErrUnreachable, "no monitor answered: check the monitors' addresses in the StorageClass, that Ceph is up and, if it is, the key"},
 	} {
-		_, err := newAccess(t, client, FakeResolver{}, test.err).Open(t.Context(), location)
+		_, err := newAccess(t, client, test.err).Open(t.Context(), location)
 		if !errors.Is(err, test.err) || err.Error() != test.want {
 			t.Errorf("got %v, want %q", err, test.want)
 		}
 	}
 	// Commands for one type would take the keys of another one from their users.
 	client = fake.NewClientset(secret("Opaque", map[string]string{"key": rbdtest.NewKeyOfType(3, 64).Reveal()}))
-	_, err := newAccess(t, client, FakeResolver{}, rbd.ErrKeyType).Open(t.Context(), location)
+	_, err := newAccess(t, client, rbd.ErrKeyType).Open(t.Context(), location)
 	if want := "give client.boss a key of type aes, and store it in the secret"; err == nil || !strings.HasSuffix(err.Error(), want) {
 		t.Errorf("got %v, want %q", err, want)
 	}
@@ -292,7 +193,7 @@ func TestOpenSaysWhatToLookAt(t *testing.T) {
 func TestAdminOfCephKeepsItsKey(t *testing.T) {
 	location := volume.Location{Monitors: []volume.Monitor{{Host: "10.0.0.1"}}, User: "admin", Secret: secretRef}
 	client := fake.NewClientset(secret("Opaque", map[string]string{"key": rbdtest.NewAES256KKey().Reveal()}))
-	_, err := newAccess(t, client, FakeResolver{}, rbd.ErrKeyType).Open(t.Context(), location)
+	_, err := newAccess(t, client, rbd.ErrKeyType).Open(t.Context(), location)
 	const want = "this program can't use a key of this type: make a user of its own for this, with a key of type aes, as in README.md, " +
 		"and name it and a secret with its key in the StorageClass"
 	if err == nil || err.Error() != want {

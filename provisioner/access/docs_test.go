@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/monitors"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 )
 
@@ -21,7 +22,7 @@ func TestTroubleshootingHasEveryError(t *testing.T) {
 	for _, err := range []error{
 		rbd.ErrUnreachable, rbd.ErrTimeout, rbd.ErrImageBusy, rbd.ErrConnectionLost, rbd.ErrPermissionDenied,
 		rbd.ErrInvalidKey, rbd.ErrKeyType, rbd.ErrPoolNotFound, rbd.ErrPoolFull, rbd.ErrImageInUse, rbd.ErrImageHeld, rbd.ErrImageHasSnapshots,
-		rbd.ErrNotSupported, rbd.ErrErasureCoded, access.ErrNoAddress, access.ErrSecretNotFound, access.ErrSecretForbidden,
+		rbd.ErrNotSupported, rbd.ErrErasureCoded, monitors.ErrNoAddress, access.ErrSecretNotFound, access.ErrSecretForbidden,
 	} {
 		if !strings.Contains(string(page), err.Error()) {
 			t.Errorf("docs/troubleshooting.md does not have %q", err)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ceph.com/rbd-provisioner/provisioner/lease"
+	"ceph.com/rbd-provisioner/provisioner/monitors"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
@@ -20,7 +21,7 @@ type Pool struct {
 	ID       volume.PoolID
 	Location volume.Location
 	// Monitors are the location's monitors, with their names resolved.
-	Monitors Monitors
+	Monitors monitors.Addresses
 
 	visit   *visit
 	changed atomic.Bool

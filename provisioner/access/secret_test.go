@@ -78,7 +78,7 @@ func TestSecretIsReadOnceASecond(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				client := fake.NewClientset(secret(access.TypeRBD, map[string]string{"key": test.key}))
 				test.spoil(t, client)
-				a := newAccess(t, client, FakeResolver{}, nil)
+				a := newAccess(t, client, nil)
 				for half := range 6 {
 					var readers sync.WaitGroup
 					for range 50 {
@@ -106,7 +106,7 @@ func TestSecretIsReadOnceASecond(t *testing.T) {
 func TestMendedSecret(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := fake.NewClientset(secret(access.TypeRBD, map[string]string{"key": "x"}))
-		a := newAccess(t, client, FakeResolver{}, nil)
+		a := newAccess(t, client, nil)
 		if _, err := a.ReadKey(t.Context(), secretRef); !errors.Is(err, rbd.ErrInvalidKey) {
 			t.Errorf("got %v, want ErrInvalidKey", err)
 		}
@@ -122,7 +122,7 @@ func TestMendedSecret(t *testing.T) {
 // kept.
 func TestSecretAfterAnOutage(t *testing.T) {
 	client := fake.NewClientset(secret(access.TypeRBD, map[string]string{"key": goodKey()}))
-	a := newAccess(t, client, FakeResolver{}, nil)
+	a := newAccess(t, client, nil)
 	chain := client.ReactionChain
 	refuse(client, apierrors.NewInternalError(errors.New("etcd")))
 	if _, err := a.ReadKey(t.Context(), secretRef); !apierrors.IsInternalError(err) {
@@ -223,7 +223,7 @@ func TestRefusedKeyIsReadAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := fake.NewClientset(secret(access.TypeRBD, map[string]string{"key": goodKey()}))
 		connector := &FakePickyConnector{goodKey()}
-		a, err := access.New(access.Config{Secrets: client.CoreV1(), Connector: connector, Resolver: FakeResolver{}})
+		a, err := access.New(access.Config{Secrets: client.CoreV1(), Connector: connector})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -13,6 +13,7 @@ import (
 	storagelisters "k8s.io/client-go/listers/storage/v1"
 	"k8s.io/klog/v2"
 
+	"ceph.com/rbd-provisioner/provisioner/monitors"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/storageclass"
 	"ceph.com/rbd-provisioner/provisioner/volume"
@@ -111,22 +112,22 @@ func badCredentials(err error) bool {
 }
 
 func wrongMonitors(err error, record volume.Record) bool {
-	return errors.Is(err, rbd.ErrUnreachable) || errors.Is(err, ErrNoAddress) || errors.Is(err, ErrOtherCluster) ||
+	return errors.Is(err, rbd.ErrUnreachable) || errors.Is(err, monitors.ErrNoAddress) || errors.Is(err, ErrOtherCluster) ||
 		// Another cluster may have answered that does not know us. Only if the volume
 		// names its own can we tell where the class leads.
 		errors.Is(err, rbd.ErrPermissionDenied) && record.FSID != ""
 }
 
-// hasOthers reports whether monitors has one that is not among known. It compares what
+// hasOthers reports whether list has one that is not among known. It compares what
 // the kernel gets, since people write one address in several ways.
-func hasOthers(monitors, known []volume.Monitor) bool {
+func hasOthers(list, known []volume.Monitor) bool {
 	addresses := sets.New("") // which is that of monitors that the kernel can't use
 	for _, m := range known {
-		address, _ := m.KernelAddress()
+		address, _ := m.KernelAddress(volume.ProtocolV1)
 		addresses.Insert(address)
 	}
-	return slices.ContainsFunc(monitors, func(m volume.Monitor) bool {
-		address, _ := m.KernelAddress()
+	return slices.ContainsFunc(list, func(m volume.Monitor) bool {
+		address, _ := m.KernelAddress(volume.ProtocolV1)
 		return !addresses.Has(address)
 	})
 }

@@ -165,7 +165,7 @@ func (r *reader) monitors() []volume.Monitor {
 }
 
 func speaksV1(m volume.Monitor) bool {
-	_, ok := m.KernelAddress()
+	_, ok := m.KernelAddress(volume.ProtocolV1)
 	return ok
 }
 

@@ -19,7 +19,7 @@ import (
 // Protocol is the version of Ceph's message protocol at a monitor's address.
 type Protocol string
 
-// The protocols. The kernel, through which kubelet maps images, speaks only version 1.
+// The protocols. The kernel speaks version 1, unless our node plugin is told to use the other.
 const (
 	ProtocolAny Protocol = "" // not given: the port decides, or Ceph tries both
 	ProtocolV1  Protocol = "v1"
@@ -53,14 +53,25 @@ func (m Monitor) String() string {
 	return string(m.Protocol) + ":" + address
 }
 
-// KernelAddress returns the address for the kernel's rbd driver, "IP:port", or false if
-// the monitor does not speak protocol version 1 there. Without a protocol, port 3300
-// means version 2, as in librados; any other port, or none, means version 1.
-func (m Monitor) KernelAddress() (string, bool) {
-	if m.Protocol == ProtocolV2 || m.Protocol == ProtocolAny && m.Port == defaultPorts[ProtocolV2] {
+// KernelAddress returns the address for the kernel's rbd driver, "IP:port", where it is to
+// speak that version of the protocol, or false if the monitor does not speak it there.
+// Without a protocol, a default port means that port's version, as in librados; without a
+// port, the monitor speaks both; at any other port it is taken to speak version 1 only.
+func (m Monitor) KernelAddress(speak Protocol) (string, bool) {
+	speaks := m.Protocol
+	switch {
+	case speaks != ProtocolAny:
+	case m.Port == 0:
+		speaks = speak
+	case m.Port == defaultPorts[ProtocolV2]:
+		speaks = ProtocolV2
+	default:
+		speaks = ProtocolV1
+	}
+	if speaks != speak {
 		return "", false
 	}
-	return hostPort(m.Host, cmp.Or(m.Port, defaultPorts[ProtocolV1])), true
+	return hostPort(m.Host, cmp.Or(m.Port, defaultPorts[speak])), true
 }
 
 func hostPort(host string, port uint16) string {

@@ -82,25 +82,30 @@ func TestMonitorAddresses(t *testing.T) {
 		name     string
 		monitor  volume.Monitor
 		librados string
-		kernel   string // empty: not for the kernel
+		kernel   string // with version 1; empty: not for the kernel
+		kernelV2 string
 	}{
-		{"no port: librados tries both protocols", volume.Monitor{Host: "10.0.0.1"}, "10.0.0.1", "10.0.0.1:6789"},
-		{"the port of version 1", volume.Monitor{Host: "10.0.0.1", Port: 6789}, "10.0.0.1:6789", "10.0.0.1:6789"},
-		{"the port of version 2", volume.Monitor{Host: "10.0.0.1", Port: 3300}, "10.0.0.1:3300", ""},
-		{"another port may speak either", volume.Monitor{Host: "10.0.0.1", Port: 40000}, "10.0.0.1:40000", "10.0.0.1:40000"},
-		{"v1 without a port", volume.Monitor{Protocol: "v1", Host: "10.0.0.1"}, "v1:10.0.0.1:6789", "10.0.0.1:6789"},
-		{"v1 on the port of version 2", volume.Monitor{Protocol: "v1", Host: "10.0.0.1", Port: 3300}, "v1:10.0.0.1:3300", "10.0.0.1:3300"},
-		{"v2 without a port", volume.Monitor{Protocol: "v2", Host: "10.0.0.1"}, "v2:10.0.0.1:3300", ""},
-		{"IPv6 without a port", volume.Monitor{Host: "2001:db8::1"}, "[2001:db8::1]", "[2001:db8::1]:6789"},
-		{"IPv6 with a port", volume.Monitor{Protocol: "v1", Host: "2001:db8::1", Port: 6789}, "v1:[2001:db8::1]:6789", "[2001:db8::1]:6789"},
+		{"no port: librados tries both protocols", volume.Monitor{Host: "10.0.0.1"}, "10.0.0.1", "10.0.0.1:6789", "10.0.0.1:3300"},
+		{"the port of version 1", volume.Monitor{Host: "10.0.0.1", Port: 6789}, "10.0.0.1:6789", "10.0.0.1:6789", ""},
+		{"the port of version 2", volume.Monitor{Host: "10.0.0.1", Port: 3300}, "10.0.0.1:3300", "", "10.0.0.1:3300"},
+		{"another port may speak either", volume.Monitor{Host: "10.0.0.1", Port: 40000}, "10.0.0.1:40000", "10.0.0.1:40000", ""},
+		{"v1 without a port", volume.Monitor{Protocol: "v1", Host: "10.0.0.1"}, "v1:10.0.0.1:6789", "10.0.0.1:6789", ""},
+		{"v1 on the port of version 2", volume.Monitor{Protocol: "v1", Host: "10.0.0.1", Port: 3300}, "v1:10.0.0.1:3300", "10.0.0.1:3300", ""},
+		{"v2 without a port", volume.Monitor{Protocol: "v2", Host: "10.0.0.1"}, "v2:10.0.0.1:3300", "", "10.0.0.1:3300"},
+		{"IPv6 without a port", volume.Monitor{Host: "2001:db8::1"}, "[2001:db8::1]", "[2001:db8::1]:6789", "[2001:db8::1]:3300"},
+		{"IPv6 with a port", volume.Monitor{Protocol: "v1", Host: "2001:db8::1", Port: 6789}, "v1:[2001:db8::1]:6789", "[2001:db8::1]:6789", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if got := test.monitor.String(); got != test.librados {
 				t.Errorf("for librados: got %q, want %q", got, test.librados)
 			}
-			got, ok := test.monitor.KernelAddress()
+			got, ok := test.monitor.KernelAddress(volume.ProtocolV1)
 			if got != test.kernel || ok != (test.kernel != "") {
 				t.Errorf("for the kernel: got %q, %v, want %q", got, ok, test.kernel)
+			}
+			got, ok = test.monitor.KernelAddress(volume.ProtocolV2)
+			if got != test.kernelV2 || ok != (test.kernelV2 != "") {
+				t.Errorf("for the kernel, with version 2: got %q, %v, want %q", got, ok, test.kernelV2)
 			}
 		})
 	}
@@ -140,13 +145,13 @@ func FuzzParseMonitors(f *testing.F) {
 func checkMonitor(t *testing.T, m, again volume.Monitor) {
 	t.Helper()
 	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-:[]"
-	kernel, ok := m.KernelAddress()
+	kernel, ok := m.KernelAddress(volume.ProtocolV1)
 	for _, text := range []string{m.String(), kernel} {
 		if strings.ContainsFunc(text, func(r rune) bool { return !strings.ContainsRune(letters, r) }) {
 			t.Errorf("address %q has more than an address", text)
 		}
 	}
-	if againKernel, againOK := again.KernelAddress(); againKernel != kernel || againOK != ok {
+	if againKernel, againOK := again.KernelAddress(volume.ProtocolV1); againKernel != kernel || againOK != ok {
 		t.Errorf("%v is %q for the kernel, and %q when it is read again", m, kernel, againKernel)
 	}
 	if !ok {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package access
+// Package monitors finds the addresses of Ceph's monitors: librados and Linux take no names,
+// or give up all monitors for one name that does not resolve.
+package monitors
 
 import (
 	"context"
@@ -18,35 +20,50 @@ import (
 // ErrNoAddress says that no monitor has an address, because none of their names resolves.
 var ErrNoAddress = errors.New("no monitor has an address")
 
-// Monitors are the monitors of a class or a volume, with their names resolved.
-type Monitors struct {
-	Addresses  []string // all of them, as librados takes them
-	Kernel     []string // those that speak message protocol 1, as "IP:port"; may be empty
-	Unresolved []error  // why a name did not resolve, one for each that did not
+// Resolver finds the addresses of a DNS name; *net.Resolver is one.
+type Resolver interface {
+	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
 }
 
-// Resolve replaces each DNS name by all its addresses: nodes can't resolve the cluster's
-// own names, and librados refuses a list with a name that it can't resolve. The result
-// does not vary between calls and has no duplicates. A name that does not resolve is an
-// error, ErrNoAddress, only if no address is left.
-func (a *Access) Resolve(ctx context.Context, monitors []volume.Monitor) (Monitors, error) {
-	ctx, cancel := context.WithTimeout(ctx, DefaultTimeout)
-	defer cancel()
+// Addresses are the monitors of a class or a volume, with their names resolved.
+type Addresses struct {
+	All []string // all of them, as librados takes them
+	// V1 and V2 are those that speak that version of the message protocol, as Linux takes
+	// them, "IP:port"; may be empty.
+	V1, V2     []string
+	Unresolved []error // why a name did not resolve, one for each that did not
+}
 
-	var r Monitors
+// Kernel returns V1 or V2.
+func (a Addresses) Kernel(speak volume.Protocol) []string {
+	if speak == volume.ProtocolV2 {
+		return a.V2
+	}
+	return a.V1
+}
+
+// Resolve replaces each DNS name by all its addresses. The result does not vary between
+// calls and has no duplicates. A name that does not resolve is an error, ErrNoAddress,
+// only if no address is left.
+func Resolve(ctx context.Context, resolver Resolver, monitors []volume.Monitor) (Addresses, error) {
+	var r Addresses
 	add := func(m volume.Monitor, addr netip.Addr) {
 		m.Host = addr.Unmap().String()
-		kernel, ok := m.KernelAddress()
-		if ok && m.Port != 0 {
+		v1, is1 := m.KernelAddress(volume.ProtocolV1)
+		v2, is2 := m.KernelAddress(volume.ProtocolV2)
+		if is1 && m.Port != 0 {
 			// At an unusual port librados would try both protocols, and take the silence
 			// of one for the monitor's, even if the other says that the key is wrong.
 			m.Protocol = volume.ProtocolV1
 		}
-		if text := m.String(); !slices.Contains(r.Addresses, text) {
-			r.Addresses = append(r.Addresses, text)
+		if text := m.String(); !slices.Contains(r.All, text) {
+			r.All = append(r.All, text)
 		}
-		if ok && !slices.Contains(r.Kernel, kernel) {
-			r.Kernel = append(r.Kernel, kernel)
+		if is1 && !slices.Contains(r.V1, v1) {
+			r.V1 = append(r.V1, v1)
+		}
+		if is2 && !slices.Contains(r.V2, v2) {
+			r.V2 = append(r.V2, v2)
 		}
 	}
 	found := make([][]netip.Addr, len(monitors))
@@ -58,7 +75,7 @@ func (a *Access) Resolve(ctx context.Context, monitors []volume.Monitor) (Monito
 			found[i] = []netip.Addr{addr}
 			continue
 		}
-		lookups.Go(func() { found[i], faults[i] = a.config.Resolver.LookupNetIP(ctx, "ip", m.Host) })
+		lookups.Go(func() { found[i], faults[i] = resolver.LookupNetIP(ctx, "ip", m.Host) })
 	}
 	lookups.Wait()
 	for i, m := range monitors {
@@ -71,13 +88,13 @@ func (a *Access) Resolve(ctx context.Context, monitors []volume.Monitor) (Monito
 			add(m, addr)
 		}
 	}
-	if len(r.Addresses) == 0 {
+	if len(r.All) == 0 {
 		texts := make([]string, len(r.Unresolved))
 		for i, err := range r.Unresolved {
 			texts[i] = err.Error()
 		}
 		// One line, since it becomes an event.
-		return Monitors{}, fmt.Errorf("%w: %s", ErrNoAddress, strings.Join(texts, "; "))
+		return Addresses{}, fmt.Errorf("%w: %s", ErrNoAddress, strings.Join(texts, "; "))
 	}
 	return r, nil
 }
