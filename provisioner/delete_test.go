@@ -138,6 +138,11 @@ func TestDelete(t *testing.T) {
 		{"one of the volume's monitors is dead", func(_ *testing.T, _ *fixture, pv *corev1.PersistentVolume) {
 			pv.Spec.RBD.CephMonitors = []string{deadMonitor, "10.0.0.2:6789"}
 		}},
+		{"a volume of the node plugin", func(t *testing.T, _ *fixture, pv *corev1.PersistentVolume) { toPlugin(t, pv, "10.0.0.1:6789") }},
+		{"one whose monitors speak message protocol 2 only", func(t *testing.T, _ *fixture, pv *corev1.PersistentVolume) {
+			toPlugin(t, pv, "v2:10.0.0.1:3300")
+		}},
+		{"one whose monitors moved", func(t *testing.T, _ *fixture, pv *corev1.PersistentVolume) { toPlugin(t, pv, "v2:10.0.0.9:3300") }},
 	} {
 		inBubble(t, test.name, func(t *testing.T) {
 			f := newFixture(t)
@@ -147,6 +152,17 @@ func TestDelete(t *testing.T) {
 			checkSame(t, "the events", nil, f.sent(t))
 		})
 	}
+}
+
+// toPlugin gives a volume the source of the node plugin.
+func toPlugin(t *testing.T, pv *corev1.PersistentVolume, monitors string) {
+	t.Helper()
+	record, err := volume.Read(pv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	record.CSI, record.Monitors = true, []string{monitors}
+	record.Write(pv)
 }
 
 func TestDeleteRemains(t *testing.T) {
@@ -202,7 +218,7 @@ func TestDeleteKeeps(t *testing.T) {
 			nil, []string{"names no monitors, pool or image"}},
 		{"a volume whose monitors can't be read", func(_ *testing.T, _ *fixture, pv *corev1.PersistentVolume) {
 			pv.Spec.RBD.CephMonitors = []string{"10.0.0.1:port"}
-		}, nil, []string{`the volume's rbd source: monitor "10.0.0.1:port"`, "to give the image up"}},
+		}, nil, []string{`the volume's source: monitor "10.0.0.1:port"`, "to give the image up"}},
 		{"an image that a node has mapped", func(_ *testing.T, f *fixture, _ *corev1.PersistentVolume) {
 			f.ceph.Watch(testPool, testImage, "10.0.2.1:0/77")
 			f.ceph.Watch(testPool, testImage, "10.0.2.2:0/78")

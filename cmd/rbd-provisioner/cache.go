@@ -109,13 +109,7 @@ func trimClaim(claim *corev1.PersistentVolumeClaim) {
 }
 
 func shareVolume(pv *corev1.PersistentVolume) {
-	if len(pv.Annotations) > 0 {
-		annotations := make(map[string]string, len(pv.Annotations))
-		for key, value := range pv.Annotations {
-			annotations[share(key)] = share(value)
-		}
-		pv.Annotations = annotations
-	}
+	pv.Annotations = shareMap(pv.Annotations)
 	shareAll(pv.Finalizers)
 	pv.Spec.StorageClassName = share(pv.Spec.StorageClassName)
 	pv.Spec.PersistentVolumeReclaimPolicy = share(pv.Spec.PersistentVolumeReclaimPolicy)
@@ -127,10 +121,31 @@ func shareVolume(pv *corev1.PersistentVolume) {
 		shareAll(source.CephMonitors)
 		source.RBDPool, source.RadosUser, source.Keyring, source.FSType =
 			share(source.RBDPool), share(source.RadosUser), share(source.Keyring), share(source.FSType)
-		if secret := source.SecretRef; secret != nil {
-			secret.Namespace, secret.Name = share(secret.Namespace), share(secret.Name)
-		}
+		shareSecret(source.SecretRef)
 	}
+	if source := pv.Spec.CSI; source != nil {
+		source.Driver, source.FSType = share(source.Driver), share(source.FSType)
+		source.VolumeAttributes = shareMap(source.VolumeAttributes)
+		shareSecret(source.NodeStageSecretRef)
+	}
+}
+
+func shareSecret(secret *corev1.SecretReference) {
+	if secret != nil {
+		secret.Namespace, secret.Name = share(secret.Namespace), share(secret.Name)
+	}
+}
+
+// shareMap returns a map of its own, since the keys of one can't be replaced.
+func shareMap(texts map[string]string) map[string]string {
+	if len(texts) == 0 {
+		return texts
+	}
+	shared := make(map[string]string, len(texts))
+	for key, value := range texts {
+		shared[share(key)] = share(value)
+	}
+	return shared
 }
 
 func share[T ~string](text T) T { return unique.Make(text).Value() }

@@ -80,6 +80,16 @@ func fullClaim(name, volume string) *corev1.PersistentVolumeClaim {
 	return claim
 }
 
+// fullCSIVolume has the source of our node plugin.
+func fullCSIVolume(name string) *corev1.PersistentVolume {
+	pv := fullVolume(name)
+	volume.Record{
+		CSI: true, Identity: "here", FSID: "f", Monitors: []string{"10.0.0.1"}, Pool: "kube", Image: name, User: "kube", FSType: "xfs",
+		UserSecret: volume.SecretRef{Namespace: "default", Name: "key"}, MapOptions: "queue_depth=64",
+	}.Write(pv)
+	return pv
+}
+
 func trimmed[T any](t *testing.T, object T) T {
 	t.Helper()
 	got, err := trim(object)
@@ -97,6 +107,8 @@ func TestTrim(t *testing.T) {
 	}
 	ours := fullVolume("a")
 	bare(ours)
+	mounted := fullCSIVolume("a")
+	bare(mounted)
 	foreign := fullVolume("b")
 	foreign.Spec.PersistentVolumeSource = corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: "other"}}
 	wantForeign := foreign.DeepCopy()
@@ -136,6 +148,7 @@ func TestTrim(t *testing.T) {
 	}{
 		{"a volume", ours, trimmed(t, fullVolume("a"))},
 		{"one that is trimmed already", ours, trimmed(t, trimmed(t, fullVolume("a")))},
+		{"a volume of our node plugin", mounted, trimmed(t, fullCSIVolume("a"))},
 		{"one of another kind of storage", wantForeign, trimmed(t, foreign)},
 		{"one of a CSI driver that names an image", wantCSI, trimmed(t, csi)},
 		{"a claim", settled, trimmed(t, fullClaim("a", "a"))},
@@ -154,14 +167,21 @@ func TestTrim(t *testing.T) {
 
 // TestTrimSharesNoMaps changes whatever can be changed of one cached object.
 func TestTrimSharesNoMaps(t *testing.T) {
-	pv, other := trimmed(t, fullVolume("a")), trimmed(t, fullVolume("a"))
-	want := other.DeepCopy()
-	pv.Annotations["pv.kubernetes.io/provisioned-by"] = "changed"
-	pv.Spec.Capacity[corev1.ResourceStorage] = resource.MustParse("2Gi")
-	pv.Finalizers[0], pv.Spec.RBD.CephMonitors[0] = "changed", "changed"
-	pv.Spec.ClaimRef.Namespace, pv.Spec.RBD.SecretRef.Name = "changed", "changed"
-	if diff := cmp.Diff(want, other); diff != "" {
-		t.Errorf("another object changed (-want +got):\n%s", diff)
+	for name, full := range map[string]func(string) *corev1.PersistentVolume{"in-tree": fullVolume, "CSI": fullCSIVolume} {
+		pv, other := trimmed(t, full("a")), trimmed(t, full("a"))
+		want := other.DeepCopy()
+		pv.Annotations["pv.kubernetes.io/provisioned-by"] = "changed"
+		pv.Spec.Capacity[corev1.ResourceStorage] = resource.MustParse("2Gi")
+		pv.Finalizers[0], pv.Spec.ClaimRef.Namespace = "changed", "changed"
+		if source := pv.Spec.RBD; source != nil {
+			source.CephMonitors[0], source.SecretRef.Name = "changed", "changed"
+		}
+		if source := pv.Spec.CSI; source != nil {
+			source.VolumeAttributes["pool"], source.NodeStageSecretRef.Name = "changed", "changed"
+		}
+		if diff := cmp.Diff(want, other); diff != "" {
+			t.Errorf("%s: another object changed (-want +got):\n%s", name, diff)
+		}
 	}
 }
 

@@ -37,7 +37,7 @@ var (
 	ErrSecretForbidden = errors.New("reading the secret is not allowed")
 )
 
-// ReadKey returns an admin user's key, as it was less than a second ago. Errors, none of
+// ReadKey returns a user's key, which its secret has under KeyEntry, as it was less than a second ago. Errors, none of
 // which contains the key: ErrSecretNotFound, ErrSecretForbidden, rbd.ErrInvalidKey.
 func (a *Access) ReadKey(ctx context.Context, ref volume.SecretRef) (rbd.Key, error) {
 	secret, err := a.recentSecret(ctx, ref)
@@ -76,16 +76,32 @@ func (a *Access) CheckUserSecret(ctx context.Context, ref volume.SecretRef, user
 			return nil, fmt.Errorf("secret %q, entry %q: %w: white space precedes it, and kubelet takes it as it is: "+
 				"delete the secret, and make it anew with %s", ref, entry, rbd.ErrInvalidKey, MakeUserSecret(ref, user))
 		}
-		if key.Type() != rbd.KeyTypeAES {
-			events = append(events, Event{corev1.EventTypeWarning, "UserKeyType", fmt.Sprintf("secret %q has a key of type %s: "+
-				"nodes with Linux before 7.0 can't map images with it; if there are any, %s", ref, key.Type(), makeAESKey(ref, entry, user, key.Type()))})
-		}
+		events = append(events, checkKeyType(ref, entry, user, key)...)
 	}
 	if secret.Type != TypeRBD {
 		events = append(events, Event{corev1.EventTypeWarning, "UserSecretType", fmt.Sprintf("secret %q is of type %q: Kubernetes documents %q for the user's secret",
 			ref, secret.Type, TypeRBD)})
 	}
 	return events, nil
+}
+
+// CheckStageSecret is CheckUserSecret for our node plugin, which takes the entry "key", cuts
+// white space around the key, and minds neither further entries nor the secret's type.
+func (a *Access) CheckStageSecret(ctx context.Context, ref volume.SecretRef, user string) ([]Event, error) {
+	key, err := a.ReadKey(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	return checkKeyType(ref, KeyEntry, user, key), nil
+}
+
+// checkKeyType returns an event if not all nodes can use a key.
+func checkKeyType(ref volume.SecretRef, entry, user string, key rbd.Key) []Event {
+	if key.Type() == rbd.KeyTypeAES {
+		return nil
+	}
+	return []Event{{corev1.EventTypeWarning, "UserKeyType", fmt.Sprintf("secret %q has a key of type %s: "+
+		"nodes with Linux before 7.0 can't map images with it; if there are any, %s", ref, key.Type(), makeAESKey(ref, entry, user, key.Type()))}}
 }
 
 // Event is an event that a claim is to get.

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/sets"
@@ -119,17 +118,31 @@ func wrongMonitors(err error, record volume.Record) bool {
 }
 
 // hasOthers reports whether list has one that is not among known. It compares what
-// the kernel gets, since people write one address in several ways.
+// Linux gets, since people write one address in several ways; and only by a message
+// protocol that both have, since an in-tree volume lists addresses of version 1 alone.
 func hasOthers(list, known []volume.Monitor) bool {
-	addresses := sets.New("") // which is that of monitors that the kernel can't use
-	for _, m := range known {
-		address, _ := m.KernelAddress(volume.ProtocolV1)
-		addresses.Insert(address)
+	compared := false
+	for _, protocol := range []volume.Protocol{volume.ProtocolV1, volume.ProtocolV2} {
+		listed, old := kernelAddresses(list, protocol), kernelAddresses(known, protocol)
+		if listed.Len() == 0 || old.Len() == 0 {
+			continue
+		}
+		if !old.IsSuperset(listed) {
+			return true
+		}
+		compared = true
 	}
-	return slices.ContainsFunc(list, func(m volume.Monitor) bool {
-		address, _ := m.KernelAddress(volume.ProtocolV1)
-		return !addresses.Has(address)
-	})
+	return !compared
+}
+
+func kernelAddresses(list []volume.Monitor, protocol volume.Protocol) sets.Set[string] {
+	addresses := sets.New[string]()
+	for _, m := range list {
+		if address, ok := m.KernelAddress(protocol); ok {
+			addresses.Insert(address)
+		}
+	}
+	return addresses
 }
 
 // classLocation reads the location from the class that the volume was made by.

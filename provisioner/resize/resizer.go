@@ -47,7 +47,7 @@ func (r *resizer) CanSupport(pv *corev1.PersistentVolume, _ *corev1.PersistentVo
 }
 
 func (l *Loop) owns(pv *corev1.PersistentVolume) bool {
-	return pv.Spec.RBD != nil && volume.MadeBy(pv, l.config.Volumes.Provisioner, l.config.Keeper.Identity)
+	return volume.HasSource(pv) && volume.MadeBy(pv, l.config.Volumes.Provisioner, l.config.Keeper.Identity)
 }
 
 // Resize grows the image of a volume to at least the requested size. It returns the

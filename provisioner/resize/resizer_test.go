@@ -26,6 +26,7 @@ func TestCanSupport(t *testing.T) {
 	}{
 		{"one of ours", func(*corev1.PersistentVolume) {}, true},
 		{"of the retired provisioner", retire, true},
+		{"of our node plugin", asCSI, true},
 		{"without an identity", func(pv *corev1.PersistentVolume) { delete(pv.Annotations, volume.AnnIdentity) }, true},
 		{"of another identity", func(pv *corev1.PersistentVolume) { pv.Annotations[volume.AnnIdentity] = "there" }, false},
 		{"of another provisioner", func(pv *corev1.PersistentVolume) { pv.Annotations[volume.AnnProvisionedBy] = "kubernetes.io/rbd" }, false},
@@ -45,6 +46,16 @@ func TestCanSupport(t *testing.T) {
 			}
 		})
 	}
+}
+
+// asCSI gives a volume the source of our node plugin.
+func asCSI(pv *corev1.PersistentVolume) {
+	record, err := volume.Read(pv)
+	if err != nil {
+		panic(err) // claimAndVolume writes volumes that Read reads
+	}
+	record.CSI = true
+	record.Write(pv)
 }
 
 // retire leaves of a volume what the retired provisioner wrote.
@@ -76,6 +87,9 @@ func TestResize(t *testing.T) {
 		}, size: "2Gi", want: 2 * gib},
 		{name: "a volume of the retired provisioner", change: func(_ *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) {
 			retire(pv)
+		}, size: "2Gi", want: 2 * gib},
+		{name: "a volume of our node plugin", change: func(_ *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) {
+			asCSI(pv)
 		}, size: "2Gi", want: 2 * gib},
 		{name: "a class that is gone", change: func(_ *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) {
 			pv.Spec.StorageClassName = "gone"

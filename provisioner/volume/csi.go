@@ -5,7 +5,12 @@ package volume
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"maps"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
 )
 
 // CSIDriver is the name of our node plugin, which mounts volumes with a CSI source. Such
@@ -49,4 +54,46 @@ func CSIHandle(fsid, pool, image string) string {
 func digest(text string) string {
 	sum := sha256.Sum256([]byte(text))
 	return hex.EncodeToString(sum[:])
+}
+
+// csi returns the source for our node plugin.
+func (r Record) csi() corev1.PersistentVolumeSource {
+	attributes := map[string]string{
+		AttrMonitors:   strings.Join(r.Monitors, ","),
+		AttrPool:       r.Pool,
+		AttrImage:      r.Image,
+		AttrUser:       r.User,
+		AttrMapOptions: r.MapOptions,
+	}
+	maps.DeleteFunc(attributes, func(_, value string) bool { return value == "" })
+	return corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{
+		Driver:             CSIDriver,
+		VolumeHandle:       CSIHandle(r.FSID, r.Pool, r.Image),
+		VolumeAttributes:   attributes,
+		FSType:             r.FSType,
+		NodeStageSecretRef: r.userSecret(),
+	}}
+}
+
+// isCSI reports whether our node plugin mounts a volume.
+func isCSI(pv *corev1.PersistentVolume) bool {
+	return pv.Spec.CSI != nil && pv.Spec.CSI.Driver == CSIDriver
+}
+
+func readCSI(source *corev1.CSIPersistentVolumeSource) (Record, error) {
+	r := Record{
+		CSI:        true,
+		Pool:       source.VolumeAttributes[AttrPool],
+		Image:      source.VolumeAttributes[AttrImage],
+		User:       source.VolumeAttributes[AttrUser],
+		UserSecret: toSecretRef(source.NodeStageSecretRef),
+		MapOptions: source.VolumeAttributes[AttrMapOptions],
+		FSType:     source.FSType,
+	}
+	monitors := source.VolumeAttributes[AttrMonitors]
+	if r.Image == "" || r.Pool == "" || monitors == "" {
+		return Record{}, errors.New("the volume's CSI source names no monitors, pool or image in its volumeAttributes")
+	}
+	r.Monitors = strings.Split(monitors, ",")
+	return r, nil
 }

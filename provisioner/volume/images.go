@@ -25,7 +25,7 @@ const (
 func ImageKey(pool, image string) string { return pool + "/" + image }
 
 // ImageKeys returns the keys of all images that a volume may stand for, whatever driver
-// made it: the image of an in-tree rbd source, or every combination of pool and image in
+// made it: the image of a source that Read knows, or every combination of pool and image in
 // the handle and attributes of a CSI source, because each driver names them differently.
 // Keys of images that do not exist do no harm. Trim must keep whatever ImageKeys reads.
 func ImageKeys(pv *corev1.PersistentVolume) []string {
@@ -35,6 +35,9 @@ func ImageKeys(pv *corev1.PersistentVolume) []string {
 	source := pv.Spec.CSI
 	if source == nil {
 		return nil
+	}
+	if pool, image := source.VolumeAttributes[AttrPool], source.VolumeAttributes[AttrImage]; isCSI(pv) && pool != "" && image != "" {
+		return []string{ImageKey(pool, image)}
 	}
 	var pools, images []string
 	for key, value := range source.VolumeAttributes {

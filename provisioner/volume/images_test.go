@@ -30,6 +30,11 @@ func csi(handle string, attributes map[string]string) *corev1.PersistentVolume {
 // after the volume was trimmed for the cache.
 func TestImageKeys(t *testing.T) {
 	const image = "kubernetes-dynamic-pvc-1234"
+	ours := func(pool, image string) *corev1.PersistentVolume {
+		pv := new(corev1.PersistentVolume)
+		volume.Record{CSI: true, Pool: pool, Image: image, FSID: "fsid", Monitors: []string{"10.0.0.1"}}.Write(pv)
+		return pv
+	}
 	for _, test := range []struct {
 		name  string
 		pv    *corev1.PersistentVolume
@@ -38,6 +43,9 @@ func TestImageKeys(t *testing.T) {
 		{"an in-tree source", inTree("kube", image), true},
 		{"an in-tree source in another pool", inTree("other", image), false},
 		{"an in-tree source of another image", inTree("kube", "other"), false},
+		{"our node plugin's", ours("kube", image), true},
+		{"our node plugin's, of another pool", ours("other", image), false},
+		{"our node plugin's, of another image", ours("kube", "other"), false},
 		{"ceph-csi's static form", csi(image, map[string]string{"clusterID": "c", "pool": "kube", "staticVolume": "true"}), true},
 		{"ceph-csi's dynamic form", csi("0001-0001-c-1", map[string]string{"clusterID": "c", "pool": "kube", "imageName": image}), true},
 		{"a volume that was migrated from in-tree", csi("mig_mons-c_image-1234_6b756265", nil), true},

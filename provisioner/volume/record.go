@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package volume knows what a PersistentVolume says about its image, in the in-tree rbd
-// source and in annotations that let a deletion do without the StorageClass. It is pure.
+// Package volume knows what a PersistentVolume says about its image: in its source, which is
+// in-tree rbd or CSI, and in annotations that let a deletion do without the StorageClass. It
+// is pure.
 package volume
 
 import (
@@ -51,8 +52,9 @@ const (
 	AnnFileSystemSize = "rbd.ceph.com/file-system-size"
 )
 
-// ErrNoRBDSource means that a PersistentVolume has no in-tree rbd source.
-var ErrNoRBDSource = errors.New("the volume has no rbd source, so its image is not known")
+// ErrNoRBDSource means that a PersistentVolume has neither an in-tree rbd source nor a CSI
+// source of our node plugin.
+var ErrNoRBDSource = errors.New("the volume has no rbd source, and no CSI source of " + CSIDriver + ", so its image is not known")
 
 // SecretRef names a Secret.
 type SecretRef corev1.SecretReference
@@ -78,16 +80,21 @@ type Record struct {
 	// FSID is the Ceph cluster's identity, a UUID. Volumes of the retired provisioner
 	// have neither Cluster, FSID nor Admin.
 	FSID string
-	// Monitors are endpoints of message protocol 1, as "IP:port".
+	// CSI says that our node plugin mounts the volume, and not kubelet's own rbd plugin.
+	CSI bool
+	// Monitors are endpoints of message protocol 1, as "IP:port"; with CSI any that
+	// ParseMonitors reads.
 	Monitors []string
 	Pool     string
 	Image    string
 	// User maps the image on nodes, with the key in UserSecret. An empty namespace there
-	// means the Pod's. Without a name, kubelet reads the key from the file Keyring on the
-	// node, for which the API server has a default.
+	// means the Pod's, which CSI does not know. Without a name, kubelet's own plugin reads the
+	// key from the file Keyring on the node, for which the API server has a default.
 	User       string
 	UserSecret SecretRef
 	Keyring    string
+	// MapOptions are as in AttrMapOptions; only with CSI.
+	MapOptions string
 	// FSType is empty for kubelet's default, and for block volumes.
 	FSType string
 	// Admin deletes the image, with the key in AdminSecret.
@@ -102,18 +109,9 @@ func (r Record) PoolID() PoolID { return PoolID{r.FSID, r.Pool} }
 
 // Write puts r into pv: its source and its annotations. Read returns r again from it.
 func (r Record) Write(pv *corev1.PersistentVolume) {
-	pv.Spec.PersistentVolumeSource = corev1.PersistentVolumeSource{
-		RBD: &corev1.RBDPersistentVolumeSource{
-			CephMonitors: slices.Clone(r.Monitors),
-			RBDPool:      r.Pool,
-			RBDImage:     r.Image,
-			RadosUser:    r.User,
-			FSType:       r.FSType,
-			Keyring:      r.Keyring,
-		},
-	}
-	if r.UserSecret.Name != "" {
-		pv.Spec.RBD.SecretRef = (*corev1.SecretReference)(&r.UserSecret)
+	pv.Spec.PersistentVolumeSource = r.inTree()
+	if r.CSI {
+		pv.Spec.PersistentVolumeSource = r.csi()
 	}
 	retention := ""
 	if r.TrashRetention > 0 {
@@ -136,6 +134,27 @@ func (r Record) Write(pv *corev1.PersistentVolume) {
 	}
 }
 
+// inTree returns the source for kubelet's own rbd plugin.
+func (r Record) inTree() corev1.PersistentVolumeSource {
+	return corev1.PersistentVolumeSource{RBD: &corev1.RBDPersistentVolumeSource{
+		CephMonitors: slices.Clone(r.Monitors),
+		RBDPool:      r.Pool,
+		RBDImage:     r.Image,
+		RadosUser:    r.User,
+		FSType:       r.FSType,
+		Keyring:      r.Keyring,
+		SecretRef:    r.userSecret(),
+	}}
+}
+
+// userSecret returns nil if there is none.
+func (r Record) userSecret() *corev1.SecretReference {
+	if r.UserSecret.Name == "" {
+		return nil
+	}
+	return (*corev1.SecretReference)(&r.UserSecret)
+}
+
 // IsName reports whether text can be a name in Ceph: all its characters are printable.
 // librados would cut a name at a NUL and so reach another pool or image.
 func IsName(text string) bool {
@@ -154,6 +173,31 @@ func ParseRetention(text string) (time.Duration, error) {
 // Read returns what pv remembers. The error is ErrNoRBDSource, or says what is missing or
 // invalid in the source or the annotations.
 func Read(pv *corev1.PersistentVolume) (Record, error) {
+	r, err := readSource(pv)
+	if err != nil {
+		return Record{}, err
+	}
+	r.Identity, r.Cluster = pv.Annotations[AnnIdentity], pv.Annotations[AnnKubernetesCluster]
+	r.FSID = pv.Annotations[AnnClusterFSID]
+	r.Admin = pv.Annotations[AnnDeletionUser]
+	r.AdminSecret = SecretRef{Namespace: pv.Annotations[AnnDeletionSecretNamespace], Name: pv.Annotations[AnnDeletionSecretName]}
+	if !IsName(r.Pool) || !IsName(r.Image) || !IsName(r.Admin) {
+		return Record{}, errors.New("the volume's pool, image or deletion user has a character that can't be printed")
+	}
+	if r.TrashRetention, err = ParseRetention(cmp.Or(pv.Annotations[AnnTrashRetention], "0")); err != nil {
+		return Record{}, fmt.Errorf("the volume's annotation %s: %w", AnnTrashRetention, err)
+	}
+	return r, nil
+}
+
+// HasSource reports whether a volume has a source that Read knows.
+func HasSource(pv *corev1.PersistentVolume) bool { return pv.Spec.RBD != nil || isCSI(pv) }
+
+// readSource returns what the source of pv says.
+func readSource(pv *corev1.PersistentVolume) (Record, error) {
+	if isCSI(pv) {
+		return readCSI(pv.Spec.CSI)
+	}
 	source := pv.Spec.RBD
 	if source == nil {
 		return Record{}, ErrNoRBDSource
@@ -161,33 +205,23 @@ func Read(pv *corev1.PersistentVolume) (Record, error) {
 	if source.RBDImage == "" || source.RBDPool == "" || len(source.CephMonitors) == 0 {
 		return Record{}, errors.New("the volume's rbd source names no monitors, pool or image")
 	}
-	r := Record{
-		Identity: pv.Annotations[AnnIdentity],
-		Cluster:  pv.Annotations[AnnKubernetesCluster],
-		FSID:     pv.Annotations[AnnClusterFSID],
-		Monitors: slices.Clone(source.CephMonitors),
-		Pool:     source.RBDPool,
-		Image:    source.RBDImage,
-		User:     source.RadosUser,
-		Keyring:  source.Keyring,
-		FSType:   source.FSType,
-		Admin:    pv.Annotations[AnnDeletionUser],
-		AdminSecret: SecretRef{
-			Namespace: pv.Annotations[AnnDeletionSecretNamespace],
-			Name:      pv.Annotations[AnnDeletionSecretName],
-		},
+	return Record{
+		Monitors:   slices.Clone(source.CephMonitors),
+		Pool:       source.RBDPool,
+		Image:      source.RBDImage,
+		User:       source.RadosUser,
+		UserSecret: toSecretRef(source.SecretRef),
+		Keyring:    source.Keyring,
+		FSType:     source.FSType,
+	}, nil
+}
+
+// toSecretRef returns the zero value for nil.
+func toSecretRef(ref *corev1.SecretReference) SecretRef {
+	if ref == nil {
+		return SecretRef{}
 	}
-	if !IsName(r.Pool) || !IsName(r.Image) || !IsName(r.Admin) {
-		return Record{}, errors.New("the volume's pool, image or deletion user has a character that can't be printed")
-	}
-	var err error
-	if r.TrashRetention, err = ParseRetention(cmp.Or(pv.Annotations[AnnTrashRetention], "0")); err != nil {
-		return Record{}, fmt.Errorf("the volume's annotation %s: %w", AnnTrashRetention, err)
-	}
-	if source.SecretRef != nil {
-		r.UserSecret = SecretRef(*source.SecretRef)
-	}
-	return r, nil
+	return SecretRef(*ref)
 }
 
 // Complete reports whether r names the user that deletes the image, and its secret.
@@ -200,7 +234,7 @@ func (r Record) Complete() bool {
 func (r Record) Location() (Location, error) {
 	monitors, err := ParseMonitors(strings.Join(r.Monitors, ","))
 	if err != nil {
-		return Location{}, fmt.Errorf("the volume's rbd source: %w", err)
+		return Location{}, fmt.Errorf("the volume's source: %w", err)
 	}
 	return Location{Monitors: monitors, Pool: r.Pool, User: r.Admin, Secret: r.AdminSecret}, nil
 }

@@ -27,6 +27,13 @@ func full() volume.Record {
 	}
 }
 
+// mounted is full for our node plugin.
+func mounted() volume.Record {
+	r := full()
+	r.CSI, r.Monitors, r.MapOptions = true, []string{"mon.ceph.svc", "v2:[2001:db8::1]:3300"}, "ms_mode=prefer-crc,queue_depth=64"
+	return r
+}
+
 func TestRoundTrip(t *testing.T) {
 	for _, test := range []struct {
 		name   string
@@ -36,6 +43,8 @@ func TestRoundTrip(t *testing.T) {
 		{"block volume, the user's secret beside the Pod", func(r *volume.Record) { r.FSType, r.UserSecret.Namespace = "", "" }},
 		{"a keyring on the node", func(r *volume.Record) { r.UserSecret, r.Keyring = volume.SecretRef{}, "/etc/kube/ceph.keyring" }},
 		{"kubelet's own keyring", func(r *volume.Record) { r.UserSecret = volume.SecretRef{} }},
+		{"for the node plugin", func(r *volume.Record) { *r = mounted() }},
+		{"a block volume for the node plugin, without options", func(r *volume.Record) { *r = mounted(); r.FSType, r.MapOptions = "", "" }},
 		{"as the retired provisioner wrote it", func(r *volume.Record) {
 			r.Cluster, r.FSID, r.Admin, r.AdminSecret, r.TrashRetention = "", "", "", volume.SecretRef{}, 0
 		}},
@@ -59,6 +68,23 @@ func TestRoundTrip(t *testing.T) {
 				t.Error("an annotation of somebody else was lost")
 			}
 		})
+	}
+}
+
+// Nodes, and other versions of this program, read these.
+func TestWriteCSI(t *testing.T) {
+	pv := new(corev1.PersistentVolume)
+	mounted().Write(pv)
+	want := corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{
+		Driver: "rbd.ceph.com", VolumeHandle: "1f0c4b3e-0000-4000-8000-000000000001/kube/kubernetes-dynamic-pvc-1", FSType: "xfs",
+		VolumeAttributes: map[string]string{
+			"monitors": "mon.ceph.svc,v2:[2001:db8::1]:3300", "pool": "kube", "image": "kubernetes-dynamic-pvc-1", "user": "kube",
+			"mapOptions": "ms_mode=prefer-crc,queue_depth=64",
+		},
+		NodeStageSecretRef: &corev1.SecretReference{Namespace: "apps", Name: "ceph-user"},
+	}}
+	if diff := cmp.Diff(want, pv.Spec.PersistentVolumeSource); diff != "" {
+		t.Errorf("source (-want +got):\n%s", diff)
 	}
 }
 
@@ -87,20 +113,24 @@ func TestReadRefuses(t *testing.T) {
 	if _, err := volume.Read(nfs); !errors.Is(err, volume.ErrNoRBDSource) {
 		t.Errorf("a volume of NFS: got %v, want %v", err, volume.ErrNoRBDSource)
 	}
-	for _, missing := range []string{"image", "pool", "monitors"} {
-		r := full()
-		switch missing {
-		case "image":
-			r.Image = ""
-		case "pool":
-			r.Pool = ""
-		case "monitors":
-			r.Monitors = nil
-		}
-		pv := new(corev1.PersistentVolume)
-		r.Write(pv)
-		if got, err := volume.Read(pv); err == nil {
-			t.Errorf("no %s: got %+v, want an error", missing, got)
+	theirs := new(corev1.PersistentVolume)
+	mounted().Write(theirs)
+	theirs.Spec.CSI.Driver = "rbd.csi.ceph.com"
+	if _, err := volume.Read(theirs); !errors.Is(err, volume.ErrNoRBDSource) {
+		t.Errorf("a volume of another CSI driver: got %v, want %v", err, volume.ErrNoRBDSource)
+	}
+	for missing, remove := range map[string]func(*volume.Record){
+		"image":    func(r *volume.Record) { r.Image = "" },
+		"pool":     func(r *volume.Record) { r.Pool = "" },
+		"monitors": func(r *volume.Record) { r.Monitors = nil },
+	} {
+		for _, r := range []volume.Record{full(), mounted()} {
+			remove(&r)
+			pv := new(corev1.PersistentVolume)
+			r.Write(pv)
+			if got, err := volume.Read(pv); err == nil || errors.Is(err, volume.ErrNoRBDSource) {
+				t.Errorf("no %s, CSI %v: got %+v, %v, want another error", missing, r.CSI, got, err)
+			}
 		}
 	}
 }
@@ -162,27 +192,44 @@ func TestLocation(t *testing.T) {
 // A person or a program may write any text into a volume. Read returns it as it was
 // written, or refuses it.
 func FuzzRecord(f *testing.F) {
-	f.Add("admin", "secret", "ns", "10.0.0.1:6789", "rbd", "image", "user", "fsid")
-	f.Add("", "", "", "\x00", "rbd", "image", "", "")
-	f.Add("admin", "s", "ns", "10.0.0.1", "rbd\x00other", "image", "user", "")
-	f.Add("admin", "s", "ns", "10.0.0.1", "rbd", "image\nother", "user", "")
-	f.Add("admin\x00", "s", "ns", "10.0.0.1,10.0.0.2", "rbd", "image", "user", "")
-	f.Add("\xff", "s", "ns", " ", "", "", "", "")
-	f.Fuzz(func(t *testing.T, admin, secret, namespace, monitor, pool, image, user, fsid string) {
+	for _, csi := range []bool{false, true} {
+		f.Add(csi, "admin", "secret", "ns", "10.0.0.1:6789", "rbd", "image", "user", "fsid", "queue_depth=64")
+		f.Add(csi, "", "", "", "\x00", "rbd", "image", "", "", "")
+		f.Add(csi, "admin", "s", "ns", "10.0.0.1", "rbd\x00other", "image", "user", "", "")
+		f.Add(csi, "admin", "s", "ns", "10.0.0.1", "rbd", "image\nother", "user", "", "ms_mode=")
+		f.Add(csi, "admin\x00", "s", "ns", "10.0.0.1,10.0.0.2", "rbd", "image", "user", "", "\x00")
+		f.Add(csi, "\xff", "s", "ns", " ", "", "", "", "", "")
+	}
+	f.Add(true, "admin", "s", "ns", "", "rbd", "image", "user", "", "")
+	f.Add(true, "admin", "s", "ns", "mon", "a/b", "c", "user", "1f0c4b3e-0000-4000-8000-000000000001/a", "")
+	f.Fuzz(func(t *testing.T, csi bool, admin, secret, namespace, monitor, pool, image, user, fsid, options string) {
 		r := full()
+		if r.CSI = csi; csi {
+			r.MapOptions = options
+		}
 		r.Admin, r.AdminSecret, r.Monitors = admin, volume.SecretRef{Namespace: namespace, Name: secret}, []string{monitor}
 		r.Pool, r.Image, r.User, r.FSID = pool, image, user, fsid
 		pv := new(corev1.PersistentVolume)
 		r.Write(pv)
 		got, err := volume.Read(pv)
+		if csi {
+			if handle := pv.Spec.CSI.VolumeHandle; len(fsid) <= 36 && len(handle) > 128 {
+				t.Errorf("the handle %q has %d bytes", handle, len(handle))
+			}
+			// The attribute is one text.
+			r.Monitors = strings.Split(monitor, ",")
+		}
 		if err != nil {
-			if pool != "" && image != "" && volume.IsName(pool) && volume.IsName(image) && volume.IsName(admin) {
+			if (monitor != "" || !csi) && pool != "" && image != "" && volume.IsName(pool) && volume.IsName(image) && volume.IsName(admin) {
 				t.Error(err)
 			}
 			return
 		}
 		if diff := cmp.Diff(r, got); diff != "" {
 			t.Errorf("record (-written +read):\n%s", diff)
+		}
+		if keys := volume.ImageKeys(pv); len(keys) != 1 || keys[0] != volume.ImageKey(pool, image) {
+			t.Errorf("the volume stands for the images %q", keys)
 		}
 		if got.Complete() != (admin != "" && secret != "" && namespace != "") {
 			t.Errorf("complete: %v, of %+v", got.Complete(), got)

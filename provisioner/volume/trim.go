@@ -11,11 +11,11 @@ import (
 // Trim removes from a volume what no reader of the cache needs, because the cache holds
 // every volume of the Kubernetes cluster. It keeps
 //
-//   - what Read and Record.Write use: the whole rbd source, and all annotations except
+//   - what Read and Record.Write use: the whole source of ours, and all annotations except
 //     that of kubectl apply;
 //   - what ImageKeys reads from other drivers' sources;
 //   - what identifies a volume and decides its future: names, claim, class, policy, phase
-//     and finalizers; of a volume with an rbd source also its size and mode.
+//     and finalizers; of a volume with a source that Read knows also its size and mode.
 //
 // It changes pv in place. Trimming a volume again changes nothing.
 func Trim(pv *corev1.PersistentVolume) {
@@ -23,7 +23,7 @@ func Trim(pv *corev1.PersistentVolume) {
 	pv.Spec.AccessModes, pv.Spec.MountOptions = nil, nil
 	// kubectl apply keeps a second copy of everything here.
 	delete(pv.Annotations, corev1.LastAppliedConfigAnnotation)
-	if pv.Spec.RBD != nil {
+	if HasSource(pv) {
 		return
 	}
 	pv.Spec.PersistentVolumeSource = corev1.PersistentVolumeSource{CSI: trimCSI(pv.Spec.CSI)}

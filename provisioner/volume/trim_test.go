@@ -4,7 +4,6 @@ package volume_test
 
 import (
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
@@ -33,10 +32,12 @@ func whole(pv *corev1.PersistentVolume) *corev1.PersistentVolume {
 // Trim reduces a volume's source to what names an image. Apart from that, it removes only
 // what nobody reads.
 func TestTrim(t *testing.T) {
-	mounted := csi("image", map[string]string{"pool": "kube", "mounter": "rbd"})
-	mounted.Spec.CSI.NodeStageSecretRef = &corev1.SecretReference{Name: "secret"}
+	theirs := csi("image", map[string]string{"pool": "kube", "mounter": "rbd"})
+	theirs.Spec.CSI.NodeStageSecretRef = &corev1.SecretReference{Name: "secret"}
 	local := new(corev1.PersistentVolume)
 	local.Spec.Local = &corev1.LocalVolumeSource{Path: "/mnt"}
+	ours := new(corev1.PersistentVolume)
+	mounted().Write(ours)
 	affinity := new(corev1.VolumeNodeAffinity)
 	for _, test := range []struct {
 		name     string
@@ -45,7 +46,8 @@ func TestTrim(t *testing.T) {
 		affinity *corev1.VolumeNodeAffinity
 	}{
 		{"an in-tree volume of rbd", inTree("kube", "image"), inTree("kube", "image").Spec.PersistentVolumeSource, affinity},
-		{"a CSI volume that names an image", mounted, csi("image", map[string]string{"pool": "kube"}).Spec.PersistentVolumeSource, nil},
+		{"a volume of our node plugin", ours, ours.DeepCopy().Spec.PersistentVolumeSource, affinity},
+		{"a CSI volume that names an image", theirs, csi("image", map[string]string{"pool": "kube"}).Spec.PersistentVolumeSource, nil},
 		{"one that names no pool", csi("pvc-1", map[string]string{"storage.kubernetes.io/csiProvisionerIdentity": "1-2-ebs"}), corev1.PersistentVolumeSource{}, nil},
 		{"another kind of storage", local, corev1.PersistentVolumeSource{}, nil},
 	} {
@@ -55,7 +57,7 @@ func TestTrim(t *testing.T) {
 			want.ManagedFields, want.Labels, want.Spec.AccessModes, want.Spec.MountOptions = nil, nil, nil, nil
 			delete(want.Annotations, corev1.LastAppliedConfigAnnotation)
 			want.Spec.PersistentVolumeSource, want.Spec.NodeAffinity = test.source, test.affinity
-			if test.source.RBD == nil {
+			if test.affinity == nil {
 				want.Spec.Capacity, want.Spec.VolumeMode = nil, nil
 			}
 			for _, time := range []string{"once", "twice"} {
@@ -75,19 +77,16 @@ func TestTrim(t *testing.T) {
 
 // A trimmed volume still says all that Read returns.
 func TestTrimKeepsRecords(t *testing.T) {
-	want := volume.Record{
-		Identity: "here", Cluster: "cluster-1", FSID: "fsid", Monitors: []string{"10.0.0.1:6789"}, Pool: "kube", Image: "image",
-		User: "kube", UserSecret: volume.SecretRef{Namespace: "apps", Name: "user"}, FSType: "xfs",
-		Admin: "admin", AdminSecret: volume.SecretRef{Namespace: "kube-system", Name: "admin"}, TrashRetention: time.Hour,
-	}
-	pv := whole(new(corev1.PersistentVolume))
-	want.Write(pv)
-	volume.Trim(pv)
-	got, err := volume.Read(pv)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("a trimmed volume remembers (-want +got):\n%s", diff)
+	for _, want := range []volume.Record{full(), mounted()} {
+		pv := whole(new(corev1.PersistentVolume))
+		want.Write(pv)
+		volume.Trim(pv)
+		got, err := volume.Read(pv)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("a trimmed volume remembers (-want +got):\n%s", diff)
+		}
 	}
 }
