@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/util"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
+	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
 // stillWanted looks at the claim once more, since the library's copy may be old after an
@@ -52,17 +53,18 @@ func waits(claim *corev1.PersistentVolumeClaim) bool {
 	return claim.Spec.VolumeName == "" && claim.DeletionTimestamp == nil
 }
 
-// checkUserSecret looks at the secret that kubelet will use, so that a mistake shows on
+// checkUserSecret looks at the secret that nodes will use, so that a mistake shows on
 // the claim, not on a Pod that does not start. The claim is to get the events once it has its
 // volume. If this may not read a secret that people who make claims look after, one of them
 // says what Pods need.
 func (p *Provisioner) checkUserSecret(ctx context.Context, claim *corev1.PersistentVolumeClaim, r request) ([]access.Event, error) {
-	secret, user := r.params.UserSecret, r.params.User
-	ownersSecret := secret.Namespace == ""
-	if ownersSecret {
-		secret.Namespace = claim.Namespace // kubelet takes the Pod's, which is the claim's
+	secret, user := userSecret(claim, r), r.params.User
+	ownersSecret := r.params.UserSecret.Namespace == ""
+	check := p.config.Access.CheckUserSecret
+	if r.csi {
+		check = p.config.Access.CheckStageSecret
 	}
-	events, err := p.config.Access.CheckUserSecret(ctx, secret, user)
+	events, err := check(ctx, secret, user)
 	if errors.Is(err, access.ErrSecretForbidden) {
 		// By default the provisioner may read secrets in its own namespace
 		// only, and need not read this one.
@@ -80,6 +82,16 @@ func (p *Provisioner) checkUserSecret(ctx context.Context, claim *corev1.Persist
 		return nil, fmt.Errorf("user's %w", err)
 	}
 	return events, nil
+}
+
+// userSecret returns the secret with the key that nodes map the image with. Where the class
+// names no namespace, kubelet's own plugin takes the Pod's, which is the claim's.
+func userSecret(claim *corev1.PersistentVolumeClaim, r request) volume.SecretRef {
+	secret := r.params.UserSecret
+	if secret.Name != "" && secret.Namespace == "" {
+		secret.Namespace = claim.Namespace
+	}
+	return secret
 }
 
 // ShouldProvision reports whether Kubernetes would bind a claim to a new volume: not if it

@@ -60,6 +60,7 @@ type fixture struct {
 	claims, classes, volumes cache.Indexer
 	events                   *record.FakeRecorder
 	names                    FakeResolver
+	nodes                    *FakeNodes
 
 	// The next process, which restart makes, uses the fields below.
 	clusterUID, identity string
@@ -89,6 +90,7 @@ func newFixture(t *testing.T) *fixture {
 		volumes: cache.NewIndexer(cache.MetaNamespaceKeyFunc, index.Indexers()),
 		events:  record.NewFakeRecorder(100),
 		names:   FakeResolver{},
+		nodes:   &FakeNodes{FakeAnswers: FakeAnswers{inTree: true}},
 
 		clusterUID: testCluster,
 		identity:   testIdentity,

@@ -5,6 +5,7 @@ package provisioner
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/klog/v2"
@@ -13,6 +14,7 @@ import (
 	"ceph.com/rbd-provisioner/provisioner/access"
 	"ceph.com/rbd-provisioner/provisioner/image"
 	"ceph.com/rbd-provisioner/provisioner/lease"
+	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
 // Provision makes an image for a claim and returns its PersistentVolume, which the
@@ -67,7 +69,7 @@ func state(err error, changed bool) controller.ProvisioningState {
 // provision makes the image and returns the volume, or nil and an error. Beside that,
 // changed says that there may be an image for the claim, of this call or an earlier one.
 func (p *Provisioner) provision(ctx context.Context, options controller.ProvisionOptions) (pv *corev1.PersistentVolume, changed bool, err error) {
-	ask, err := p.newRequest(options)
+	ask, err := p.newRequest(ctx, options)
 	if err != nil {
 		return nil, false, err
 	}
@@ -75,11 +77,16 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 	if err != nil {
 		return nil, false, err
 	}
-	var events []access.Event
+	events := ask.advice
+	if wanted && ask.unfit != nil {
+		return nil, false, ask.unfit
+	}
 	if wanted && ask.params.UserSecret.Name != "" {
-		if events, err = p.checkUserSecret(ctx, options.PVC, ask); err != nil {
+		ofSecret, err := p.checkUserSecret(ctx, options.PVC, ask)
+		if err != nil {
 			return nil, false, err
 		}
+		events = append(events, ofSecret...)
 	}
 	from := p.cloneSource(ctx, options.PVC, ask, wanted)
 
@@ -93,7 +100,7 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 		return nil, !wanted, err
 	}
 	defer pool.Close()
-	if err := p.checkMonitors(options.PVC, pool); err != nil {
+	if err := p.checkMonitors(options.PVC, ask, pool); err != nil {
 		return nil, !wanted, err
 	}
 
@@ -111,10 +118,14 @@ func (p *Provisioner) provision(ctx context.Context, options controller.Provisio
 
 // checkMonitors returns an error when nodes could not map the image, and reports
 // monitors that nodes could not use.
-func (p *Provisioner) checkMonitors(claim *corev1.PersistentVolumeClaim, pool *access.Pool) error {
-	if len(pool.Monitors.V1) == 0 {
-		return errors.New("no remaining monitor speaks message protocol 1 (port 6789), " +
-			"the only one that nodes map images with")
+func (p *Provisioner) checkMonitors(claim *corev1.PersistentVolumeClaim, r request, pool *access.Pool) error {
+	if speak := r.params.MapOptions.Protocol(); len(pool.Monitors.Kernel(speak)) == 0 {
+		number, port := 1, 6789
+		if speak == volume.ProtocolV2 {
+			number, port = 2, 3300
+		}
+		return fmt.Errorf("no remaining monitor speaks message protocol %d (port %d), the only one that nodes map images of this StorageClass with",
+			number, port)
 	}
 	for _, unresolved := range pool.Monitors.Unresolved {
 		p.config.Events.Event(claim, corev1.EventTypeWarning, "MonitorUnresolved", unresolved.Error())

@@ -71,6 +71,8 @@ type Config struct {
 	Journal      *journal.Journal
 	Trash        Trash
 	Flattener    Flattener
+	// Nodes decides on the source of volumes whose class does not.
+	Nodes Nodes
 	// Events reports problems that do not keep a volume from being made.
 	Events record.EventRecorder
 	// Sized is called with the size of each volume that a claim gets.
@@ -102,7 +104,7 @@ var _ controller.BlockProvisioner = (*Provisioner)(nil)
 func New(c Config) (*Provisioner, error) {
 	if c.Name == "" || c.Identity == "" || c.Claims == nil || c.ClaimLister == nil || c.Volumes == nil ||
 		c.VolumeLister == nil || c.VolumeIndex.Cache == nil || c.Classes == nil || c.Access == nil || c.Journal == nil ||
-		c.Trash == nil || c.Flattener == nil || c.Events == nil || c.Sized == nil || c.Lease == nil || c.Activity == nil {
+		c.Trash == nil || c.Flattener == nil || c.Nodes == nil || c.Events == nil || c.Sized == nil || c.Lease == nil || c.Activity == nil {
 		return nil, errors.New("provisioner: all fields but UsePVName, ClusterUID and MaxCloneDepth are required")
 	}
 	return &Provisioner{config: c, deleted: utilcache.NewExpiring(), fresh: index.NewFreshness(c.VolumeIndex, c.Volumes),

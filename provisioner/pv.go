@@ -39,7 +39,7 @@ func (p *Provisioner) newVolume(options controller.ProvisionOptions, r request, 
 		setFileSystem(pv, from, r.sizeBytes)
 		fsType = from.FSType
 	}
-	volume.Record{
+	record := volume.Record{
 		Identity: p.config.Identity,
 		Cluster:  p.config.ClusterUID,
 		FSID:     pool.ID.FSID,
@@ -54,7 +54,16 @@ func (p *Provisioner) newVolume(options controller.ProvisionOptions, r request, 
 		Admin:          r.params.Location.User,
 		AdminSecret:    r.params.Location.Secret,
 		TrashRetention: r.params.TrashRetention,
-	}.Write(pv)
+	}
+	if r.csi {
+		record.CSI, record.MapOptions, record.Keyring = true, r.params.MapOptions.String(), ""
+		// A secret for CSI needs a namespace; and nodes resolve names when they map.
+		record.UserSecret, record.Monitors = userSecret(claim, r), nil
+		for _, m := range r.params.Location.Monitors {
+			record.Monitors = append(record.Monitors, m.String())
+		}
+	}
+	record.Write(pv)
 	return pv
 }
 

@@ -3,15 +3,16 @@
 package provisioner
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
+	"ceph.com/rbd-provisioner/provisioner/access"
 	"ceph.com/rbd-provisioner/provisioner/image"
 	"ceph.com/rbd-provisioner/provisioner/storageclass"
 	"ceph.com/rbd-provisioner/provisioner/volume"
@@ -20,12 +21,16 @@ import (
 // imagePrefix begins the names of images: ceph-csi recognises migrated volumes by it.
 const imagePrefix = "kubernetes-dynamic-pvc-"
 
-// supportedModes are the access modes that kubelet's rbd plugin implements.
-var supportedModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce, corev1.ReadOnlyMany}
-
-// request is what a claim and its class ask for, checked. Making one calls no server.
+// request is what a claim and its class ask for, checked.
 type request struct {
 	params storageclass.Params
+	// csi says that our node plugin is to mount the volume.
+	csi bool
+	// unfit says why there is to be no volume now; nil for no reason. It is of no interest
+	// for a claim that no longer wants one: an image that was made for it goes with a volume.
+	unfit error
+	// advice is what the claim is to be told once it has its volume.
+	advice []access.Event
 	// want is the image, but for its pool and its source.
 	want image.Wanted
 	// sizeBytes is the image's size.
@@ -35,24 +40,39 @@ type request struct {
 }
 
 // newRequest checks class and claim. The error names all faults of the class, or else
-// all faults of the claim, in one line.
-func (p *Provisioner) newRequest(options controller.ProvisionOptions) (request, error) {
+// all faults of the claim, in one line. It makes no call but those of Nodes.
+func (p *Provisioner) newRequest(ctx context.Context, options controller.ProvisionOptions) (request, error) {
 	params, err := storageclass.Parse(options.StorageClass.Parameters)
 	if err != nil {
 		return request{}, err
 	}
 	claim := options.PVC
+	r := request{params: params}
+	mounted, advice, err := p.chooseSource(ctx, params.Source)
+	var unfit storageclass.Faults
+	if err != nil {
+		unfit = storageclass.Faults{err}
+	} else {
+		unfit = append(params.CheckSource(mounted), checkModes(claim, mounted)...)
+	}
+	r.csi, r.advice = mounted == storageclass.SourceCSI, advice
+	if len(unfit) > 0 {
+		// The API server takes such a volume whatever the claim and the class say.
+		r.csi, r.unfit = params.Source != storageclass.SourceInTree, unfit
+	}
+
 	source, sourceErr := sourceClaim(claim)
 	size, sizeErr := volume.ImageSize(claim.Spec.Resources)
 	faults := append(storageclass.Faults{sourceErr, sizeErr}, checkClaim(claim)...)
 	if faults = slices.DeleteFunc(faults, func(err error) bool { return err == nil }); len(faults) > 0 {
-		return request{}, faults
+		return request{}, append(faults, unfit...)
 	}
 	name := imagePrefix + string(claim.UID)
 	if p.config.UsePVName {
 		name = options.PVName
 	}
-	want := image.Wanted{
+	r.sizeBytes, r.sourceClaim = size, source
+	r.want = image.Wanted{
 		Image:     volume.ImageID{Name: name},
 		SizeBytes: uint64(size), // #nosec G115 -- ImageSize returns no negative size
 		DataPool:  params.Location.DataPool,
@@ -60,7 +80,7 @@ func (p *Provisioner) newRequest(options controller.ProvisionOptions) (request, 
 			Claim: claim.Name, Namespace: claim.Namespace},
 		ClaimUID: string(claim.UID),
 	}
-	return request{params, want, size, source}, nil
+	return r, nil
 }
 
 // checkClaim refuses claims that would otherwise get an empty or unfit volume.
@@ -73,16 +93,6 @@ func checkClaim(claim *corev1.PersistentVolumeClaim) []error {
 	if name := ptr.Deref(claim.Spec.VolumeAttributesClassName, ""); name != "" { // or Kubernetes would never bind it
 		faults = append(faults, fmt.Errorf("the claim asks for the VolumeAttributesClass %q, but rbd volumes have no such attributes: "+
 			"make the claim anew without spec.volumeAttributesClassName", name))
-	}
-	var refused []string
-	for _, mode := range claim.Spec.AccessModes {
-		if !slices.Contains(supportedModes, mode) {
-			refused = append(refused, string(mode))
-		}
-	}
-	if len(refused) > 0 {
-		faults = append(faults, fmt.Errorf("access mode %s is not supported: supported are %s and %s",
-			strings.Join(refused, ", "), supportedModes[0], supportedModes[1]))
 	}
 	return faults
 }

@@ -69,7 +69,8 @@ func TestRefused(t *testing.T) {
 		source = "the claim asks for the content of \"nightly\" of kind \"VolumeSnapshot.snapshot.storage.k8s.io\" (spec.dataSource or " +
 			"spec.dataSourceRef), which this provisioner can't give: name a PersistentVolumeClaim of the same namespace, " +
 			"or make a claim without it"
-		modes = "access mode ReadWriteMany, ReadWriteOncePod is not supported: supported are ReadWriteOnce and ReadOnlyMany"
+		modes = "access mode ReadWriteMany, ReadWriteOncePod is not supported: supported are ReadWriteOnce and ReadOnlyMany; " +
+			`ReadWriteOncePod needs the node plugin and a StorageClass that gives "volumeSource" as csi`
 		size  = "the claim requests no storage: set spec.resources.requests.storage"
 		class = `parameter "monitors" is missing: list the Ceph monitors, as in 10.0.0.1:6789,10.0.0.2:6789`
 	)

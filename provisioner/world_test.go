@@ -113,6 +113,7 @@ func (f *fixture) restart(t *testing.T) {
 		Journal:       p.journal,
 		Trash:         p.trash,
 		Flattener:     p.flatten,
+		Nodes:         f.nodes,
 		Events:        f.events,
 		Sized:         func(runtime.Object, int64) {},
 		MaxCloneDepth: f.maxCloneDepth,

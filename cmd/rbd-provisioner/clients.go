@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
-	utilversion "k8s.io/apimachinery/pkg/util/version"
-	apiversion "k8s.io/apimachinery/pkg/version"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -55,13 +53,6 @@ func restConfig(o *options) (*rest.Config, error) {
 		return nil, fmt.Errorf("-kubeconfig or -master: %w", err)
 	}
 	return config, nil
-}
-
-// lacksInTreeRBD reports whether a server's version is one whose kubelet and controller
-// manager no longer have an rbd plugin.
-func lacksInTreeRBD(v *apiversion.Info) bool {
-	parsed, err := utilversion.ParseGeneric(v.GitVersion)
-	return err == nil && parsed.AtLeast(utilversion.MajorMinor(1, 31))
 }
 
 // warningLog logs each warning of the API server once.

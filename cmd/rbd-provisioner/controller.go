@@ -48,6 +48,7 @@ type controllerConfig struct {
 	// informers are not started yet.
 	informers informers.SharedInformerFactory
 	access    *access.Access
+	nodes     provisioner.Nodes
 	// guard counts the operations of all parts of the controller.
 	guard    *lease.Guard
 	registry prometheus.Registerer
@@ -126,7 +127,7 @@ func newProvisioner(ctx context.Context, c controllerConfig, jobs *jobs, events 
 		Classes:     c.informers.Storage().V1().StorageClasses().Lister(),
 		Access:      c.access, Lease: c.guard,
 		Journal: jobs.journal, Trash: jobs.trash, Flattener: jobs.flatten, Activity: jobs.activity,
-		Events: events, Sized: sized,
+		Nodes: c.nodes, Events: events, Sized: sized,
 	})
 	if err != nil {
 		return nil, err

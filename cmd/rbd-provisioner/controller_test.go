@@ -130,6 +130,7 @@ func newStandby(ctx context.Context, t *testing.T) *standby {
 		client:     client,
 		informers:  s.informers,
 		access:     open,
+		nodes:      newNodes(client),
 		guard:      lease.New(nil),
 		registry:   prometheus.NewRegistry(),
 	})

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	apiversion "k8s.io/apimachinery/pkg/version"
 )
 
 func environment(env map[string]string) func(string) string {
@@ -121,16 +120,5 @@ func TestRunSaysWhatItIs(t *testing.T) {
 	}
 	if code := run([]string{"-nonsense"}, environment(nil), &out, &errs); code != 2 || !strings.Contains(errs.String(), "-nonsense") {
 		t.Errorf("a wrong flag: got %d, %q", code, errs.String())
-	}
-}
-
-func TestLacksInTreeRBD(t *testing.T) {
-	for version, want := range map[string]bool{
-		"v1.24.17": false, "v1.30.14": false, "v1.30.99+k3s1": false, "v1.31.0": true, "v1.31.1-eks-1": true,
-		"v1.36.3": true, "v2.0.0": true, "": false, "unknown": false,
-	} {
-		if got := lacksInTreeRBD(&apiversion.Info{GitVersion: version}); got != want {
-			t.Errorf("%q: got %v, want %v", version, got, want)
-		}
 	}
 }

@@ -12,6 +12,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	authorizationclient "k8s.io/client-go/kubernetes/typed/authorization/v1"
 	"k8s.io/klog/v2"
+
+	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
 // permissionsTimeout bounds all permission checks together.
@@ -35,6 +37,7 @@ func (o *options) permissions(podNamespace string) []permission {
 		{resource: "persistentvolumes", verbs: []string{"list", "watch", "create", "patch", "delete"}},
 		{resource: "persistentvolumeclaims", verbs: []string{"get", "list", "watch"}},
 		{group: "storage.k8s.io", resource: "storageclasses", verbs: []string{"list", "watch"}},
+		{group: "storage.k8s.io", resource: "csidrivers", verbs: []string{"get"}, name: volume.CSIDriver},
 		{resource: "events", verbs: []string{"create", "patch"}},
 		{resource: "namespaces", verbs: []string{"get"}, name: clusterNamespace},
 		{resource: "secrets", verbs: []string{"get"}, namespace: podNamespace},

@@ -79,6 +79,10 @@ func serve(ctx context.Context, o *options) (err error) {
 		return nil // ctx has ended
 	}
 
+	// Not before: reading the cluster's UID waits for rights that come into force late.
+	mountable := newNodes(client)
+	logNodes(ctx, mountable)
+
 	connector, err := goceph.New(goceph.Config{Timeout: o.commandTimeout})
 	if err != nil {
 		return err
@@ -104,7 +108,7 @@ func serve(ctx context.Context, o *options) (err error) {
 
 	factory := newInformers(client)
 	c, err := newController(ctx, controllerConfig{
-		options: o, clusterUID: clusterUID, client: client, informers: factory, access: open, guard: guard, registry: registry,
+		options: o, clusterUID: clusterUID, client: client, informers: factory, access: open, nodes: mountable, guard: guard, registry: registry,
 	})
 	if err != nil {
 		return err
@@ -140,10 +144,6 @@ func checkServer(ctx context.Context, o *options, client kubernetes.Interface) e
 			return false, nil //nolint:nilerr // an error would end the wait
 		}
 		logger.Info("Connected to the API server", "version", v.GitVersion)
-		if lacksInTreeRBD(v) {
-			logger.Info("WARNING: from Kubernetes 1.31 on, volumes of in-tree rbd are bound but can't be attached: "+
-				"Pods that use them will not start; use ceph-csi there", "version", v.GitVersion)
-		}
 		return true, nil
 	})
 	if err != nil {

@@ -30,8 +30,19 @@ func Keys() []string {
 		"adminId", "adminSecretName", "adminSecretNamespace",
 		"userId", "userSecretName", "userSecretNamespace", "keyring",
 		"fsType", csiFSType, "imageFormat", "imageFeatures", "trashRetention",
+		"volumeSource", "mapOptions",
 	}
 }
+
+// Source is who mounts the volumes of a class on nodes.
+type Source string
+
+// The sources.
+const (
+	SourceAuto   Source = ""    // whichever serves: the provisioner decides for each volume
+	SourceInTree Source = "rbd" // kubelet's own rbd plugin, up to Kubernetes 1.30
+	SourceCSI    Source = "csi" // our node plugin
+)
 
 // Params is what a StorageClass asks for.
 type Params struct {
@@ -47,6 +58,9 @@ type Params struct {
 	FSType string
 	// TrashRetention is how long the trash keeps the images of deleted volumes.
 	TrashRetention time.Duration
+	Source         Source
+	// MapOptions are for volumes that our node plugin mounts: see CheckSource.
+	MapOptions volume.MapOptions
 }
 
 // Parse validates parameters. The error is Faults, in an order that does not change.
@@ -57,6 +71,11 @@ func Parse(parameters map[string]string) (Params, error) {
 	p.UserSecret, p.Keyring = r.userKey()
 	p.FSType = r.fsType()
 	p.TrashRetention = r.trashRetention()
+	p.Source, p.MapOptions = r.source(), r.mapOptions()
+	r.speaks(p.Location.Monitors, p.MapOptions.Protocol())
+	if p.Source != SourceAuto {
+		r.faults = append(r.faults, p.CheckSource(p.Source)...)
+	}
 	r.imageFormat()
 	r.imageFeatures()
 	r.unknown()
@@ -64,6 +83,20 @@ func Parse(parameters map[string]string) (Params, error) {
 		return Params{}, r.faults
 	}
 	return p, nil
+}
+
+// CheckSource returns what p asks for and volumes with that source, which is not SourceAuto,
+// can't have.
+func (p Params) CheckSource(source Source) Faults {
+	switch {
+	case source == SourceCSI && p.UserSecret.Name == "":
+		return Faults{errors.New(`parameter "userSecretName" is missing: the node plugin takes the user's key from a secret, ` +
+			"not from a keyring on the nodes: name the secret with that key")}
+	case source == SourceInTree && p.MapOptions.String() != "":
+		return Faults{errors.New(`parameter "mapOptions" is for volumes of the node plugin, not for in-tree ones: leave it out, ` +
+			`or install the node plugin (kubectl apply -f deploy/node/) and give "volumeSource" as csi`)}
+	}
+	return nil
 }
 
 // ParseLocation reads only what the deletion of an image needs, so that a fault in
@@ -157,16 +190,43 @@ func (r *reader) monitors() []volume.Monitor {
 		r.fault("parameter %q: %w", key, err)
 	case len(monitors) == 0:
 		r.fault("parameter %q names no monitor: %s", key, remedy)
-	case !slices.ContainsFunc(monitors, speaksV1):
-		r.fault("parameter %q: none speaks message protocol 1, the only one that nodes map images with: "+
-			"add the monitors with port 6789", key)
 	}
 	return monitors
 }
 
-func speaksV1(m volume.Monitor) bool {
-	_, ok := m.KernelAddress(volume.ProtocolV1)
-	return ok
+// speaks checks that nodes can reach one of the monitors at least.
+func (r *reader) speaks(monitors []volume.Monitor, protocol volume.Protocol) {
+	speaks := func(m volume.Monitor) bool {
+		_, ok := m.KernelAddress(protocol)
+		return ok
+	}
+	switch {
+	case len(monitors) == 0 || slices.ContainsFunc(monitors, speaks): // without any, there is a fault already
+	case protocol == volume.ProtocolV2:
+		r.fault(`parameter "monitors": none speaks message protocol 2, which "ms_mode" in "mapOptions" asks for: ` +
+			"add the monitors with port 3300")
+	default:
+		r.fault(`parameter "monitors": none speaks message protocol 1, which nodes map images with: ` +
+			`add the monitors with port 6789, or, with the node plugin, give "mapOptions" as ms_mode=prefer-crc`)
+	}
+}
+
+func (r *reader) source() Source {
+	switch source := Source(r.get("volumeSource", "")); source {
+	case SourceAuto, SourceInTree, SourceCSI:
+		return source
+	default:
+		r.fault(`parameter "volumeSource": %q is not supported: use csi for the node plugin, rbd for in-tree volumes, or leave it out`, source)
+		return SourceAuto
+	}
+}
+
+func (r *reader) mapOptions() volume.MapOptions {
+	options, err := volume.ParseMapOptions(r.get("mapOptions", ""))
+	if err != nil {
+		r.fault(`parameter "mapOptions": %w`, err)
+	}
+	return options
 }
 
 func (r *reader) pool(key, byDefault string) string {

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -100,6 +101,21 @@ func TestParse(t *testing.T) {
 			func(*storageclass.Params) {}},
 		{"the file system under both names", with(map[string]string{"fsType": "xfs", "CSI.storage.k8s.io/fsType": "xfs "}),
 			func(p *storageclass.Params) { p.FSType = "xfs" }},
+		{"the in-tree source", with(map[string]string{"volumeSource": " rbd "}),
+			func(p *storageclass.Params) { p.Source = storageclass.SourceInTree }},
+		{"the node plugin, with options", with(map[string]string{"volumeSource": "csi", "mapOptions": " queue_depth=64, notrim"}),
+			func(p *storageclass.Params) {
+				p.Source, p.MapOptions = storageclass.SourceCSI, mapOptions(t, "queue_depth=64,notrim")
+			}},
+		{"options where the source is chosen later", with(map[string]string{"mapOptions": "ms_mode=legacy"}),
+			func(p *storageclass.Params) { p.MapOptions = mapOptions(t, "ms_mode=legacy") }},
+		{
+			"monitors of message protocol 2 alone, which the options ask for",
+			with(map[string]string{"monitors": "10.0.0.1:3300", "mapOptions": "ms_mode=secure"}),
+			func(p *storageclass.Params) {
+				p.Location.Monitors[0].Port, p.MapOptions = 3300, mapOptions(t, "ms_mode=secure")
+			},
+		},
 		{"layering more than once", with(map[string]string{"imageFeatures": "layering, layering,"}),
 			func(*storageclass.Params) {}},
 	} {
@@ -110,8 +126,53 @@ func TestParse(t *testing.T) {
 			}
 			want := defaults()
 			test.want(&want)
-			if diff := cmp.Diff(want, got); diff != "" {
+			if diff := cmp.Diff(want, got, compareOptions); diff != "" {
 				t.Errorf("params (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func mapOptions(t *testing.T, text string) volume.MapOptions {
+	t.Helper()
+	options, err := volume.ParseMapOptions(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return options
+}
+
+// What a class asks for may fit one source only: where it names none, that shows once one
+// is chosen.
+func TestCheckSource(t *testing.T) {
+	keyring := with(map[string]string{"userSecretName": "", "keyring": "/etc/ceph/keyring"})
+	options := with(map[string]string{"mapOptions": "queue_depth=64"})
+	for _, test := range []struct {
+		name        string
+		parameters  map[string]string
+		inTree, csi string // in the error; empty for none
+	}{
+		{"what both can have", required(), "", ""},
+		{"a keyring on the nodes", keyring, "", `parameter "userSecretName" is missing`},
+		{"map options", options, `parameter "mapOptions" is for volumes of the node plugin`, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			for source, want := range map[storageclass.Source]string{storageclass.SourceInTree: test.inTree, storageclass.SourceCSI: test.csi} {
+				params, err := storageclass.Parse(test.parameters)
+				if err != nil {
+					t.Fatal(err)
+				}
+				chosen := params.CheckSource(source)
+				if (len(chosen) > 0) != (want != "") || len(chosen) > 0 && !strings.Contains(chosen.Error(), want) {
+					t.Errorf("%s: got %v, want %q", source, chosen, want)
+				}
+				// The same where the class itself names the source.
+				_, err = storageclass.Parse(with(map[string]string{
+					"userSecretName": test.parameters["userSecretName"], "mapOptions": test.parameters["mapOptions"], "volumeSource": string(source),
+				}))
+				if (err != nil) != (want != "") || err != nil && !strings.Contains(err.Error(), want) {
+					t.Errorf("a class with %s: got %v, want %q", source, err, want)
+				}
 			}
 		})
 	}
@@ -151,6 +212,7 @@ func TestParseLocation(t *testing.T) {
 	parameters := map[string]string{
 		"monitors": "10.0.0.1", "adminSecretName": "a", "adminId": "boss", "pool": "kube",
 		"imageFormat": "1", "imageFeatures": "all", "userId": "client.x", "frobnicate": "yes",
+		"volumeSource": "cloud", "mapOptions": "ms_mode=fast",
 	}
 	got, err := storageclass.ParseLocation(parameters)
 	if err != nil {
@@ -162,6 +224,10 @@ func TestParseLocation(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("location (-want +got):\n%s", diff)
+	}
+	parameters["monitors"] = "v2:10.0.0.1"
+	if _, err := storageclass.ParseLocation(parameters); err != nil {
+		t.Errorf("monitors that only librados speaks to: %v", err)
 	}
 	if _, err := storageclass.ParseLocation(map[string]string{"adminSecretName": "a"}); err == nil {
 		t.Error("no monitors: got no error")
@@ -194,6 +260,10 @@ func FuzzParse(f *testing.F) {
 	f.Add("userSecretName", "", "keyring", "/a\u00a0b")
 	f.Add("userSecretName", "", "keyring", "/a /b")
 	f.Add("userSecretName", "", "userSecretNamespace", "apps")
+	f.Add("volumeSource", "csi", "mapOptions", "ms_mode=prefer-crc, queue_depth=64")
+	f.Add("monitors", "v2:10.0.0.1", "mapOptions", "ms_mode=secure")
+	f.Add("volumeSource", "csi", "userSecretName", "")
+	f.Add("VolumeSource", "c\x00si", "mapOptions", "crc\n,nocrc")
 	f.Fuzz(func(t *testing.T, key1, value1, key2, value2 string) {
 		parameters := required()
 		parameters[key1], parameters[key2] = value1, value2
@@ -215,11 +285,19 @@ func FuzzParse(f *testing.F) {
 			params.UserSecret.Name == "" && params.UserSecret.Namespace != "" || params.UserSecret.Name != "" && params.Keyring != "" {
 			t.Errorf("accepted, but incomplete: %+v", params)
 		}
+		if params.Source != storageclass.SourceAuto && len(params.CheckSource(params.Source)) > 0 ||
+			!slices.ContainsFunc(params.Location.Monitors, func(m volume.Monitor) bool {
+				_, ok := m.KernelAddress(params.MapOptions.Protocol())
+				return ok
+			}) {
+			t.Errorf("accepted, but no node could map an image: %+v", params)
+		}
 		checkNames(t, map[string]string{
 			"pool": params.Location.Pool, "dataPool": params.Location.DataPool, "adminId": params.Location.User,
 			"userId": params.User, "fsType": params.FSType, "keyring": params.Keyring,
 			"adminSecretName": params.Location.Secret.Name, "adminSecretNamespace": params.Location.Secret.Namespace,
 			"userSecretName": params.UserSecret.Name, "userSecretNamespace": params.UserSecret.Namespace,
+			"mapOptions": params.MapOptions.String(),
 		})
 		// A class that can make volumes can also delete them.
 		want := params.Location
@@ -228,7 +306,7 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("made at %+v, deleted at %+v, %v", want, location, locationErr)
 		}
 		// Parameters that Parse accepts stay the same when they are written and read again.
-		if again, err := storageclass.Parse(written(params)); err != nil || !cmp.Equal(params, again, compareMonitors) {
+		if again, err := storageclass.Parse(written(params)); err != nil || !cmp.Equal(params, again, compareMonitors, compareOptions) {
 			t.Errorf("%+v was read again as %+v, %v", params, again, err)
 		}
 	})
@@ -255,6 +333,8 @@ func checkNames(t *testing.T, values map[string]string) {
 // 6789 is the default.
 var compareMonitors = cmp.Comparer(func(a, b volume.Monitor) bool { return a.String() == b.String() })
 
+var compareOptions = cmp.Comparer(func(a, b volume.MapOptions) bool { return a == b })
+
 // written returns the parameters of a class that asks for p.
 func written(p storageclass.Params) map[string]string {
 	var monitors []string
@@ -266,5 +346,6 @@ func written(p storageclass.Params) map[string]string {
 		"adminId": p.Location.User, "adminSecretName": p.Location.Secret.Name, "adminSecretNamespace": p.Location.Secret.Namespace,
 		"userId": p.User, "userSecretName": p.UserSecret.Name, "userSecretNamespace": p.UserSecret.Namespace,
 		"keyring": p.Keyring, "fsType": p.FSType, "trashRetention": p.TrashRetention.String(),
+		"volumeSource": string(p.Source), "mapOptions": p.MapOptions.String(),
 	}
 }

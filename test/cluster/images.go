@@ -8,11 +8,25 @@ import (
 	"slices"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // trashPatience is how long images of deleted volumes may stay in the trash.
 const trashPatience = 90 * time.Second
+
+// ImageOf returns the image of a volume and its pool, whether the volume is in-tree or our
+// node plugin's; empty for other volumes.
+func ImageOf(pv *corev1.PersistentVolume) (pool, image string) {
+	switch source := pv.Spec; {
+	case source.RBD != nil:
+		return source.RBD.RBDPool, source.RBD.RBDImage
+	case source.CSI != nil && source.CSI.Driver == "rbd.ceph.com":
+		return source.CSI.VolumeAttributes["pool"], source.CSI.VolumeAttributes["image"]
+	default:
+		return "", ""
+	}
+}
 
 // ImagesMatchVolumes returns nil when a pool holds exactly the images that
 // PersistentVolumes name, and its trash is empty. Images that are being made or deleted
@@ -24,8 +38,8 @@ func (c *Cluster) ImagesMatchVolumes(ctx context.Context, pool string) error {
 	}
 	var named []string
 	for _, v := range volumes.Items {
-		if v.Spec.RBD != nil && v.Spec.RBD.RBDPool == pool {
-			named = append(named, v.Spec.RBD.RBDImage)
+		if of, image := ImageOf(&v); of == pool {
+			named = append(named, image)
 		}
 	}
 	slices.Sort(named)

@@ -15,6 +15,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
+
+	"ceph.com/rbd-provisioner/test/cluster"
 )
 
 // growing is a class that lets claims ask for more.
@@ -71,7 +73,8 @@ func (f *fixture) grown(claim *corev1.PersistentVolumeClaim, size string) {
 		}
 		return nil
 	})
-	if got := f.image(f.name, pv.Spec.RBD.RBDImage).Size; got != want.Value() {
+	_, image := cluster.ImageOf(pv)
+	if got := f.image(f.name, image).Size; got != want.Value() {
 		f.Errorf("the image has %d bytes, want %d", got, want.Value())
 	}
 }
@@ -155,7 +158,8 @@ func TestExpandNothing(t *testing.T) {
 			t.Errorf("claim %s: %s", c.Name, events)
 		}
 	}
-	if got := f.image(f.name, pv.Spec.RBD.RBDImage).Size; got != 1<<30 {
+	_, image := cluster.ImageOf(pv)
+	if got := f.image(f.name, image).Size; got != 1<<30 {
 		t.Errorf("the image has %d bytes", got)
 	}
 }
@@ -271,7 +275,8 @@ func TestExpandAfterCrash(t *testing.T) {
 	pv := r.bound(claim)
 	r.ask(claim, "2Gi")
 	r.event(claim, `cannot patch resource "persistentvolumes"`)
-	if got := f.image(f.name, pv.Spec.RBD.RBDImage).Size; got != 2<<30 {
+	_, image := cluster.ImageOf(pv)
+	if got := f.image(f.name, image).Size; got != 2<<30 {
 		t.Errorf("the image has %d bytes", got)
 	}
 	r.process.Kill()

@@ -204,12 +204,14 @@ func (f *fixture) goneBy(ctx context.Context, volume *corev1.PersistentVolume) e
 			return fmt.Errorf("volume %s is %s; %s", live.Name, live.Status.Phase, f.events(ctx, live.UID))
 		case !apierrors.IsNotFound(err):
 			return err
-		case volume.Spec.RBD == nil:
+		}
+		pool, image := cluster.ImageOf(volume)
+		if pool == "" {
 			return nil
 		}
-		trash, err := rig.Ceph.Trash(ctx, volume.Spec.RBD.RBDPool)
-		if err == nil && slices.Contains(trash, volume.Spec.RBD.RBDImage) {
-			err = fmt.Errorf("image %s is in the trash", volume.Spec.RBD.RBDImage)
+		trash, err := rig.Ceph.Trash(ctx, pool)
+		if err == nil && slices.Contains(trash, image) {
+			err = fmt.Errorf("image %s is in the trash", image)
 		}
 		return err
 	})
@@ -257,7 +259,8 @@ func (f *fixture) volumes(ctx context.Context, pool string) ([]corev1.Persistent
 		return nil, err
 	}
 	return slices.DeleteFunc(list.Items, func(v corev1.PersistentVolume) bool {
-		return v.Spec.RBD == nil || v.Spec.RBD.RBDPool != pool
+		of, _ := cluster.ImageOf(&v)
+		return of != pool
 	}), nil
 }
 

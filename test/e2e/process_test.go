@@ -180,14 +180,20 @@ func TestStartIsLogged(t *testing.T) {
 	if strings.Contains(text, "Permission is missing") {
 		t.Error("rbac/ does not grant all that the provisioner checks for")
 	}
+	warned := strings.Contains(text, "WARNING: the node plugin is not installed, and Kubernetes can't mount in-tree volumes from 1.31 on")
+	if want := !hasInTree(t); warned != want {
+		t.Errorf("warned of Kubernetes %s: %v, want %v", rig.Kube.Version, warned, want)
+	}
+}
+
+// hasInTree reports whether this Kubernetes mounts in-tree volumes.
+func hasInTree(t *testing.T) bool {
+	t.Helper()
 	version, err := utilversion.ParseGeneric(rig.Kube.Version)
 	if err != nil {
 		t.Fatal(err)
 	}
-	warned := strings.Contains(text, "volumes of in-tree rbd are bound but can't be attached")
-	if want := version.AtLeast(utilversion.MajorMinor(1, 31)); warned != want {
-		t.Errorf("warned of Kubernetes %s: %v, want %v", rig.Kube.Version, warned, want)
-	}
+	return version.LessThan(utilversion.MajorMinor(1, 31))
 }
 
 // If an account has no rights, the log names each one that it lacks.
@@ -205,7 +211,7 @@ func TestMissingPermissionsAreLogged(t *testing.T) {
 	t.Cleanup(p.Kill) // it waits for caches that are never filled
 	for _, want := range []string{
 		"list persistentvolumes", "patch persistentvolumes", "watch persistentvolumeclaims", "list storageclasses.storage.k8s.io",
-		"create events", fmt.Sprintf(`get secrets in namespace \"%s\"`, f.name),
+		`get csidrivers.storage.k8s.io \"rbd.ceph.com\"`, "create events", fmt.Sprintf(`get secrets in namespace \"%s\"`, f.name),
 		fmt.Sprintf(`create leases.coordination.k8s.io in namespace \"%s\"`, f.name),
 		fmt.Sprintf(`update leases.coordination.k8s.io \"ceph.com-rbd\" in namespace \"%s\"`, f.name),
 	} {

@@ -82,7 +82,8 @@ var without = map[string]struct {
 		r.event(clone, `persistentvolumeclaims "`+source.Name+`" is forbidden`)
 		r.pending(clone)
 	}},
-	`get namespaces "kube-system"`: {fails: withoutIdentity},
+	`get csidrivers.storage.k8s.io "rbd.ceph.com"`: {fails: withoutPlugin},
+	`get namespaces "kube-system"`:                 {fails: withoutIdentity},
 	"create events": {fails: func(r *restricted) {
 		claim := r.claim(r.ns, r.class, nil)
 		r.bound(claim)

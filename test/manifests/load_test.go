@@ -80,6 +80,9 @@ func yamlFiles(t *testing.T, dirs ...string) []string {
 			t.Fatal(err)
 		}
 		for _, e := range entries {
+			if e.IsDir() { // kubectl passes over it, too
+				continue
+			}
 			if filepath.Ext(e.Name()) != ".yaml" {
 				t.Errorf("%s/%s is no .yaml file", dir, e.Name())
 				continue
