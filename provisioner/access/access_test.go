@@ -158,6 +158,32 @@ func TestCheckUserSecret(t *testing.T) {
 	}
 }
 
+// The node plugin is handed the whole secret, and takes one entry of it.
+func TestCheckStageSecret(t *testing.T) {
+	for _, test := range []struct {
+		name, want string // in the error
+		secret     *corev1.Secret
+		events     int
+	}{
+		{"as it should be", "", secret(access.TypeRBD, map[string]string{"key": goodKey()}), 0},
+		{"of another type, with more, and with blanks around the key", "", secret("Opaque", map[string]string{"key": " " + goodKey() + "\r\n", "x": "y"}), 0},
+		{"a key that not all nodes can use", "", secret(access.TypeRBD, map[string]string{"key": rbdtest.NewAES256KKey().Reveal()}), 1},
+		{"under another name", `malformed key: secret "ns/s" has no entry "key": store the key under that name`,
+			secret(access.TypeRBD, map[string]string{"userKey": goodKey()}), 0},
+		{"no key", `secret "ns/s", entry "key": malformed key`, secret(access.TypeRBD, map[string]string{"key": "x"}), 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			events, err := newAccess(t, fake.NewClientset(test.secret), nil).CheckStageSecret(t.Context(), secretRef, "kube")
+			if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want %q", err, test.want)
+			}
+			if len(events) != test.events || len(events) > 0 && events[0].Reason != "UserKeyType" {
+				t.Errorf("got the events %+v, want %d", events, test.events)
+			}
+		})
+	}
+}
+
 func TestOpenSaysWhatToLookAt(t *testing.T) {
 	location := volume.Location{
 		Monitors: []volume.Monitor{{Host: "10.0.0.1"}}, Pool: "kube", User: "boss",

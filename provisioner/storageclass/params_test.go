@@ -234,7 +234,7 @@ func TestParseLocation(t *testing.T) {
 	}
 }
 
-// Administrators copy from the README's table of parameters, so it must have all of them.
+// Administrators copy from the README's table of parameters, so it must have all of them, and all options.
 func TestReadmeNamesEveryParameter(t *testing.T) {
 	readme, err := os.ReadFile("../../README.md")
 	if err != nil {
@@ -244,6 +244,9 @@ func TestReadmeNamesEveryParameter(t *testing.T) {
 		if !strings.Contains(string(readme), "| `"+key+"` |") {
 			t.Errorf("README.md has no row for parameter %s", key)
 		}
+	}
+	if known := "`" + strings.Join(volume.MapOptionNames(), "`, `") + "`"; !strings.Contains(strings.Join(strings.Fields(string(readme)), " "), known) {
+		t.Errorf("README.md does not list the options of mapOptions: %s", known)
 	}
 }
 
