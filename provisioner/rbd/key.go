@@ -84,7 +84,7 @@ func (k Key) Type() string {
 	return name
 }
 
-// Reveal returns the key's text, for librados alone.
+// Reveal returns the key's text, for librados and the kernel alone.
 func (k Key) Reveal() string {
 	if k.text == nil {
 		return ""
