@@ -100,7 +100,7 @@ func parseOptions(args []string, getenv func(string) string, stdout io.Writer) (
 	fs.StringVar(&o.httpEndpoint, "http-endpoint", "", "`address` for /healthz, /readyz and /metrics, as in :8080 (default: none)")
 	fs.IntVar(&metricsPort, "metrics-port", 0, "`port` for the same on all addresses; kept for Deployments of the retired provisioner")
 	fs.BoolVar(&o.printVersion, "version", false, "print versions and exit")
-	o.addLoggingFlags(fs)
+	addLoggingFlags(fs, o.logging)
 	o.addRetiredFlags(fs)
 
 	if err := fs.Parse(args); err != nil {
@@ -118,9 +118,9 @@ func parseOptions(args []string, getenv func(string) string, stdout io.Writer) (
 }
 
 // addLoggingFlags adds the stable flags of component-base; the others are about buffers.
-func (o *options) addLoggingFlags(fs *flag.FlagSet) {
+func addLoggingFlags(fs *flag.FlagSet, logging *logsapi.LoggingConfiguration) {
 	all := flag.NewFlagSet("", flag.ContinueOnError)
-	logsapi.AddGoFlags(o.logging, all)
+	logsapi.AddGoFlags(logging, all)
 	for _, name := range []string{"v", "vmodule", "logging-format", logsapi.LogFlushFreqFlagName} {
 		f := all.Lookup(name)
 		fs.Var(f.Value, f.Name, f.Usage)
@@ -193,9 +193,11 @@ func (o *options) complete(commandTimeout, metricsPort int, getenv func(string) 
 
 func printHelp(fs *flag.FlagSet, w io.Writer) {
 	_, _ = fmt.Fprintf(w, `Usage: rbd-provisioner [flags]
+       rbd-provisioner node [flags]
 
 Makes Ceph RBD images and PersistentVolumes for claims of StorageClasses that
-name it as their provisioner.
+name it as their provisioner. "rbd-provisioner node" is the node plugin, which
+mounts volumes with a CSI source; "rbd-provisioner node -help" has its flags.
 
 Environment:
   %s	what a StorageClass names as its provisioner (default %s)

@@ -156,13 +156,6 @@ func checkServer(ctx context.Context, o *options, client kubernetes.Interface) e
 // serveHTTP answers on address, if it is not empty, until its caller calls the returned
 // function. It keeps answering while an orderly stop drains.
 func serveHTTP(ctx context.Context, address string, registry prometheus.Gatherer, watchdog *leaderelection.HealthzAdaptor, ready *atomic.Bool) (func(), error) {
-	if address == "" {
-		return func() {}, nil
-	}
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
-	if err != nil {
-		return nil, fmt.Errorf("-http-endpoint: %w", err)
-	}
 	live := func() error {
 		if err := watchdog.Check(nil); err != nil {
 			return fmt.Errorf("lease: %w", err)
@@ -175,12 +168,24 @@ func serveHTTP(ctx context.Context, address string, registry prometheus.Gatherer
 		}
 		return nil
 	}
+	return serveChecks(ctx, address, registry, live, filled)
+}
+
+// serveChecks is serveHTTP with what /healthz and /readyz say.
+func serveChecks(ctx context.Context, address string, registry prometheus.Gatherer, live, ready func() error) (func(), error) {
+	if address == "" {
+		return func() {}, nil
+	}
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("-http-endpoint: %w", err)
+	}
 	logger := klog.FromContext(ctx)
 	logger.Info("Serving /healthz, /readyz and /metrics", "address", listener.Addr().String())
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var serving sync.WaitGroup
 	serving.Go(func() {
-		if err := ops.Serve(ctx, listener, ops.Handler(live, filled, registry)); err != nil {
+		if err := ops.Serve(ctx, listener, ops.Handler(live, ready, registry)); err != nil {
 			// The probes will see it and have the Pod replaced.
 			logger.Error(err, "The HTTP endpoint stopped")
 		}
