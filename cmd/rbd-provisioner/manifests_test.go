@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -86,5 +87,40 @@ func TestDeploymentArguments(t *testing.T) {
 	}
 	if o.provisionerName != "ceph.com/rbd" || o.leaseNamespace != "kube-system" {
 		t.Errorf("got provisioner %q, lease in %q", o.provisionerName, o.leaseNamespace)
+	}
+}
+
+// The same for the DaemonSet. Its sockets are where kubelet sees them, by way of its volumes.
+func TestDaemonSetArguments(t *testing.T) {
+	pod := manifest[appsv1.DaemonSet](t, "deploy/node/daemonset.yaml").Spec.Template.Spec
+	container := pod.Containers[0]
+	if container.Args[0] != nodeCommand {
+		t.Fatalf("got arguments %q", container.Args)
+	}
+	if e := container.Env[0]; e.Name != envNodeName || e.ValueFrom.FieldRef.FieldPath != "spec.nodeName" {
+		t.Errorf("got environment %v", container.Env)
+	}
+	o, err := parseNodeOptions(container.Args[1:], environment(map[string]string{envNodeName: "node-1"}), io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf(":%d", container.Ports[0].ContainerPort); o.httpEndpoint != want {
+		t.Errorf("it serves on %q, its probes ask on %q", o.httpEndpoint, want)
+	}
+	onNode := func(path string) string {
+		for _, m := range container.VolumeMounts {
+			for _, v := range pod.Volumes {
+				if rest, inside := strings.CutPrefix(path, m.MountPath); inside && v.Name == m.Name && v.HostPath != nil {
+					return v.HostPath.Path + rest
+				}
+			}
+		}
+		return ""
+	}
+	if got := onNode(o.sockets.CSI); got != o.sockets.KubeletCSI {
+		t.Errorf("on the node, the socket %s is %q, kubelet is told %q", o.sockets.CSI, got, o.sockets.KubeletCSI)
+	}
+	if got := onNode(o.sockets.RegistrationDir); got != "/var/lib/kubelet/plugins_registry" {
+		t.Errorf("it registers in %q", got)
 	}
 }

@@ -128,6 +128,7 @@ func TestDeployCheck(t *testing.T) {
 	ctx := t.Context()
 	for name, args := range map[string][]string{
 		"rbac and deploy": {"apply", "--dry-run=server", "-f", checkout("rbac"), "-f", checkout("deploy")},
+		"node plugin":     {"apply", "--dry-run=server", "-f", checkout("deploy", "node")},
 		"kustomize":       {"apply", "--dry-run=server", "-k", checkout()},
 		"examples":        {"apply", "--dry-run=server", "-f", checkout("examples")},
 	} {

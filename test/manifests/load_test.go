@@ -24,8 +24,11 @@ import (
 // root is the root folder of the repository.
 const root = "../.."
 
-// installDirs hold the parts of an installation.
+// installDirs hold the parts of an installation, without the node plugin.
 var installDirs = []string{"rbac", "deploy"}
+
+// nodeDir has the node plugin.
+const nodeDir = "deploy/node"
 
 // object is one YAML document.
 type object struct {
