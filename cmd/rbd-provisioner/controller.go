@@ -98,6 +98,11 @@ func newController(ctx context.Context, c controllerConfig) (*controller, error)
 		}
 		made.background = append(made.background, grow)
 	}
+	attach, err := newAttachment(c)
+	if err != nil {
+		return nil, err
+	}
+	made.background = append(made.background, attach)
 	// A cluster that does not know its own UID can mark no image as its own.
 	if c.clusterUID != "" {
 		own, err := ownership.NewLoop(ownership.Config{

@@ -57,7 +57,7 @@ func TestExpansionWaitsForItsRight(t *testing.T) {
 		if err := waitForExpansion(t.Context(), client.AuthorizationV1().SelfSubjectAccessReviews()); err != nil {
 			t.Fatal(err)
 		}
-		if took := time.Since(begin); took < granted || took > granted+2*expansionRetry {
+		if took := time.Since(begin); took < granted || took > granted+2*permissionRetry {
 			t.Errorf("it waited %s for a right that came after %s", took, granted)
 		}
 	})

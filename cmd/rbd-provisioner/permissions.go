@@ -6,18 +6,26 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	authorizationv1 "k8s.io/api/authorization/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 	authorizationclient "k8s.io/client-go/kubernetes/typed/authorization/v1"
 	"k8s.io/klog/v2"
 
+	"ceph.com/rbd-provisioner/provisioner/access"
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
-// permissionsTimeout bounds all permission checks together.
-const permissionsTimeout = 30 * time.Second
+const (
+	// permissionsTimeout bounds all permission checks at the start together.
+	permissionsTimeout = 30 * time.Second
+	// permissionRetry is how often a leader asks for a right that one of its loops waits for.
+	permissionRetry = 10 * time.Second
+)
 
 // permission is what the process must be allowed to do with a resource.
 type permission struct {
@@ -31,6 +39,12 @@ type permission struct {
 // expansionPermission is the one right that only growing volumes needs.
 var expansionPermission = permission{resource: "persistentvolumeclaims/status", verbs: []string{"patch"}}
 
+// attachPermissions are the rights that only attaching volumes of the node plugin needs.
+var attachPermissions = []permission{
+	{group: "storage.k8s.io", resource: "volumeattachments", verbs: []string{"list", "watch"}},
+	{group: "storage.k8s.io", resource: "volumeattachments/status", verbs: []string{"patch"}},
+}
+
 // permissions returns the rights that rbac/ grants; a test keeps the two in step.
 func (o *options) permissions(podNamespace string) []permission {
 	list := []permission{
@@ -42,6 +56,7 @@ func (o *options) permissions(podNamespace string) []permission {
 		{resource: "namespaces", verbs: []string{"get"}, name: clusterNamespace},
 		{resource: "secrets", verbs: []string{"get"}, namespace: podNamespace},
 	}
+	list = append(list, attachPermissions...)
 	if o.expansion {
 		list = append(list, expansionPermission)
 	}
@@ -74,6 +89,34 @@ func logMissingPermissions(ctx context.Context, client authorizationclient.SelfS
 			}
 		}
 	}
+}
+
+// waitForPermissions waits until the API server allows all of list. It calls missing once, with
+// the first right that is not there. It returns an error only when ctx ends.
+func waitForPermissions(
+	ctx context.Context, client authorizationclient.SelfSubjectAccessReviewInterface, list []permission, missing func(permission string),
+) error {
+	var told sync.Once
+	return wait.PollUntilContextCancel(ctx, permissionRetry, true, func(ctx context.Context) (bool, error) {
+		ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
+		defer cancel()
+		for _, p := range list {
+			for _, verb := range p.verbs {
+				allowed, err := p.allowed(ctx, client, verb)
+				if apierrors.IsForbidden(err) {
+					return true, nil // requests will tell
+				}
+				if err != nil {
+					return false, nil // an error would end the wait
+				}
+				if !allowed {
+					told.Do(func() { missing(p.describe(verb)) })
+					return false, nil
+				}
+			}
+		}
+		return true, nil
+	})
 }
 
 // allowed asks the API server.

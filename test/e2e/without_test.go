@@ -114,6 +114,9 @@ var without = map[string]struct {
 		r.grant(r.ns, r.named(installed(r.T)), r.named(installed(r.T)))
 		r.grown(claim, "2Gi")
 	}},
+	"list volumeattachments.storage.k8s.io":         {fails: notAttaching},
+	"watch volumeattachments.storage.k8s.io":        {fails: notAttaching},
+	"patch volumeattachments/status.storage.k8s.io": {fails: notAttaching},
 	"get secrets": {fails: func(r *restricted) {
 		claim := r.claim(r.ns, r.class, nil)
 		r.event(claim, "reading the secret is not allowed")
@@ -344,6 +347,20 @@ func readsAllAgain(kind string) func(*restricted) {
 			return nil
 		})
 	}
+}
+
+// notAttaching waits until a provisioner says that it attaches nothing, and checks that it does
+// all else. Other provisioners of the rig attach meanwhile. When the right comes, so does this one.
+func notAttaching(r *restricted) {
+	r.Helper()
+	const attaching = `"Starting CSI attacher"`
+	r.refused(`"Volumes of the node plugin are not attached, so Pods that use them wait: apply rbac/clusterrole.yaml"`)
+	r.served(r.claim(r.ns+"-first", r.class, nil))
+	if text := log(r.T, r.process); strings.Contains(text, attaching) || strings.Contains(text, `cannot list resource "volumeattachments"`) {
+		r.Error("it tries all the same")
+	}
+	r.grant(r.ns, r.named(installed(r.T)), r.named(installed(r.T)))
+	r.refused(attaching)
 }
 
 func neverReady(resource string) func(*restricted) {
