@@ -10,6 +10,8 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"ceph.com/rbd-provisioner/provisioner/krbd"
 )
 
 // A plugin that is killed before or after any of its changes is followed by one that ends
@@ -171,8 +173,10 @@ func TestReboot(t *testing.T) {
 	w.must(w.publish(t.Context()))
 	w.node.reboot()
 	w.start()
+	w.node.listErr = krbd.ErrNoDriver // nobody has loaded it yet
 	w.must(w.unpublish(t.Context()))
 	w.must(w.unstage(t.Context()))
+	w.node.listErr = nil
 	w.clean()
 	w.must(w.stage(t.Context()))
 	w.must(w.publish(t.Context()))

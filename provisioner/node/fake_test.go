@@ -96,6 +96,13 @@ func (n *FakeNode) change(what string, do func() error) error {
 	return nil
 }
 
+// setHang blocks all changes until hang is closed; nil for none.
+func (n *FakeNode) setHang(hang chan struct{}) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.hang = hang
+}
+
 // restart is what happens after the plugin was killed.
 func (n *FakeNode) restart() {
 	n.mu.Lock()

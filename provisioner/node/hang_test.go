@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -44,7 +45,7 @@ func TestHungCall(t *testing.T) {
 					w.must(call(t.Context()))
 				}
 				hang := make(chan struct{})
-				w.node.hang = hang
+				w.node.setHang(hang)
 				began := time.Now()
 				// As kubelet asks.
 				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
@@ -59,7 +60,7 @@ func TestHungCall(t *testing.T) {
 				if len(w.server.operations.running) != 1 {
 					t.Errorf("%d operations run", len(w.server.operations.running))
 				}
-				w.node.hang = nil
+				w.node.setHang(nil)
 				close(hang)
 				synctest.Wait()
 				w.must(w.unpublish(t.Context()))
@@ -75,7 +76,7 @@ func TestCallersDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		hang := make(chan struct{})
-		w.node.hang = hang
+		w.node.setHang(hang)
 		began := time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
@@ -93,14 +94,12 @@ func TestTwiceAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		hang := make(chan struct{})
-		w.node.hang = hang
+		w.node.setHang(hang)
 		first := make(chan error)
 		go func() { first <- w.stage(t.Context()) }()
 		synctest.Wait()
 		w.refused(w.stage(t.Context()), codes.Aborted, "NodeStageVolume")
-		w.node.mu.Lock()
-		w.node.hang = nil
-		w.node.mu.Unlock()
+		w.node.setHang(nil)
 
 		other := *w
 		w.makeImage("other")
@@ -236,8 +235,8 @@ func TestSilentCeph(t *testing.T) {
 		w.must(w.stage(t.Context()))
 		w.must(w.publish(t.Context()))
 		silence := make(chan struct{})
-		reads := 0
-		w.server.host.readDevice = func(string) error { reads++; <-silence; return nil }
+		var reads atomic.Int32
+		w.server.host.readDevice = func(string) error { reads.Add(1); <-silence; return nil }
 		for range 3 {
 			began := time.Now()
 			old, reason := w.condition(t.Context())
@@ -248,8 +247,8 @@ func TestSilentCeph(t *testing.T) {
 				t.Errorf("it took %v", took)
 			}
 		}
-		if reads != 1 {
-			t.Errorf("%d reads were begun", reads)
+		if n := reads.Load(); n != 1 {
+			t.Errorf("%d reads were begun", n)
 		}
 		close(silence)
 		synctest.Wait()

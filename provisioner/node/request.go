@@ -3,6 +3,7 @@
 package node
 
 import (
+	"errors"
 	"slices"
 	"strings"
 
@@ -161,7 +162,9 @@ func checkNamed(pairs ...string) error {
 // others' doing.
 func (s *Server) device(handle string) (krbd.Device, bool, error) {
 	devices, err := s.cfg.Kernel.Devices()
-	if err != nil {
+	// Without a driver there are none. A node that has lost it, as by a reboot, must still
+	// let go of volumes; mapping says what is missing.
+	if err != nil && !errors.Is(err, krbd.ErrNoDriver) {
 		return krbd.Device{}, false, aboutDevices("list the images that are mapped on node "+s.cfg.NodeID, err)
 	}
 	s.mapped.Store(int64(len(devices)))

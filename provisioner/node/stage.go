@@ -75,7 +75,7 @@ func (s *Server) undo(ctx context.Context, o *operation, handle string, failure 
 	if err == nil && found {
 		err = s.unmap(ctx, o, d)
 	}
-	if err == nil || status.Code(err) == codes.FailedPrecondition && !found { // no driver, no device
+	if err == nil {
 		return failure
 	}
 	klog.FromContext(ctx).Info("The image stays mapped after a failure, until kubelet unstages the volume", "volume", handle, "err", err)

@@ -83,7 +83,7 @@ func TestStageFailures(t *testing.T) {
 		"gone":            {func(w *world) { w.node.mapErr = krbd.ErrNotFound }, codes.NotFound, nil},
 		"away":            {func(w *world) { w.node.mapErr = krbd.ErrUnreachable }, codes.Unavailable, nil},
 		"old kernel":      {func(w *world) { w.node.mapErr = krbd.ErrInvalid }, codes.FailedPrecondition, nil},
-		"no driver":       {func(w *world) { w.node.listErr = krbd.ErrNoDriver }, codes.FailedPrecondition, []string{"node-1"}},
+		"no driver":       {func(w *world) { w.node.listErr = krbd.ErrNoDriver; w.node.mapErr = krbd.ErrNoDriver }, codes.FailedPrecondition, []string{"node-1", "modprobe rbd"}},
 		"other cluster":   {func(w *world) { w.handle = volume.CSIHandle("another-fsid", testPool, testImage) }, codes.InvalidArgument, []string{"another-fsid", "FSID-OF-THE-CLUSTER"}},
 		"other content":   {func(w *world) { w.image.fsType = xfs }, codes.FailedPrecondition, []string{"holds xfs", "have ext4", "no data are lost"}},
 		"unknown content": {func(w *world) { w.image.fsType = "crypto_LUKS" }, codes.FailedPrecondition, []string{"crypto_LUKS"}},

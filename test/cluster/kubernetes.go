@@ -196,6 +196,8 @@ func (k *Kubernetes) startAPIServer(ctx context.Context, path, dir string, etcdP
 		"--service-account-key-file="+in("service-account.key"),
 		"--service-account-signing-key-file="+in("service-account.key"),
 		"--service-cluster-ip-range=10.0.0.0/24",
+		// For deploy/node/, which is applied where there is no node, too.
+		"--allow-privileged=true",
 	)
 	if err != nil {
 		return err
