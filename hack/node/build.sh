@@ -7,7 +7,7 @@
 #   hack/node/build.sh [VERSION]        VERSION of kubelet, as 1.30.14
 #
 # The folder has:
-#   root.ext4   Debian with containerd, kubelet and what mounts rbd volumes
+#   root.ext4   Debian with containerd, kubelet and, up to 1.30, what it mounts rbd volumes with
 #   vmlinuz     Debian's kernel
 #   initrd      what mounts root.ext4 and starts its /init
 #
@@ -22,11 +22,15 @@ suite=bookworm
 packages=(
 	# Runs Pods
 	containerd runc containernetworking-plugins iptables iproute2 conntrack
-	# Maps and mounts
-	ceph-common e2fsprogs xfsprogs mount util-linux fdisk kmod udev
+	# For kubelet and /init
+	mount util-linux kmod udev
 	# What kubelet, a person who looks for a fault, and the image of Pods need
 	ca-certificates procps busybox-static
 )
+# Up to 1.30 kubelet itself maps and mounts rbd volumes, by these programs. Later ones
+# have our plugin, which brings its own: a node needs the kernel's driver and no more.
+minor=${version#*.}
+if ((${minor%%.*} <= 30)); then packages+=(ceph-common e2fsprogs xfsprogs fdisk); fi
 # Of a kernel's modules, all below these folders, and these files.
 modules=(
 	crypto lib arch/x86/crypto net/ceph net/core net/bridge net/802 net/llc net/ipv4 net/ipv6 net/netfilter

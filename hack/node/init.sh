@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Starts the node in its guest, as process 1: there is no systemd. When kubelet
-# or containerd ends, so does the guest, and the rig sees that.
+# ends, so does the guest, and the rig sees that. A test that restarts kubelet makes
+# /rig/restart first.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8
 
 mount -t sysfs sys /sys
@@ -21,8 +22,8 @@ mount --make-rshared /
 hostname node
 busybox head -c 16 /dev/urandom | busybox od -An -tx1 | busybox tr -d ' \n' >/etc/machine-id
 
-# "rbd map" waits for udev to make the device; kubelet puts a loop device in
-# front of a block volume.
+# Real nodes have udev, "rbd map" waits for it, and it opens each new device; kubelet
+# puts a loop device in front of a block volume.
 /lib/systemd/systemd-udevd --daemon
 udevadm trigger --action=add
 udevadm settle --timeout=60
@@ -56,8 +57,11 @@ done
 for image in /var/lib/rig/*.tar /dev/vd[b-z]; do
 	[ ! -e "$image" ] || ctr -n k8s.io images import "$image"
 done
-kubelet --config=/rig/kubelet.yaml --kubeconfig=/rig/kubeconfig --hostname-override=node \
-	--node-ip=10.77.0.2 -v=2 >"$(port kubelet)" 2>&1
-echo "kubelet has ended with status $?"
+while true; do
+	kubelet --config=/rig/kubelet.yaml --kubeconfig=/rig/kubeconfig --hostname-override=node \
+		--node-ip=10.77.0.2 -v=2
+	echo "kubelet has ended with status $?" >/dev/console
+	rm /rig/restart 2>/dev/null || break
+done >"$(port kubelet)" 2>&1
 busybox sync
 busybox poweroff -f
