@@ -12,6 +12,7 @@ import (
 	"k8s.io/mount-utils"
 
 	"ceph.com/rbd-provisioner/provisioner/krbd"
+	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
 // mountStaged mounts a volume's file system on its staging path, and makes one if the
@@ -74,7 +75,7 @@ func (s *Server) formatAndMount(o *operation, v volumeRequest, d krbd.Device) (m
 	switch {
 	case present == "" && d.ReadOnly:
 		return false, refused("image %s has no file system, and the volume may only be read: use it once in a volume with ReadWriteOnce", v.name())
-	case fsType == "" && slices.Contains(fileSystems, present):
+	case fsType == "" && volume.IsFileSystem(present):
 		fsType = present // a clone of another class's volume
 	case fsType == "":
 		fsType = defaultFileSystem

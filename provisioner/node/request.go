@@ -51,13 +51,9 @@ func (a access) shared() bool {
 // keyEntry is the entry of the secret with the user's key.
 const keyEntry = "key"
 
-// fileSystems are those whose tools the image has.
-var fileSystems = []string{ext3, ext4, xfs}
-
 const (
-	ext3 = "ext3"
-	ext4 = "ext4"
-	xfs  = "xfs"
+	ext4 = volume.Ext4
+	xfs  = volume.XFS
 	// defaultFileSystem is for volumes that say none.
 	defaultFileSystem = ext4
 )
@@ -130,8 +126,8 @@ func parseAccess(c *csi.VolumeCapability) (a access, err error) {
 	default:
 		return a, invalid("the volume capability says neither block nor mount")
 	}
-	if a.fsType != "" && !slices.Contains(fileSystems, a.fsType) {
-		return a, invalid("the file system %q is not supported: the volume's fsType, or its class's, must be one of %s", a.fsType, strings.Join(fileSystems, ", "))
+	if a.fsType != "" && !volume.IsFileSystem(a.fsType) {
+		return a, invalid("the file system %q is not supported: the volume's fsType, or its class's, must be one of %s", a.fsType, strings.Join(volume.FileSystems(), ", "))
 	}
 	switch a.mode {
 	case csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER,

@@ -88,15 +88,20 @@ func Parse(parameters map[string]string) (Params, error) {
 // CheckSource returns what p asks for and volumes with that source, which is not SourceAuto,
 // can't have.
 func (p Params) CheckSource(source Source) Faults {
-	switch {
-	case source == SourceCSI && p.UserSecret.Name == "":
-		return Faults{errors.New(`parameter "userSecretName" is missing: the node plugin takes the user's key from a secret, ` +
-			"not from a keyring on the nodes: name the secret with that key")}
-	case source == SourceInTree && p.MapOptions.String() != "":
-		return Faults{errors.New(`parameter "mapOptions" is for volumes of the node plugin, not for in-tree ones: leave it out, ` +
-			`or install the node plugin (kubectl apply -f deploy/node/) and give "volumeSource" as csi`)}
+	var faults Faults
+	if source == SourceCSI && p.UserSecret.Name == "" {
+		faults = append(faults, errors.New(`parameter "userSecretName" is missing: the node plugin takes the user's key from a secret, `+
+			"not from a keyring on the nodes: name the secret with that key"))
 	}
-	return nil
+	if source == SourceCSI && p.FSType != "" && !volume.IsFileSystem(p.FSType) {
+		faults = append(faults, fmt.Errorf(`parameter "fsType": the node plugin can't mount %q: use one of %s, or leave it out for ext4`,
+			p.FSType, strings.Join(volume.FileSystems(), ", ")))
+	}
+	if source == SourceInTree && p.MapOptions.String() != "" {
+		faults = append(faults, errors.New(`parameter "mapOptions" is for volumes of the node plugin, not for in-tree ones: leave it out, `+
+			`or install the node plugin (kubectl apply -f deploy/node/) and give "volumeSource" as csi`))
+	}
+	return faults
 }
 
 // ParseLocation reads only what the deletion of an image needs, so that a fault in

@@ -154,6 +154,8 @@ func TestCheckSource(t *testing.T) {
 	}{
 		{"what both can have", required(), "", ""},
 		{"a keyring on the nodes", keyring, "", `parameter "userSecretName" is missing`},
+		{"a file system that the node plugin has no tools for", with(map[string]string{"fsType": "btrfs"}), "", `parameter "fsType": the node plugin can't mount "btrfs"`},
+		{"a file system in capitals", with(map[string]string{"fsType": "XFS"}), "", ""},
 		{"map options", options, `parameter "mapOptions" is for volumes of the node plugin`, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -167,9 +169,9 @@ func TestCheckSource(t *testing.T) {
 					t.Errorf("%s: got %v, want %q", source, chosen, want)
 				}
 				// The same where the class itself names the source.
-				_, err = storageclass.Parse(with(map[string]string{
-					"userSecretName": test.parameters["userSecretName"], "mapOptions": test.parameters["mapOptions"], "volumeSource": string(source),
-				}))
+				asked := maps.Clone(test.parameters)
+				asked["volumeSource"] = string(source)
+				_, err = storageclass.Parse(asked)
 				if (err != nil) != (want != "") || err != nil && !strings.Contains(err.Error(), want) {
 					t.Errorf("a class with %s: got %v, want %q", source, err, want)
 				}
@@ -266,6 +268,9 @@ func FuzzParse(f *testing.F) {
 	f.Add("volumeSource", "csi", "mapOptions", "ms_mode=prefer-crc, queue_depth=64")
 	f.Add("monitors", "v2:10.0.0.1", "mapOptions", "ms_mode=secure")
 	f.Add("volumeSource", "csi", "userSecretName", "")
+	f.Add("volumeSource", "csi", "fsType", "btrfs")
+	f.Add("pool", "a\u0085b", "userId", "a\u2028b")
+	f.Add("pool", "a,b", "userId", "a,key=b")
 	f.Add("VolumeSource", "c\x00si", "mapOptions", "crc\n,nocrc")
 	f.Fuzz(func(t *testing.T, key1, value1, key2, value2 string) {
 		parameters := required()
@@ -320,7 +325,9 @@ func FuzzParse(f *testing.F) {
 func checkNames(t *testing.T, values map[string]string) {
 	t.Helper()
 	for key, value := range values {
-		if strings.ContainsAny(value, " \t\r\n\v\f\x00") || !utf8.ValidString(value) {
+		// Linux's rbd driver splits what it is told at any of these, and options at commas.
+		splits := func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }
+		if strings.ContainsFunc(value, splits) || !utf8.ValidString(value) || strings.HasSuffix(key, "Id") && strings.Contains(value, ",") {
 			t.Errorf("%s: %q was accepted", key, value)
 		}
 		if strings.HasSuffix(strings.ToLower(key), "pool") && strings.ContainsAny(value, "/@") {
