@@ -6,11 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/utils/ptr"
 
 	"ceph.com/rbd-provisioner/provisioner/access"
 	"ceph.com/rbd-provisioner/provisioner/storageclass"
@@ -73,55 +70,4 @@ func (p *Provisioner) chooseSource(ctx context.Context, asked storageclass.Sourc
 func notMountable(remedy string) []access.Event {
 	return []access.Event{{Type: corev1.EventTypeWarning, Reason: "NotMountable",
 		Text: "Pods can't use this volume, which is in-tree: Kubernetes can't mount those from 1.31 on: " + remedy}}
-}
-
-// checkModes refuses access modes that volumes with a source can't have.
-func checkModes(claim *corev1.PersistentVolumeClaim, source storageclass.Source) []error {
-	block := ptr.Deref(claim.Spec.VolumeMode, "") == corev1.PersistentVolumeBlock
-	// Kubelet's rbd plugin implements these.
-	supported := []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce, corev1.ReadOnlyMany}
-	ofPlugin := append(slices.Clone(supported), corev1.ReadWriteOncePod)
-	if block {
-		// Several nodes at once would ruin a file system.
-		ofPlugin = append(ofPlugin, corev1.ReadWriteMany)
-	}
-	if source == storageclass.SourceCSI {
-		supported = ofPlugin
-	}
-	var refused, more []string
-	for _, mode := range claim.Spec.AccessModes {
-		if slices.Contains(supported, mode) {
-			continue
-		}
-		refused = append(refused, string(mode))
-		if slices.Contains(ofPlugin, mode) {
-			more = append(more, string(mode))
-		}
-	}
-	if len(refused) == 0 {
-		return nil
-	}
-	text := fmt.Sprintf("access mode %s is not supported: supported are %s", strings.Join(refused, ", "), listed(supported))
-	if len(more) > 0 {
-		text += fmt.Sprintf(`; %s needs the node plugin and a StorageClass that gives "volumeSource" as csi`, strings.Join(more, ", "))
-	}
-	if !block && source == storageclass.SourceCSI && slices.Contains(claim.Spec.AccessModes, corev1.ReadWriteMany) {
-		text += ", and ReadWriteMany for spec.volumeMode Block only"
-	}
-	return []error{errors.New(text)}
-}
-
-// listed joins modes, at least two, with commas and a last "and".
-func listed(modes []corev1.PersistentVolumeAccessMode) string {
-	var text string
-	for i, mode := range modes {
-		switch {
-		case i == len(modes)-1:
-			text += " and "
-		case i > 0:
-			text += ", "
-		}
-		text += string(mode)
-	}
-	return text
 }

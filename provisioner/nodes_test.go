@@ -5,6 +5,7 @@ package provisioner_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -157,6 +158,20 @@ func TestProvisionCSI(t *testing.T) {
 			pv.Spec.VolumeMode, pv.Spec.CSI.FSType = &block, ""
 			pv.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany}
 		}},
+		{"a block volume for all nodes, whose claim names that mode last", func(_ *testing.T, f *fixture) {
+			f.options.PVC.Spec.VolumeMode = &block
+			f.options.PVC.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce, corev1.ReadWriteMany}
+		}, func(pv *corev1.PersistentVolume) {
+			pv.Spec.VolumeMode, pv.Spec.CSI.FSType = &block, ""
+			pv.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany, corev1.ReadWriteOnce}
+		}},
+		{"a block volume to read, which is filled from elsewhere", func(_ *testing.T, f *fixture) {
+			f.options.PVC.Spec.VolumeMode = &block
+			f.options.PVC.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadOnlyMany}
+		}, func(pv *corev1.PersistentVolume) {
+			pv.Spec.VolumeMode, pv.Spec.CSI.FSType = &block, ""
+			pv.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadOnlyMany}
+		}},
 		{"for one Pod", func(_ *testing.T, f *fixture) {
 			f.options.PVC.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOncePod}
 		}, func(pv *corev1.PersistentVolume) {
@@ -214,6 +229,9 @@ func TestSourceRefuses(t *testing.T) {
 	}
 	const needs = ` needs the node plugin and a StorageClass that gives "volumeSource" as csi`
 	const inTree = " is not supported: supported are ReadWriteOnce and ReadOnlyMany"
+	mixed := func(mode corev1.PersistentVolumeAccessMode) string {
+		return fmt.Sprintf("access modes ReadOnlyMany and %s on one claim are not supported by the node plugin", mode)
+	}
 	for _, test := range []struct {
 		name   string
 		nodes  FakeAnswers
@@ -227,6 +245,16 @@ func TestSourceRefuses(t *testing.T) {
 			"access mode ReadWriteMany is not supported: supported are ReadWriteOnce, ReadOnlyMany and ReadWriteOncePod, and ReadWriteMany for spec.volumeMode Block only"},
 		{"the plugin's block volume, nowhere", FakeAnswers{plugin: true}, block,
 			"access mode ReadWriteNowhere is not supported: supported are ReadWriteOnce, ReadOnlyMany, ReadWriteOncePod and ReadWriteMany"},
+		{"the plugin's to write and to read", FakeAnswers{plugin: true}, modes(corev1.ReadWriteOnce, corev1.ReadOnlyMany), mixed(corev1.ReadWriteOnce)},
+		{"the same in the other order", FakeAnswers{plugin: true}, modes(corev1.ReadOnlyMany, corev1.ReadWriteOnce), mixed(corev1.ReadWriteOnce)},
+		{"the plugin's block volume to write and to read", FakeAnswers{plugin: true}, func(t *testing.T, f *fixture) {
+			f.options.PVC.Spec.VolumeMode = new(corev1.PersistentVolumeBlock)
+			modes(corev1.ReadOnlyMany, corev1.ReadWriteMany)(t, f)
+		}, mixed(corev1.ReadWriteMany)},
+		{"the plugin's to read, and empty", FakeAnswers{plugin: true}, modes(corev1.ReadOnlyMany),
+			"access mode ReadOnlyMany alone would give a volume without a file system, which nobody could ever write to: " +
+				"ask for ReadWriteOnce, or name a claim with the content in spec.dataSource"},
+		{"the plugin with another file system", FakeAnswers{plugin: true}, parameter("fsType", "btrfs"), `parameter "fsType": the node plugin can't mount "btrfs"`},
 		{"in-tree with options", FakeAnswers{inTree: true}, parameter("mapOptions", "queue_depth=64"), `parameter "mapOptions" is for volumes of the node plugin`},
 		{"the plugin without a secret", FakeAnswers{plugin: true}, parameter("userSecretName", ""), `parameter "userSecretName" is missing: the node plugin takes`},
 		{"the plugin without a key in its secret", FakeAnswers{plugin: true}, func(t *testing.T, f *fixture) {
@@ -296,6 +324,35 @@ func TestCloneToOtherSource(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// Many nodes may read a clone, and the source says which file system it has.
+func TestCloneForPlugin(t *testing.T) {
+	readers := []corev1.PersistentVolumeAccessMode{corev1.ReadOnlyMany}
+	for _, test := range []struct{ name, fsType, want string }{
+		{"a file system of the plugin", "ext4", ""},
+		{"none said, which kubelet took as ext4", "", ""},
+		{"another file system", "btrfs", `its source, claim "data", has the file system btrfs, which the node plugin can't mount (it mounts ext3, ext4, xfs): copy its files`},
+	} {
+		inBubble(t, test.name, func(t *testing.T) {
+			f := newCloneFixture(t)
+			f.changeVolume(t, func(pv *corev1.PersistentVolume) { pv.Spec.RBD.FSType = test.fsType })
+			f.nodes.FakeAnswers = FakeAnswers{plugin: true}
+			f.options.PVC.Spec.AccessModes = readers
+			pv, _, err := f.provision(t.Context(), t)
+			if test.want != "" {
+				if err == nil || !strings.Contains(err.Error(), test.want) {
+					t.Fatalf("got %v, want %q", err, test.want)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkSame(t, "the file system", test.fsType, pv.Spec.CSI.FSType)
+			checkSame(t, "the access modes", readers, pv.Spec.AccessModes)
+		})
 	}
 }
 

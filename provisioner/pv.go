@@ -56,6 +56,7 @@ func (p *Provisioner) newVolume(options controller.ProvisionOptions, r request, 
 		TrashRetention: r.params.TrashRetention,
 	}
 	if r.csi {
+		setReadWriteManyFirst(pv.Spec.AccessModes)
 		record.CSI, record.MapOptions, record.Keyring = true, r.params.MapOptions.String(), ""
 		// A secret for CSI needs a namespace; and nodes resolve names when they map.
 		record.UserSecret, record.Monitors = userSecret(claim, r), nil

@@ -5,6 +5,7 @@ package provisioner
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -105,6 +106,10 @@ func (p *Provisioner) readSource(claim *corev1.PersistentVolumeClaim, pv *corev1
 		return fmt.Errorf("%s has the volume mode %s: set spec.volumeMode to it", s, has)
 	case s.CapacityBytes > r.sizeBytes:
 		return s.TooLarge(s.CapacityBytes)
+	case r.csi && has == corev1.PersistentVolumeFilesystem && s.FSType != "" && !volume.IsFileSystem(s.FSType):
+		return fmt.Errorf("%s has the file system %s, which the node plugin can't mount (it mounts %s): copy its files to a volume "+
+			`without spec.dataSource or, up to Kubernetes 1.30, use a StorageClass that gives "volumeSource" as rbd`,
+			s, s.FSType, strings.Join(volume.FileSystems(), ", "))
 	case record.Pool != r.params.Location.Pool:
 		return fmt.Errorf("%s is in pool %q: use a StorageClass with that pool, since %q is another one", s, record.Pool, r.params.Location.Pool)
 	}

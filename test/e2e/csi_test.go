@@ -132,7 +132,7 @@ var withPlugin = map[string]func(f *fixture, auto, csi *storagev1.StorageClass){
 	"access modes": func(f *fixture, _, csi *storagev1.StorageClass) {
 		for name, change := range map[string]func(*corev1.PersistentVolumeClaim){
 			"one-pod":  accessModes(corev1.ReadWriteOncePod),
-			"all":      accessModes(corev1.ReadWriteOnce, corev1.ReadOnlyMany),
+			"raw-read": func(c *corev1.PersistentVolumeClaim) { block(c); accessModes(corev1.ReadOnlyMany)(c) },
 			"all-raw":  func(c *corev1.PersistentVolumeClaim) { block(c); accessModes(corev1.ReadWriteMany)(c) },
 			"one-each": func(c *corev1.PersistentVolumeClaim) { block(c); accessModes(corev1.ReadWriteOncePod)(c) },
 		} {
@@ -143,7 +143,19 @@ var withPlugin = map[string]func(f *fixture, auto, csi *storagev1.StorageClass){
 				f.Errorf("access modes of %s (-claim +volume):\n%s", name, diff)
 			}
 		}
-		refused := f.claim("all-mounted", csi, accessModes(corev1.ReadWriteMany))
+		// kubelet tells the plugin the first mode only.
+		last := f.claim("all-last", csi, func(c *corev1.PersistentVolumeClaim) {
+			block(c)
+			accessModes(corev1.ReadWriteOnce, corev1.ReadWriteMany)(c)
+		})
+		if got := f.bound(last).Spec.AccessModes; len(got) != 2 || got[0] != corev1.ReadWriteMany {
+			f.Errorf("access modes: got %v, want ReadWriteMany in front", got)
+		}
+		refused := f.claim("write-and-read", csi, accessModes(corev1.ReadWriteOnce, corev1.ReadOnlyMany))
+		f.event(refused, "access modes ReadOnlyMany and ReadWriteOnce on one claim are not supported by the node plugin")
+		refused = f.claim("read-nothing", csi, accessModes(corev1.ReadOnlyMany))
+		f.event(refused, "access mode ReadOnlyMany alone would give a volume without a file system")
+		refused = f.claim("all-mounted", csi, accessModes(corev1.ReadWriteMany))
 		f.event(refused, "ReadWriteMany for spec.volumeMode Block only")
 		refused = f.claim("one-pod-in-tree", f.class("modes", source("rbd")), accessModes(corev1.ReadWriteOncePod))
 		f.event(refused, `ReadWriteOncePod needs the node plugin and a StorageClass that gives "volumeSource" as csi`)
