@@ -7,6 +7,8 @@ K8S_VERSION ?= 1.30.14
 IMAGE       ?= rbd-provisioner:$(VERSION)
 # NODE=1 gives the demo a node.
 WITH_NODE    = $(filter-out 0,$(NODE))
+# IN_TREE is not empty where kubelet mounts in-tree rbd volumes by itself.
+IN_TREE      = $(filter 1.2% 1.30.%,$(K8S_VERSION))
 
 # CEPH_VERSION is the Ceph that tests and the demo run, CEPH_CLIENT the one that the
 # program and its tests are built with, as 16, 18 or 20. Empty is what is installed.
@@ -34,7 +36,7 @@ export CGO_ENABLED = 1
 TESTFLAGS = -count=1 -timeout 30m -parallel 8 -tags '$(TAGS)'
 # In these our code runs in processes of its own, which are built without the race
 # detector. In the tests themselves it would only take time from the servers.
-PROCESSTESTS = /test/(e2e|faults|image|node)$$
+PROCESSTESTS = /test/(e2e|faults|image|node)(/|$$)
 # Those that wait longest begin first, and the others run beside them.
 LONGESTTESTS = ./test/bench ./provisioner/goceph
 # RESULTS is a folder that gets a JSON file of each target's tests.
@@ -91,9 +93,13 @@ build: ceph-tag modules ## Build bin/rbd-provisioner
 image: ## Build the container image IMAGE with docker
 	docker build --build-arg VERSION=$(VERSION) -t $(IMAGE) .
 
+BUILD_ARCHIVE = hack/step.sh image 'Container image: building it (five minutes the first time)' hack/image/build.sh
+# Goes before a command that gives the image to a node.
+WITH_ARCHIVE  = PROVISIONER_ARCHIVE=$$(hack/image/build.sh 2>/dev/null) && export PROVISIONER_ARCHIVE &&
+
 .PHONY: image-archive
 image-archive: ## Build the container image without docker, into the cache folder
-	@hack/step.sh image 'Container image: building it (five minutes the first time)' hack/image/build.sh
+	@$(BUILD_ARCHIVE)
 	@tail -n 1 "$${XDG_CACHE_HOME:-$$HOME/.cache}/rbd-provisioner/log/image.log"
 
 .PHONY: kubernetes
@@ -107,7 +113,7 @@ node: kubernetes ## Build the node of the tests with a node, once per K8S_VERSIO
 		hack/node/build.sh $(K8S_VERSION)
 
 .PHONY: test
-test: deps-node test-servers test-node ## Run all tests, with all that they need; as root
+test: deps-node test-servers test-nodes ## Run all tests, with all that they need; as root
 
 .PHONY: test-servers
 test-servers: test-code test-processes ## Run all tests but those with a node
@@ -148,7 +154,7 @@ soak: deps-node build kubernetes test-tools ## Run test-faults and test-node in 
 	rm -f '$(FAULTS_FIGURES)'
 	status=0; \
 	$(GOTESTSUM) -- $(TESTFLAGS) -timeout 90m ./test/faults/ || status=$$?; \
-	$(MAKE) test-node || status=$$?; \
+	$(MAKE) test-nodes || status=$$?; \
 	cat '$(FAULTS_FIGURES)'; exit $$status
 
 # The node computes more than it waits, so it runs alone and does little at a
@@ -156,10 +162,14 @@ soak: deps-node build kubernetes test-tools ## Run test-faults and test-node in 
 # does without.
 .PHONY: test-node
 test-node: FORMAT = standard-verbose
-test-node: ceph node test-tools ## Run the tests in which Pods use volumes; as root, after deps-node
-	@hack/step.sh image 'Container image: building it (five minutes the first time)' hack/image/build.sh
-	PROVISIONER_ARCHIVE=$$(hack/image/build.sh 2>/dev/null) && export PROVISIONER_ARCHIVE && \
-	$(GOTESTSUM) -- $(TESTFLAGS) -parallel 2 ./test/node/
+test-node: ceph node test-tools ## Run the tests in which Pods use volumes of K8S_VERSION; as root, after deps-node
+	@$(BUILD_ARCHIVE)
+	$(WITH_ARCHIVE) $(GOTESTSUM) -- $(TESTFLAGS) -parallel 4 $(if $(IN_TREE),./test/node/intree/,./test/node/)
+
+.PHONY: test-nodes
+test-nodes: ## Run test-node with Kubernetes 1.36.3 (node plugin) and 1.30.14 (in-tree); as root, after deps-node
+	$(MAKE) test-node K8S_VERSION=1.36.3
+	$(MAKE) test-node K8S_VERSION=1.30.14
 
 # The image of a variant: with the Ceph client of another Debian, which alone can use
 # the keys of these servers.
@@ -170,8 +180,7 @@ test-image: export CEPH_KEYS = aes256k
 test-image: CEPH_VERSION = 20
 test-image: ceph kubernetes test-tools ## Run the provisioner from an image with the client of Ceph 20; as root, after deps-node
 	@hack/step.sh image-variant 'Container image: building one with another client (five minutes the first time)' hack/image/build.sh
-	PROVISIONER_ARCHIVE=$$(hack/image/build.sh 2>/dev/null) && export PROVISIONER_ARCHIVE && \
-	$(GOTESTSUM) -- $(TESTFLAGS) ./test/image/
+	$(WITH_ARCHIVE) $(GOTESTSUM) -- $(TESTFLAGS) ./test/image/
 
 .PHONY: bench-ceph
 bench-ceph: ceph-tag modules ## Measure single calls to a real Ceph
@@ -189,9 +198,12 @@ bench: build kubernetes ## Measure speed and cost beside ceiling and baseline, 3
 deploy-check: build kubernetes ## Apply rbac/, deploy/ and examples/ to a real API server, as a dry run
 	$(IN) go test $(TESTFLAGS) -run TestDeployCheck -v ./test/e2e/
 
+# In-tree volumes need no image: there the provisioner runs beside the node.
+demo: DEMO_IMAGE = $(if $(WITH_NODE),$(if $(IN_TREE),,yes))
 .PHONY: demo
 demo: $(if $(WITH_NODE),deps-node,$(if $(CEPH_VERSION),deps-ceph,deps)) build $(if $(WITH_NODE),node,kubernetes) ## Start Ceph, Kubernetes and the provisioner here, and make a volume (NODE=1: and a Pod)
-	@$(IN) go run ./test/demo up $(if $(WITH_NODE),-node)
+	$(if $(DEMO_IMAGE),@$(BUILD_ARCHIVE))
+	@$(if $(DEMO_IMAGE),$(WITH_ARCHIVE)) $(IN) go run ./test/demo up $(if $(WITH_NODE),-node)
 
 .PHONY: demo-down
 demo-down: ## End what demo started

@@ -60,9 +60,18 @@ To end it all: make demo-down
 
 Logs of all servers:  %s
 Metrics:              %s/metrics
-There are no nodes, so no Pod will run; make demo NODE=1 has one. To end it all: make demo-down
+There are no nodes, so no Pod will run; %s has one. To end it all: make demo-down
 `, c.Kube.Version, c.Ceph.Version, c.Kube.Kubeconfig, c.Ceph.Conf, programs(c), what,
-		filepath.Join(c.Dir, "log"), url)
+		filepath.Join(c.Dir, "log"), url, withNode(c.Kube.Version))
+}
+
+// withNode is the command for a demo with a node of the same Kubernetes.
+func withNode(version string) string {
+	command := "make demo NODE=1"
+	if version = strings.TrimPrefix(version, "v"); version != cluster.DefaultKubernetesVersion {
+		command += " K8S_VERSION=" + version
+	}
+	return command
 }
 
 // shellScript runs a command or a shell in which kubectl, rbd and ceph are those of a

@@ -5,6 +5,9 @@
 // leaves everything running; with "-node" it adds a node, and a Pod that uses the volume.
 // "down" ends all that. "make demo" and "make demo-down" run it, from the root of the
 // repository.
+//
+// From Kubernetes 1.31 on, volumes need the node plugin of deploy/node/. The node gets its
+// image from the file that the environment's PROVISIONER_ARCHIVE names.
 package main
 
 import (

@@ -35,6 +35,26 @@ func TestStayingPod(t *testing.T) {
 	}
 }
 
+func TestNeedsPlugin(t *testing.T) {
+	for version, want := range map[string]bool{
+		"v1.30.14": false, "v1.31.0": true, "v1.31.0-alpha.1": true, "v1.36.3": true, "v1.30.14+vendor.1": false,
+	} {
+		if got, err := needsPlugin(version); err != nil || got != want {
+			t.Errorf("%s: got %t, %v, want %t", version, got, err, want)
+		}
+	}
+}
+
+func TestWithNode(t *testing.T) {
+	for version, want := range map[string]string{
+		"v1.30.14": "make demo NODE=1", "v1.36.3": "make demo NODE=1 K8S_VERSION=1.36.3",
+	} {
+		if got := withNode(version); got != want {
+			t.Errorf("with Kubernetes %s it says %q, want %q", version, got, want)
+		}
+	}
+}
+
 // nodeDemo is the input of the instructions for a demo with a node.
 func nodeDemo(dir string) *cluster.Cluster {
 	return &cluster.Cluster{

@@ -73,7 +73,11 @@ func start(ctx context.Context, out io.Writer, dir string, node bool) (*cluster.
 		kubernetes += ", scheduler, an emulated node"
 	}
 	steps.say("Starting Ceph (mon, mgr, osd) and Kubernetes (" + kubernetes + ")")
-	c, err := cluster.Start(ctx, cluster.Config{Dir: dir, Node: node, Progress: steps.say})
+	cfg := cluster.Config{Dir: dir, Node: node, Progress: steps.say}
+	if archive := os.Getenv(archiveVariable); node && archive != "" {
+		cfg.NodeImages = []string{archive}
+	}
+	c, err := cluster.Start(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -108,6 +112,9 @@ func fill(ctx context.Context, c *cluster.Cluster, steps *steps) error {
 	if _, err := c.Kube.Kubectl(ctx, "", "apply", "-f", "rbac/", "-f", "examples/rbac-extra-namespace.yaml"); err != nil {
 		return err
 	}
+	if err := applyPlugin(ctx, c, steps); err != nil {
+		return err
+	}
 	class, err := storageClass("examples/storageclass.yaml", c.Ceph.MonitorV1)
 	if err != nil {
 		return err
@@ -136,6 +143,9 @@ func fill(ctx context.Context, c *cluster.Cluster, steps *steps) error {
 	}
 	steps.say(fmt.Sprintf("Claim %s is bound after %.1f s", claim.Name, time.Since(begin).Seconds()))
 	if c.Node != nil {
+		if err := waitForPlugin(ctx, c, steps); err != nil {
+			return err
+		}
 		steps.say("Applying examples/pod.yaml, changed to stay when it has written to its volume")
 		begin := time.Now()
 		if err := runPod(ctx, c); err != nil {
@@ -223,10 +233,11 @@ func show(ctx context.Context, c *cluster.Cluster, out io.Writer, claim *corev1.
 	if err != nil {
 		return fmt.Errorf("get volume %s: %w", claim.Spec.VolumeName, err)
 	}
-	if volume.Spec.RBD == nil {
-		return fmt.Errorf("volume %s has no rbd source", volume.Name)
+	pool, image := cluster.ImageOf(volume)
+	if pool == "" {
+		return fmt.Errorf("volume %s has no image", volume.Name)
 	}
-	image := volume.Spec.RBD.RBDPool + "/" + volume.Spec.RBD.RBDImage
+	image = pool + "/" + image
 	commands := []string{"kubectl get pvc,pv", "rbd info " + image}
 	if c.Node != nil {
 		commands = []string{
