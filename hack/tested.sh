@@ -39,7 +39,11 @@ table() {
 			row "servers that are killed, halted and restarted" "${FAULTS_CEPH_VERSION/|/ and } in turn" "$CEPH_CLIENT" "$K8S_VERSION"
 			;;
 		test-image) row "an image with another client, keys of type aes256k only" "$CEPH_VERSION" "$CEPH_VERSION" "$K8S_VERSION" ;;
-		test-node) row "Pods on a node, with Linux's rbd driver and our image" "$CEPH_VERSION" "$image" "$K8S_VERSION" ;;
+		test-node)
+			local kind='volumes of the node plugin'
+			case $K8S_VERSION in 1.2* | 1.30.*) kind='in-tree volumes and, beside them, the node plugin' ;; esac
+			row "Pods on a node, with Linux's rbd driver and our image: $kind" "$CEPH_VERSION" "$image" "$K8S_VERSION"
+			;;
 		esac
 	done
 }

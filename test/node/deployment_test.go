@@ -12,28 +12,29 @@ import (
 	"strings"
 	"testing"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
+
+	"ceph.com/rbd-provisioner/test/node/fixture"
 )
 
 // TestDeployment looks at the replicas from within: the kernel enforces what the
 // manifests promise.
 func TestDeployment(t *testing.T) {
-	f := newFixture(t, nil)
-	pods, err := replicas(t.Context())
-	f.must(err)
+	f := suite.New(t, nil)
+	pods, err := suite.Replicas(t.Context())
+	f.Must(err)
 	if len(pods) != 2 {
 		t.Fatalf("got %d replicas, want 2", len(pods))
 	}
 	name, err := leader(t.Context())
-	f.must(err)
+	f.Must(err)
 	for _, pod := range pods {
 		if restarts := pod.Status.ContainerStatuses[0].RestartCount; restarts != 0 {
 			t.Errorf("%s was restarted %d times", pod.Name, restarts)
 		}
-		status, err := rig.Kube.Kubectl(t.Context(), "", "exec", "-n", namespace, pod.Name, "--", "cat", "/proc/1/status")
-		f.must(err)
+		status, err := suite.Rig.Kube.Kubectl(t.Context(), "", "exec", "-n", fixture.Namespace, pod.Name, "--", "cat", "/proc/1/status")
+		f.Must(err)
 		for field, want := range map[string]string{
 			"Uid":        "65532\t65532\t65532\t65532",
 			"Gid":        "65532\t65532\t65532\t65532",
@@ -47,13 +48,13 @@ func TestDeployment(t *testing.T) {
 				t.Errorf("%s runs without %q:\n%s", pod.Name, line, status)
 			}
 		}
-		_, err = rig.Kube.Kubectl(t.Context(), "", "exec", "-n", namespace, pod.Name, "--", "touch", "/tmp/file")
+		_, err = suite.Rig.Kube.Kubectl(t.Context(), "", "exec", "-n", fixture.Namespace, pod.Name, "--", "touch", "/tmp/file")
 		if err == nil || !strings.Contains(err.Error(), "Read-only file system") {
 			t.Errorf("writing to the root of %s: %v", pod.Name, err)
 		}
 		// Both are ready and one leads; each says so.
 		metrics, err := get(t.Context(), "http://"+pod.Status.PodIP+":8080/metrics")
-		f.must(err)
+		f.Must(err)
 		want := "0"
 		if pod.Name == name {
 			want = "1"
@@ -62,10 +63,10 @@ func TestDeployment(t *testing.T) {
 			t.Errorf("the metrics of %s do not say %q", pod.Name, line)
 		}
 	}
-	slices, err := rig.Kube.Client.DiscoveryV1().EndpointSlices(namespace).List(t.Context(), metav1.ListOptions{
-		LabelSelector: "kubernetes.io/service-name=" + deployment,
+	slices, err := suite.Rig.Kube.Client.DiscoveryV1().EndpointSlices(fixture.Namespace).List(t.Context(), metav1.ListOptions{
+		LabelSelector: "kubernetes.io/service-name=" + fixture.Deployment,
 	})
-	f.must(err)
+	f.Must(err)
 	var ready int
 	for _, slice := range slices.Items {
 		for _, endpoint := range slice.Endpoints {
@@ -83,20 +84,19 @@ func TestDeployment(t *testing.T) {
 // nevertheless. The leader has no chance to do anything: it gets SIGKILL.
 func TestLeaderKilled(t *testing.T) {
 	t.Parallel()
-	f := newFixture(t, nil)
+	f := suite.New(t, nil)
 	first, err := leader(t.Context())
-	f.must(err)
-	kill := f.killer()
+	f.Must(err)
 	var names []string
 	for i := range 20 {
 		names = append(names, "data-"+strconv.Itoa(i))
-		f.create(names[i], nil)
+		f.Create(names[i], nil)
 		if i == 10 {
-			kill(first)
+			killReplica(f, first)
 		}
 	}
 	var second string
-	f.eventually(func(ctx context.Context) error {
+	f.Eventually(func(ctx context.Context) error {
 		second, err = leader(ctx)
 		if err == nil && second == first {
 			err = fmt.Errorf("%s still leads", first)
@@ -105,19 +105,19 @@ func TestLeaderKilled(t *testing.T) {
 	})
 	t.Logf("%s took over from %s", second, first)
 	for _, name := range names {
-		f.bound(name)
+		f.Bound(name)
 	}
-	f.must(rig.ImagesMatchVolumes(t.Context(), f.name))
+	f.Must(suite.Rig.ImagesMatchVolumes(t.Context(), f.Name))
 	for _, claim := range names[9:11] {
-		f.run("pod-of-"+claim, claim, "echo written >/data/file", filesystem)
+		f.RunPod("pod-of-"+claim, claim, "echo written >/data/file", fixture.Filesystem)
 	}
 	// Kubelet starts it again, for the tests after this one.
-	f.eventually(deployed)
+	f.Eventually(suite.Deployed)
 }
 
 // leader returns the name of the Pod that holds the lease.
 func leader(ctx context.Context) (string, error) {
-	lease, err := rig.Kube.Client.CoordinationV1().Leases(namespace).Get(ctx, "ceph.com-rbd", metav1.GetOptions{})
+	lease, err := suite.Rig.Kube.Client.CoordinationV1().Leases(fixture.Namespace).Get(ctx, "ceph.com-rbd", metav1.GetOptions{})
 	if err != nil {
 		return "", err
 	}
@@ -129,27 +129,15 @@ func leader(ctx context.Context) (string, error) {
 	return name, nil
 }
 
-// killer starts a Pod that sees the node's processes. The function that it returns kills
-// the provisioner in the Pod with a name.
-func (f *fixture) killer() func(pod string) {
+// killReplica kills the provisioner in the Pod with a name.
+func killReplica(f *fixture.Fixture, name string) {
 	f.Helper()
-	pod := f.newPod("killer", "sleep 3600")
-	pod.Spec.HostPID = true
-	// To read to which Pod a process of another user belongs.
-	pod.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{
-		Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"SYS_PTRACE"}},
-	}
-	f.start(pod)
-	f.running(pod.Name)
-	return func(name string) {
-		f.Helper()
-		script := `for environ in $(grep -lxz HOSTNAME=` + name + ` /proc/[0-9]*/environ); do
-			pid=${environ#/proc/}; kill -9 "${pid%/environ}"; echo killed; done`
-		out, err := rig.Kube.Kubectl(f.Context(), "", "exec", "-n", f.name, pod.Name, "--", "sh", "-c", script)
-		f.must(err)
-		if out != "killed\n" {
-			f.Fatalf("killing the provisioner in %s: %q", name, out)
-		}
+	out, err := suite.OnNode(f.Context(), "", `
+		for environ in $(grep -lxz HOSTNAME=`+name+` /proc/[0-9]*/environ); do
+			pid=${environ#/proc/}; kill -9 "${pid%/environ}"; echo killed; done`)
+	f.Must(err)
+	if out != "killed\n" {
+		f.Fatalf("killing the provisioner in %s: %q", name, out)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"ceph.com/rbd-provisioner/test/cluster"
+	"ceph.com/rbd-provisioner/test/node/fixture"
 )
 
 // holdVariable makes this test binary start a rig with a node in the folder that it
@@ -70,7 +71,7 @@ func TestNothingIsLeft(t *testing.T) {
 		if !strings.HasPrefix(lines.Text(), "kube-scheduler is ready") {
 			continue
 		}
-		if err := cluster.Eventually(t.Context(), patience, func(context.Context) error { return guestRuns(dir) }); err != nil {
+		if err := cluster.Eventually(t.Context(), fixture.Patience, func(context.Context) error { return guestRuns(dir) }); err != nil {
 			t.Error(err)
 		}
 		if err := emptyNamespace(namespace); err == nil {
@@ -84,7 +85,7 @@ func TestNothingIsLeft(t *testing.T) {
 	if err := cmd.Wait(); err == nil || !killed {
 		t.Fatalf("ended with %v after %q", err, heard)
 	}
-	err = cluster.Eventually(t.Context(), patience, func(context.Context) error {
+	err = cluster.Eventually(t.Context(), fixture.Patience, func(context.Context) error {
 		pids, err := cluster.Processes(dir)
 		if err == nil && len(pids) > 0 {
 			err = fmt.Errorf("processes %v are left", pids)

@@ -10,19 +10,19 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
+
+	"ceph.com/rbd-provisioner/test/node/fixture"
 )
 
-const (
-	filesystem = corev1.PersistentVolumeFilesystem
-	block      = corev1.PersistentVolumeBlock
-)
-
+// TestPodReadsWhatAnotherHasWritten has, beside the two file systems, the two message
+// protocols of Ceph: with the new one, no monitor needs the old one.
 func TestPodReadsWhatAnotherHasWritten(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -30,25 +30,34 @@ func TestPodReadsWhatAnotherHasWritten(t *testing.T) {
 		options []string
 		// mounted is what the kernel says about mount options.
 		mounted string
+		// v2 are monitors with addresses of the new protocol only.
+		v2 bool
 	}{
-		{"ext4", []string{"noatime", "commit=31"}, "rw,noatime,commit=31"},
-		{"xfs", []string{"noatime", "allocsize=128k"}, "rw,noatime,attr2,inode64,allocsize=128k"},
+		{"ext4", []string{"noatime", "commit=31"}, "rw,noatime,commit=31", false},
+		{"xfs", []string{"noatime", "allocsize=128k"}, "rw,noatime", true},
 	} {
-		if !tested(test.fsType, "ext4") {
-			continue
-		}
 		t.Run(test.fsType, func(t *testing.T) {
 			t.Parallel()
-			f := newFixture(t, func(class *storagev1.StorageClass) {
+			f := suite.New(t, func(class *storagev1.StorageClass) {
 				class.Parameters["fsType"] = test.fsType
 				class.MountOptions = test.options
+				if test.v2 {
+					class.Parameters["monitors"] = "v2:" + suite.Rig.Ceph.MonitorV2
+					class.Parameters["mapOptions"] = "ms_mode=prefer-crc"
+				}
 			})
-			f.claim("data", nil)
-			mounts := f.run("writer", "data", "echo 'these very bytes' >/data/file; cat /proc/mounts", filesystem)
+			begin := time.Now()
+			f.Claim("data", nil)
+			f.Start(f.NewPodWith("writer", "data", "sleep 3600", fixture.Filesystem))
+			f.Running("writer")
+			t.Logf("from claim to running Pod: %.1f s", time.Since(begin).Seconds())
+			f.Does("writer", "echo 'these very bytes' >/data/file; sync")
+			mounts := f.Does("writer", "cat /proc/mounts")
 			if want := " /data " + test.fsType + " " + test.mounted; !strings.Contains(mounts, want) {
 				t.Errorf("no mount is %q:\n%s", want, mounts)
 			}
-			got := f.run("reader", "data", "cat /data/file", filesystem)
+			f.DeletePod("writer")
+			got := f.RunPod("reader", "data", "cat /data/file", fixture.Filesystem)
 			if want := "these very bytes\n"; got != want {
 				t.Errorf("read %q, want %q", got, want)
 			}
@@ -56,66 +65,125 @@ func TestPodReadsWhatAnotherHasWritten(t *testing.T) {
 	}
 }
 
-func TestBlockVolumeHoldsWhatAPodHasWritten(t *testing.T) {
+// TestBlockVolumeOfTwoPods: a Pod writes to a device, another reads it at the same time,
+// which only block volumes may be used for, and both see it grow.
+func TestBlockVolumeOfTwoPods(t *testing.T) {
 	t.Parallel()
-	f := newFixture(t, nil)
-	volume := f.claim("data", func(claim *corev1.PersistentVolumeClaim) {
-		claim.Spec.VolumeMode = ptr.To(block)
+	f := suite.New(t, func(class *storagev1.StorageClass) { class.AllowVolumeExpansion = ptr.To(true) })
+	volume := f.Claim("data", func(claim *corev1.PersistentVolumeClaim) {
+		claim.Spec.VolumeMode = ptr.To(fixture.Block)
+		claim.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany}
 	})
 	const text = "straight onto the device"
-	f.run("writer", "data", "printf '"+text+"' | dd of=/dev/data bs=1M seek=5 conv=fsync", block)
+	pods := []string{"writer", "reader"}
+	for _, pod := range pods {
+		f.Start(f.NewPodWith(pod, "data", "sleep 3600", fixture.Block))
+	}
+	for _, pod := range pods {
+		f.Running(pod)
+	}
+	f.Does("writer", "printf '"+text+"' | dd of=/dev/data bs=1M seek=5 conv=fsync")
+	got := f.Does("reader", fmt.Sprintf("dd if=/dev/data bs=1M skip=5 count=1 | head -c %d", len(text)))
+	if got != text {
+		t.Errorf("the other Pod reads %q, want %q", got, text)
+	}
+	f.Grow("data", "2Gi")
+	f.Grown("data", 2<<10)
+	for _, pod := range pods {
+		if got := f.Does(pod, "blockdev --getsize64 /dev/data"); got != "2147483648\n" {
+			t.Errorf("the %s sees a device of %q bytes", pod, got)
+		}
+	}
+	for _, pod := range pods {
+		f.DeletePod(pod)
+	}
 
 	export := filepath.Join(t.TempDir(), "image")
-	_, err := rig.Ceph.Run(t.Context(), "rbd", "export", f.name+"/"+volume.Spec.RBD.RBDImage, export)
-	f.must(err)
+	_, err := suite.Rig.Ceph.Run(t.Context(), "rbd", "export", fixture.Image(volume), export)
+	f.Must(err)
 	file, err := os.Open(export)
-	f.must(err)
+	f.Must(err)
 	defer func() { _ = file.Close() }() // only read
-	got := make([]byte, len(text)+1)
-	_, err = file.ReadAt(got, 5<<20)
-	f.must(err)
-	if want := text + "\x00"; !bytes.Equal(got, []byte(want)) {
-		t.Errorf("the image holds %q, want %q", got, want)
+	bytesThere := make([]byte, len(text)+1)
+	_, err = file.ReadAt(bytesThere, 5<<20)
+	f.Must(err)
+	if want := text + "\x00"; !bytes.Equal(bytesThere, []byte(want)) {
+		t.Errorf("the image holds %q, want %q", bytesThere, want)
 	}
 }
 
-// TestSharedOnANode: two Pods write to a volume at the same time, as ReadWriteOnce allows
-// on one node, and two others read it at the same time.
-func TestSharedOnANode(t *testing.T) {
+// TestReadOnlyMany: two Pods read a clone. It is mapped read-only, so that a client
+// elsewhere that uses the image does not keep them from it.
+func TestReadOnlyMany(t *testing.T) {
 	t.Parallel()
-	f := newFixture(t, nil)
-	f.claim("data", func(claim *corev1.PersistentVolumeClaim) {
-		claim.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce, corev1.ReadOnlyMany}
+	f := suite.New(t, nil)
+	f.Claim("data", nil)
+	f.RunPod("writer", "data", "echo 'for all' >/data/file", fixture.Filesystem)
+	volume := f.Claim("copy", func(claim *corev1.PersistentVolumeClaim) {
+		claim.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadOnlyMany}
+		claim.Spec.DataSource = &corev1.TypedLocalObjectReference{Kind: "PersistentVolumeClaim", Name: "data"}
 	})
-	pair := func(readOnly bool, script string) (names [2]string) {
-		for i := range names {
-			names[i] = fmt.Sprintf("pod-%t-%d", readOnly, i)
-			pod := f.newPodWith(names[i], "data", "sleep 3600", filesystem)
-			pod.Spec.Volumes[0].PersistentVolumeClaim.ReadOnly = readOnly
-			f.start(pod)
-		}
-		for _, name := range names {
-			f.running(name)
-		}
-		for _, name := range names {
-			_, err := f.exec(name, script)
-			f.must(err)
-		}
-		return names
+	end := watch(f, fixture.Image(volume))
+	pods := []string{"reader-0", "reader-1"}
+	for _, pod := range pods {
+		f.Start(f.NewPodWith(pod, "copy", "sleep 3600", fixture.Filesystem))
 	}
-	writers := pair(false, `echo here >/data/"$HOSTNAME"; sync`)
-	for _, name := range writers {
-		f.deletePod(name)
-	}
-	readers := pair(true, "cat /data/pod-false-0 /data/pod-false-1")
-	for _, name := range readers {
-		_, err := f.exec(name, "touch /data/file")
+	for _, pod := range pods {
+		f.Running(pod)
+		if got := f.Does(pod, "cat /data/file"); got != "for all\n" {
+			t.Errorf("%s reads %q", pod, got)
+		}
+		_, err := f.Exec(pod, "touch /data/another")
 		if err == nil || !strings.Contains(err.Error(), "Read-only file system") {
-			t.Errorf("writing in %s: %v", name, err)
+			t.Errorf("writing in %s: %v", pod, err)
 		}
 	}
-	for _, name := range readers {
-		f.deletePod(name)
+	image := strings.TrimPrefix(fixture.Image(volume), f.Name+"/")
+	out, err := suite.OnNode(t.Context(), "", `
+		for name in $(grep -l -x `+image+` /sys/bus/rbd/devices/*/name); do
+			id=$(basename "$(dirname "$name")"); cat /sys/block/rbd"$id"/ro; done`)
+	f.Must(err)
+	if out != "1\n" {
+		t.Errorf("read-only devices: %q, want one", out)
+	}
+	end()
+	for _, pod := range pods {
+		f.DeletePod(pod)
+	}
+}
+
+// TestOnePodOnly: two Pods want a ReadWriteOncePod claim, and the second one starts when
+// the first is gone. Both have a part of the volume, which belongs to the group that they
+// ask for.
+func TestOnePodOnly(t *testing.T) {
+	t.Parallel()
+	f := suite.New(t, nil)
+	f.Claim("data", func(claim *corev1.PersistentVolumeClaim) {
+		claim.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOncePod}
+	})
+	start := func(name string) {
+		pod := f.NewPodWith(name, "data", "sleep 3600", fixture.Filesystem)
+		pod.Spec.SecurityContext = &corev1.PodSecurityContext{
+			RunAsUser: ptr.To[int64](1000), RunAsGroup: ptr.To[int64](1000), FSGroup: ptr.To[int64](2000),
+		}
+		pod.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "data", MountPath: "/data", SubPath: "part/of"}}
+		f.Start(pod)
+	}
+	start("first")
+	f.Running("first")
+	start("second")
+	f.Event("second", "ReadWriteOncePod")
+	if got := f.Does("first", "echo written >/data/file; sync; stat -c %g /data /data/file"); got != "2000\n2000\n" {
+		t.Errorf("folder and file belong to the groups %q", got)
+	}
+	f.DeletePod("first")
+	f.Running("second")
+	if got := f.Does("second", "cat /data/file"); got != "written\n" {
+		t.Errorf("the second Pod reads %q", got)
+	}
+	f.DeletePod("second")
+	if got := f.RunPod("third", "data", "cat /data/part/of/file", fixture.Filesystem); got != "written\n" {
+		t.Errorf("the whole volume has %q", got)
 	}
 }
 
@@ -124,21 +192,24 @@ func TestSharedOnANode(t *testing.T) {
 // secret of all claims is in another namespace, and its user is restricted to the pool.
 func TestScheduledPodGetsItsVolume(t *testing.T) {
 	t.Parallel()
-	f := newFixture(t, func(class *storagev1.StorageClass) {
+	f := suite.New(t, func(class *storagev1.StorageClass) {
 		class.VolumeBindingMode = ptr.To(storagev1.VolumeBindingWaitForFirstConsumer)
-		class.Parameters["userSecretNamespace"] = namespace
+		class.Parameters["userSecretNamespace"] = fixture.Namespace
 	})
-	f.create("data", nil)
-	f.event("data", "waiting for first consumer")
-	f.run("writer", "data", "echo written >/data/file", filesystem)
-	volume := f.bound("data")
-	if got := volume.Spec.RBD.SecretRef; got == nil || got.Namespace != namespace {
-		t.Errorf("the volume's secret is %v, want one in %s", got, namespace)
+	f.Create("data", nil)
+	f.Event("data", "waiting for first consumer")
+	f.RunPod("writer", "data", "echo written >/data/file", fixture.Filesystem)
+	volume := f.Bound("data")
+	if volume.Spec.CSI == nil {
+		t.Fatalf("the volume has the source %v", volume.Spec.PersistentVolumeSource)
 	}
-	claim, err := f.claims().Get(t.Context(), "data", metav1.GetOptions{})
-	f.must(err)
-	if got := claim.Annotations["volume.kubernetes.io/selected-node"]; got != rig.Node.Name {
-		t.Errorf("the scheduler chose node %q, want %q", got, rig.Node.Name)
+	if got := volume.Spec.CSI.NodeStageSecretRef; got == nil || got.Namespace != fixture.Namespace {
+		t.Errorf("the volume's secret is %v, want one in %s", got, fixture.Namespace)
+	}
+	claim, err := f.Claims().Get(t.Context(), "data", metav1.GetOptions{})
+	f.Must(err)
+	if got := claim.Annotations["volume.kubernetes.io/selected-node"]; got != suite.Rig.Node.Name {
+		t.Errorf("the scheduler chose node %q, want %q", got, suite.Rig.Node.Name)
 	}
 }
 
@@ -148,25 +219,25 @@ func TestScheduledPodGetsItsVolume(t *testing.T) {
 // without help when the Pod is gone.
 func TestVolumeOfARunningPodStays(t *testing.T) {
 	t.Parallel()
-	f := newFixture(t, nil)
-	volume := f.claim("data", nil)
-	image := f.name + "/" + volume.Spec.RBD.RBDImage
-	f.start(f.newPodWith("running", "data", "sleep 3600", filesystem))
-	f.running("running")
-	f.must(f.claims().Delete(t.Context(), "data", metav1.DeleteOptions{}))
-	_, err := f.exec("running", "echo still >/data/file; sync")
-	f.must(err)
-	f.must(watchers(t.Context(), image, 1))
+	f := suite.New(t, nil)
+	volume := f.Claim("data", nil)
+	image := fixture.Image(volume)
+	f.Start(f.NewPodWith("running", "data", "sleep 3600", fixture.Filesystem))
+	f.Running("running")
+	f.Must(f.Claims().Delete(t.Context(), "data", metav1.DeleteOptions{}))
+	_, err := f.Exec("running", "echo still >/data/file; sync")
+	f.Must(err)
+	f.Must(watchers(t.Context(), image, 1))
 
-	_, err = f.claims().Patch(t.Context(), "data", types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{})
-	f.must(err)
-	f.event(volume.Name, "image is in use by 10.77.0.2")
-	_, err = f.exec("running", "cat /data/file; echo and still >>/data/file; sync")
-	f.must(err)
-	f.must(watchers(t.Context(), image, 1))
+	_, err = f.Claims().Patch(t.Context(), "data", types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{})
+	f.Must(err)
+	f.Event(volume.Name, "image is in use by 10.77.0.2")
+	_, err = f.Exec("running", "cat /data/file; echo and still >>/data/file; sync")
+	f.Must(err)
+	f.Must(watchers(t.Context(), image, 1))
 
-	f.deletePod("running")
-	f.eventually(f.noImages)
+	f.DeletePod("running")
+	f.Eventually(f.NoImages)
 }
 
 // watchers returns nil when an image has that many.
@@ -176,7 +247,7 @@ func watchers(ctx context.Context, image string, want int) error {
 			Address string `json:"address"`
 		} `json:"watchers"`
 	}
-	if err := rig.Ceph.JSON(ctx, &status, "rbd", "status", image); err != nil {
+	if err := suite.Rig.Ceph.JSON(ctx, &status, "rbd", "status", image); err != nil {
 		return err
 	}
 	if len(status.Watchers) != want {
