@@ -29,7 +29,7 @@ const (
 )
 
 // ErrFlattening says that a clone gets its volume later. It can't before: librbd
-// watches an image while flattening it, so kubelet would not map it; and anything
+// watches an image while flattening it, so nodes would not map it; and anything
 // cloned from it meanwhile is lost.
 var ErrFlattening = errors.New("its clone is being flattened, since it depends on more images than -max-clone-depth allows " +
 	"or its source has many clones: the claim gets its volume once all data is copied")

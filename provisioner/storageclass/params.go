@@ -54,7 +54,7 @@ type Params struct {
 	User       string
 	UserSecret volume.SecretRef
 	Keyring    string
-	// FSType is empty for kubelet's default.
+	// FSType is empty for ext4, which kubelet and the node plugin then take.
 	FSType string
 	// TrashRetention is how long the trash keeps the images of deleted volumes.
 	TrashRetention time.Duration
@@ -238,7 +238,7 @@ func (r *reader) pool(key, byDefault string) string {
 	pool := r.get(key, byDefault)
 	switch {
 	case strings.Contains(pool, "/"):
-		r.fault("parameter %q: %q has a slash: RADOS namespaces are not supported by kubelet", key, pool)
+		r.fault("parameter %q: %q has a slash: RADOS namespaces are not supported", key, pool)
 	case strings.ContainsAny(pool, "@ \t\r\n"):
 		r.fault("parameter %q: %q is not a pool name: it has a blank or an @", key, pool)
 	case !volume.IsName(pool):
@@ -287,7 +287,8 @@ func (r *reader) userKey() (secret volume.SecretRef, keyring string) {
 	return volume.SecretRef{}, keyring
 }
 
-// fsType allows only what can end a program's name: kubelet runs mkfs.FSTYPE on the node.
+// fsType allows only what can end a program's name: for in-tree volumes, kubelet runs
+// mkfs.FSTYPE on the node. CheckSource knows what the node plugin takes.
 func (r *reader) fsType() string {
 	fsType := r.get("fsType", "")
 	const allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"

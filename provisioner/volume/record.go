@@ -95,7 +95,7 @@ type Record struct {
 	Keyring    string
 	// MapOptions are as in AttrMapOptions; only with CSI.
 	MapOptions string
-	// FSType is empty for kubelet's default, and for block volumes.
+	// FSType is empty for the default, ext4, and for block volumes.
 	FSType string
 	// Admin deletes the image, with the key in AdminSecret.
 	Admin       string
