@@ -26,6 +26,12 @@ type Device struct {
 	SizeBytes                  uint64
 	ReadOnly                   bool
 	Major, Minor               uint32
+	// ClientAddr is what Ceph shows as the watcher of an image that is mapped to be written
+	// to, as "10.77.0.2:0/123456". Devices with the same monitors, user and key share it.
+	ClientAddr string
+	// Ours says that Map made the device, in this process or an earlier one. Others belong to
+	// another program, such as rbd map.
+	Ours bool
 }
 
 // Path returns the path of the device on the node, "/dev/rbdN".
@@ -140,7 +146,9 @@ func (d *Driver) entry(id int) (entry, bool, error) {
 	e.SizeBytes = attributes.number("size", 64)
 	e.Major = uint32(attributes.number("major", 32)) //nolint:gosec // number checks the size
 	e.Minor = uint32(attributes.number("minor", 32)) //nolint:gosec // number checks the size
+	e.ClientAddr = attributes.text("client_addr")
 	e.config = attributes.text("config_info")
+	e.Ours = strings.HasPrefix(e.keyName(), keyPrefix)
 	// Older kernels have no namespaces.
 	if attributes.has("pool_ns") {
 		e.Namespace = attributes.text("pool_ns")

@@ -148,6 +148,7 @@ func (f *FakeSysfs) device(attributes map[string]string, readOnly bool) {
 		id++
 	}
 	attributes["minor"] = strconv.Itoa(16 * id)
+	attributes["client_addr"] = "10.0.0.9:0/123456"
 	ro := "0"
 	if readOnly {
 		ro = "1"

@@ -56,7 +56,9 @@ func (linux) unlinkKey(serial int) error {
 
 // newKeyName returns a name that no other key has. The device keeps it in config_info, so
 // that it also tells who mapped it.
-func newKeyName() string { return "rbd-provisioner-" + rand.Text()[:16] }
+func newKeyName() string { return keyPrefix + rand.Text()[:16] }
+
+const keyPrefix = "rbd-provisioner-"
 
 // writeWithKey maps an image. It must be called in a goroutine that ends soon: the thread
 // ends with it, and so does the keyring, which no other thread can use. The process keyring

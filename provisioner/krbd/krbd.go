@@ -89,8 +89,8 @@ type Request struct {
 	ReadOnly    bool
 }
 
-// Map returns the image's device: the one that is there, whatever its options are, or a new
-// one. The error is one line, says what to do, and wraps one of this package's or the
+// Map returns the image's device: the one that an earlier Map made, whatever its options are,
+// or a new one. The error is one line, says what to do, and wraps one of this package's or the
 // context's. When the context ends, the driver may go on; a device that it makes after that
 // is unmapped again.
 func (d *Driver) Map(ctx context.Context, r Request) (Device, error) {
@@ -153,6 +153,9 @@ func (d *Driver) existing(r Request) (device Device, found bool, err error) {
 	for _, e := range entries {
 		switch {
 		case !e.is(r):
+		case !e.Ours:
+			// It may be unmapped at any moment, and the kernel would not mind a second one.
+			other = fmt.Errorf("%w: another program of this node has it as %s: unmap it there (rbd unmap %[2]s)", ErrBusy, e.Path())
 		case e.ReadOnly == r.ReadOnly:
 			return e.Device, true, d.checkNode(e.Device)
 		default:

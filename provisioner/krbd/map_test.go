@@ -39,7 +39,8 @@ func TestMap(t *testing.T) {
 		return nil
 	}
 	got := mustMap(t, d, r)
-	want := Device{ID: 0, FSID: fsid, Pool: "rbd", Image: "img", SizeBytes: 1 << 30, ReadOnly: true, Major: 252}
+	want := Device{ID: 0, FSID: fsid, Pool: "rbd", Image: "img", SizeBytes: 1 << 30, ReadOnly: true, Major: 252,
+		ClientAddr: "10.0.0.9:0/123456", Ours: true}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
@@ -145,15 +146,18 @@ func TestExisting(t *testing.T) {
 		"of a snapshot":                   {attributes: map[string]string{"current_snap": "s"}},
 		"of another cluster":              {attributes: map[string]string{"cluster_fsid": otherFSID}},
 		"of one of the monitors":          {noFSID: true, found: true},
-		"of none of the monitors":         {noFSID: true, attributes: map[string]string{"config_info": "10.0.0.11:6789 name=kube,key=k rbd img -"}},
+		"of none of the monitors":         {noFSID: true, attributes: map[string]string{"config_info": "10.0.0.11:6789 name=kube,key=rbd-provisioner-A rbd img -"}},
 		"read-only, and to be writable":   {readOnly: true, want: ErrBusy, text: "/dev/rbd0, which is read-only, and it is wanted writable"},
-		"mapped by a program without key": {attributes: map[string]string{"config_info": "10.0.0.2:6789,10.0.0.3:6789 name=kube rbd img -"}, noFSID: true, found: true},
+		"of other monitors, too":          {attributes: map[string]string{"config_info": "10.0.0.2:6789,10.0.0.3:6789 name=kube,key=rbd-provisioner-A rbd img -"}, noFSID: true, found: true},
+		"mapped by rbd map":               {attributes: map[string]string{"config_info": "10.0.0.2:6789 name=kube,key=client.kube rbd img -"}, want: ErrBusy, text: "another program of this node has it as /dev/rbd0"},
+		"mapped by a program without key": {attributes: map[string]string{"config_info": "10.0.0.2:6789 name=kube rbd img -"}, want: ErrBusy, text: "rbd unmap /dev/rbd0"},
+		"read-only, by another program":   {attributes: map[string]string{"config_info": "10.0.0.2:6789 name=kube,secret=c2VjcmV0 rbd img -"}, readOnly: true, want: ErrBusy, text: "another program"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d, f := newFake(t)
 			attributes := map[string]string{
 				"pool": "rbd", "name": "img", "current_snap": "-", "pool_ns": "", "cluster_fsid": fsid, "size": "4096",
-				"major": "252", "config_info": "10.0.0.2:6789 name=kube,secret=c2VjcmV0 rbd img -",
+				"major": "252", "config_info": "10.0.0.2:6789 name=kube,key=rbd-provisioner-A rbd img -",
 			}
 			for name, value := range test.attributes {
 				attributes[name] = value
@@ -182,7 +186,7 @@ func TestBothModes(t *testing.T) {
 	for _, readOnly := range []bool{true, false} {
 		f.device(map[string]string{
 			"pool": "rbd", "name": "img", "current_snap": "-", "cluster_fsid": fsid, "size": "4096",
-			"major": "252", "config_info": "",
+			"major": "252", "config_info": "10.0.0.2:6789 name=kube,key=rbd-provisioner-A rbd img -",
 		}, readOnly)
 	}
 	if device := mustMap(t, d, request("img")); device.ID != 1 {
