@@ -4,6 +4,7 @@ package node
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -44,6 +45,11 @@ func (s *Server) NodeExpandVolume(ctx context.Context, r *csi.NodeExpandVolumeRe
 		}
 		if !mounted || !isFileSystem(m, d) {
 			return status.Errorf(codes.NotFound, "volume %q is not mounted at %s on node %s", handle, path, s.cfg.NodeID)
+		}
+		// mountOptions: [ro]. A file system that stopped writing after an error was mounted to
+		// be written to, and fails below.
+		if slices.Contains(m.MountOptions, "ro") && slices.Contains(m.SuperOptions, "ro") && !isRemountedReadOnly(mounts, d) {
+			return nil
 		}
 		return s.grow(o, d, path)
 	})

@@ -36,6 +36,9 @@ type FakeNode struct {
 	devices map[int]krbd.Device
 	mounts  []mount.MountInfo
 	images  map[string]*FakeImage // by the volume's handle
+	// watch makes Ceph list a client as the watcher of an image; watches end what it began.
+	watch   func(pool, image, address string) (stop func())
+	watches map[int]func()
 	// did are the changes, in order.
 	did []string
 	// killAt is the number of the change at which the plugin is killed, before it or after
@@ -60,10 +63,19 @@ type FakeImage struct {
 	made            int // how often mkfs ran
 	superReadOnly   bool
 	needsRecovering bool
+	beginning       []byte // what the device begins with
+	blkidFails      bool   // it finds nothing, whatever there is
+	readErr         error  // of reads past the caches
+	fsck            int    // its exit status
 }
 
+// nodeClient is the address of the node's clients in Ceph, as Linux shows it.
+const nodeClient = "10.77.0.2:0/4711"
+
 func newFakeNode(t *testing.T) *FakeNode {
-	return &FakeNode{FakeMounter: mount.NewFakeMounter(nil), t: t, devices: map[int]krbd.Device{}, images: map[string]*FakeImage{}}
+	return &FakeNode{
+		FakeMounter: mount.NewFakeMounter(nil), t: t, devices: map[int]krbd.Device{}, images: map[string]*FakeImage{}, watches: map[int]func(){},
+	}
 }
 
 // change makes a change, unless the plugin is dead.
@@ -114,8 +126,17 @@ func (n *FakeNode) restart() {
 func (n *FakeNode) reboot() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	clear(n.devices)
+	n.loseDevices()
 	n.mounts = nil
+}
+
+// loseDevices unmaps all images by force: mounts stay.
+func (n *FakeNode) loseDevices() {
+	clear(n.devices)
+	for _, stop := range n.watches {
+		stop()
+	}
+	clear(n.watches)
 }
 
 // Devices implements Kernel.
@@ -143,13 +164,16 @@ func (n *FakeNode) Map(_ context.Context, r krbd.Request) (d krbd.Device, err er
 		for n.devices[id].Image != "" {
 			id++
 		}
-		d = krbd.Device{ID: id, FSID: r.FSID, Pool: r.Pool, Image: r.Image, ReadOnly: r.ReadOnly, Major: 252, Minor: uint32(id) * 16}
+		d = krbd.Device{ID: id, FSID: r.FSID, Pool: r.Pool, Image: r.Image, ReadOnly: r.ReadOnly, Major: 252, Minor: uint32(id) * 16, ClientAddr: nodeClient, Ours: true}
 		handle := volume.CSIHandle(r.FSID, r.Pool, r.Image)
 		if n.images[handle] == nil {
 			return krbd.ErrNotFound
 		}
 		d.SizeBytes = n.images[handle].size
 		n.devices[id] = d
+		if !r.ReadOnly {
+			n.watches[id] = n.watch(r.Pool, r.Image, nodeClient)
+		}
 		return nil
 	})
 	return d, err
@@ -165,6 +189,10 @@ func (n *FakeNode) Unmap(_ context.Context, id int) error {
 			n.t.Errorf("unmapped %s while it is mounted at %s", d.Path(), paths(table(n.mounts).of(d)))
 		}
 		delete(n.devices, id)
+		if stop := n.watches[id]; stop != nil {
+			stop()
+			delete(n.watches, id)
+		}
 		return nil
 	})
 }
@@ -233,7 +261,7 @@ func (n *FakeNode) MountSensitive(source, target, fsType string, options, _ []st
 		return err
 	}
 	return n.change("remount", func() error {
-		n.mounts[len(n.mounts)-1].MountOptions = []string{"ro"}
+		n.mounts[len(n.mounts)-1].MountOptions = slices.DeleteFunc(slices.Clone(options), func(o string) bool { return o == "bind" })
 		return nil
 	})
 }
@@ -282,7 +310,7 @@ func (n *FakeNode) run(name string, args []string) (string, error) {
 	}
 	switch name {
 	case "blkid":
-		if image.fsType == "" {
+		if image.fsType == "" || image.blkidFails {
 			return "", &testingexec.FakeExitError{Status: 2}
 		}
 		return "TYPE=" + image.fsType + "\n", nil
@@ -292,6 +320,9 @@ func (n *FakeNode) run(name string, args []string) (string, error) {
 		}
 		return "0\n", nil
 	case "fsck":
+		if image.fsck != 0 {
+			return "UNEXPECTED INCONSISTENCY\nrun it by hand", &testingexec.FakeExitError{Status: image.fsck}
+		}
 		return "", nil
 	case "mkfs.ext3", "mkfs.ext4", "mkfs.xfs":
 		if !slices.Contains(args, "nodiscard") && !slices.Contains(args, "-K") {
@@ -318,7 +349,18 @@ func (n *FakeNode) host() host {
 		statfs: func(string) (unix.Statfs_t, error) {
 			return unix.Statfs_t{Bsize: 4096, Blocks: 1000, Bfree: 600, Bavail: 500, Files: 100, Ffree: 90}, nil
 		},
-		readDevice:      func(string) error { return nil },
+		readDevice: func(path string, size int) ([]byte, error) {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			_, image := n.byPath(path)
+			if image == nil {
+				return nil, unix.ENXIO
+			}
+			if image.readErr != nil {
+				return nil, image.readErr
+			}
+			return append(slices.Clone(image.beginning), make([]byte, size-len(image.beginning))...), nil
+		},
 		clearUnfinished: func(string) error { return nil },
 	}
 }

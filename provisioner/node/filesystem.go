@@ -3,12 +3,11 @@
 package node
 
 import (
-	"errors"
+	"context"
+	"fmt"
 	"os"
 	"slices"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"k8s.io/mount-utils"
 
 	"ceph.com/rbd-provisioner/provisioner/krbd"
@@ -17,32 +16,33 @@ import (
 
 // mountStaged mounts a volume's file system on its staging path, and makes one if the
 // image is empty.
-func (s *Server) mountStaged(o *operation, v volumeRequest, d krbd.Device) error {
-	mounted, err := s.isStaged(o, v.staging, d)
+func (s *Server) mountStaged(ctx context.Context, o *operation, v volumeRequest, d krbd.Device) error {
+	mounted, err := s.isStaged(o, v.staging, &d)
 	if err != nil {
 		return err
 	}
 	made := false
 	if !mounted {
-		if made, err = s.formatAndMount(o, v, d); err != nil {
+		if made, err = s.formatAndMount(ctx, o, v, d); err != nil {
 			return err
 		}
 	}
-	if made || v.readOnly() {
-		return nil
+	if made || v.readOnly() || slices.Contains(v.flags, "ro") {
+		return nil // nothing to grow, or nothing that may be changed
 	}
 	// A clone has the file system of its source, and a volume may have grown meanwhile.
 	return s.grow(o, d, v.staging)
 }
 
-// isStaged reports whether a device is mounted on its staging path already.
-func (s *Server) isStaged(o *operation, staging string, d krbd.Device) (bool, error) {
+// isStaged reports whether a device is mounted on its staging path already. Of a nil device,
+// which is about to be mapped, it can't be: what is there may have the number that it gets.
+func (s *Server) isStaged(o *operation, staging string, d *krbd.Device) (bool, error) {
 	mounts, err := s.table()
 	if err != nil {
 		return false, err
 	}
 	m, mounted := mounts.at(staging)
-	if !mounted || isFileSystem(m, d) {
+	if !mounted || d != nil && isFileSystem(m, *d) {
 		return mounted, nil
 	}
 	// The image's former device, which was unmapped by force. Pods that still have its
@@ -60,20 +60,20 @@ func (s *Server) isStaged(o *operation, staging string, d krbd.Device) (bool, er
 }
 
 // formatAndMount reports whether it made a file system.
-func (s *Server) formatAndMount(o *operation, v volumeRequest, d krbd.Device) (made bool, err error) {
+func (s *Server) formatAndMount(ctx context.Context, o *operation, v volumeRequest, d krbd.Device) (made bool, err error) {
 	o.at("a look at what is on %s", d.Path())
 	if !d.ReadOnly {
 		if err := s.host.clearUnfinished(d.Path()); err != nil {
 			return false, internal("look at what is on "+d.Path(), err)
 		}
 	}
-	present, err := s.formatter.GetDiskFormat(d.Path())
+	present, err := s.content(v, d)
 	if err != nil {
-		return false, internal("find out what is on "+d.Path()+" (image "+v.name()+")", err)
+		return false, err
 	}
-	fsType := v.fsType
+	fsType, reads := v.fsType, d.ReadOnly || slices.Contains(v.flags, "ro")
 	switch {
-	case present == "" && d.ReadOnly:
+	case present == "" && reads:
 		return false, refused("image %s has no file system, and the volume may only be read: use it once in a volume with ReadWriteOnce", v.name())
 	case fsType == "" && volume.IsFileSystem(present):
 		fsType = present // a clone of another class's volume
@@ -87,10 +87,19 @@ func (s *Server) formatAndMount(o *operation, v volumeRequest, d krbd.Device) (m
 	if err := os.MkdirAll(v.staging, 0o750); err != nil {
 		return false, internal("make the staging path", err)
 	}
-	o.at("the formatting or mounting of %s", d.Path())
-	err = s.formatter.FormatAndMountSensitiveWithFormatOptions(d.Path(), v.staging, fsType, mountOptions(fsType, v.flags, d.ReadOnly), nil, formatOptions(fsType))
+	switch {
+	case present == "":
+		o.at("the formatting of %s", d.Path())
+		err = s.makeFileSystem(v, d, fsType)
+	case !reads:
+		err = s.repair(ctx, o, v, d)
+	}
 	if err != nil {
-		return false, v.explainMount(d, err)
+		return false, err
+	}
+	o.at("the mounting of %s", d.Path())
+	if err := s.cfg.Mounts.Mount(d.Path(), v.staging, fsType, mountOptions(fsType, v.flags, d.ReadOnly)); err != nil {
+		return false, internal("mount image "+v.name()+" ("+d.Path()+") at "+v.staging, fmt.Errorf("%w; the node's kernel log may say more (dmesg)", err))
 	}
 	return present == "", nil
 }
@@ -118,25 +127,6 @@ func mountOptions(fsType string, flags []string, readOnly bool) []string {
 		}
 	}
 	return options
-}
-
-// formatOptions keep mkfs from discarding the whole device: that takes a request for each
-// object of the image, of which there are none yet.
-func formatOptions(fsType string) []string {
-	if fsType == xfs {
-		return []string{"-K"}
-	}
-	return []string{"-E", "nodiscard"}
-}
-
-// explainMount turns an error of mount-utils into one for people.
-func (v volumeRequest) explainMount(d krbd.Device, err error) error {
-	hint := "the node's kernel log may say more (dmesg)"
-	var typed mount.MountError
-	if errors.As(err, &typed) && typed.Type == mount.HasFilesystemErrors {
-		hint = "repair it by hand: map the image where no Pod uses it (rbd map), and run fsck"
-	}
-	return status.Errorf(codes.Internal, "mount image %s (%s) at %s: %s; %s", v.name(), d.Path(), v.staging, oneLine(err), hint)
 }
 
 // grow gives a mounted file system the size of its device.

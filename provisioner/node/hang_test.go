@@ -195,7 +195,7 @@ func TestCondition(t *testing.T) {
 		hasSize bool
 	}{
 		"the device is gone": {harm: func(w *world) { clear(w.node.devices) }, reason: "NoDevice"},
-		"reads fail":         {harm: func(w *world) { w.server.host.readDevice = func(string) error { return unix.EIO } }, reason: "ReadError"},
+		"reads fail":         {harm: func(w *world) { w.server.host.readDevice = func(string, int) ([]byte, error) { return nil, unix.EIO } }, reason: "ReadError"},
 		"the file system fails": {harm: func(w *world) {
 			w.server.host.statfs = func(string) (unix.Statfs_t, error) { return unix.Statfs_t{}, unix.EIO }
 		}, reason: "FileSystemError"},
@@ -236,7 +236,7 @@ func TestSilentCeph(t *testing.T) {
 		w.must(w.publish(t.Context()))
 		silence := make(chan struct{})
 		var reads atomic.Int32
-		w.server.host.readDevice = func(string) error { reads.Add(1); <-silence; return nil }
+		w.server.host.readDevice = func(string, int) ([]byte, error) { reads.Add(1); <-silence; return nil, nil }
 		for range 3 {
 			began := time.Now()
 			old, reason := w.condition(t.Context())

@@ -3,6 +3,7 @@
 package node
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -16,8 +17,8 @@ import (
 type host struct {
 	// statfs asks a file system for its sizes.
 	statfs func(path string) (unix.Statfs_t, error)
-	// readDevice reads from a device, past all caches.
-	readDevice func(path string) error
+	// readDevice reads a device's first bytes, past all caches; of a smaller device, all.
+	readDevice func(path string, size int) ([]byte, error)
 	// clearUnfinished removes the beginnings of a file system that was never finished.
 	clearUnfinished func(path string) error
 }
@@ -34,30 +35,28 @@ func statfs(path string) (sizes unix.Statfs_t, err error) {
 // blockSize is what a read past the caches must be a multiple of, in size and place.
 const blockSize = 4096
 
-func readDevice(path string) error {
+func readDevice(path string, size int) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { _ = f.Close() }()
 	// Memory of its own, since it must begin at a multiple of the block size.
-	block, err := unix.Mmap(-1, 0, blockSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	aligned, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
 	if err != nil {
-		return fmt.Errorf("memory for a block: %w", err)
+		return nil, fmt.Errorf("memory to read into: %w", err)
 	}
-	defer func() { _ = unix.Munmap(block) }()
-	if _, err = f.ReadAt(block, 0); errors.Is(err, io.EOF) {
-		return nil // smaller than a block
+	defer func() { _ = unix.Munmap(aligned) }()
+	n, err := f.ReadAt(aligned, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
 	}
-	return err
+	return bytes.Clone(aligned[:n]), nil
 }
 
-// The beginning of an XFS file system. Source: xfs_dsb of Linux's fs/xfs/libxfs/xfs_format.h.
-const (
-	xfsMagic = "XFSB"
-	// xfsInProgress is not 0 from mkfs's first write to its last.
-	xfsInProgress = 126
-)
+// xfsInProgress is where an XFS file system has a byte that is not 0 from mkfs's first write
+// to its last. Source: xfs_dsb of Linux's fs/xfs/libxfs/xfs_format.h.
+const xfsInProgress = 126
 
 // clearUnfinished finds an XFS file system whose mkfs was killed. Linux does not mount it, and
 // blkid takes it for a whole one, so that no mkfs would run again. It has never been

@@ -4,9 +4,12 @@ package node
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // Only what mkfs.xfs began and did not end is cleared. Killed between any two of its
@@ -61,7 +64,25 @@ func TestHost(t *testing.T) {
 	if _, err := SystemMounts().Table(); err != nil {
 		t.Error(err)
 	}
-	if err := readDevice(filepath.Join(t.TempDir(), "missing")); err == nil {
-		t.Error("want an error")
+}
+
+func TestReadDevice(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "device")
+	content := bytes.Repeat([]byte("rbd."), 4096)
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for size, want := range map[int][]byte{blockSize: content[:blockSize], beginningSize: content} {
+		got, err := readDevice(path, size)
+		if errors.Is(err, unix.EINVAL) {
+			t.Log("this file system has no reads past the caches")
+			return
+		}
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%d: got %d bytes, %v", size, len(got), err)
+		}
+	}
+	if _, err := readDevice(path+"2", blockSize); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v", err)
 	}
 }

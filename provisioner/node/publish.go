@@ -82,7 +82,7 @@ func (s *Server) publish(o *operation, p publication) error {
 		if p.noWrites && !d.ReadOnly {
 			return refused("volume %q: a block device can be read-only only in a volume with the access mode ReadOnlyMany: set readOnly to false", p.handle)
 		}
-	} else if m, mounted := mounts.at(p.staging); !mounted || !isFileSystem(m, d) {
+	} else if staged, mounted := mounts.at(p.staging); !mounted || !isFileSystem(staged, d) {
 		return refused("volume %q is not mounted at %s: it must be staged first; if that does not happen by itself, delete the Pod", p.handle, p.staging)
 	}
 	if err := s.checkSingle(p, d, mounts); err != nil {
@@ -96,6 +96,7 @@ func (s *Server) publish(o *operation, p publication) error {
 	options := []string{"bind"}
 	if p.noWrites && !p.block { // to the mount of a device's file it would mean nothing
 		options = append(options, "ro")
+		options = append(options, keptFlags(mounts, p.staging)...)
 	}
 	o.at("the bind mount at %s", p.target)
 	if err := s.cfg.Mounts.Mount(source, p.target, "", options); err != nil {
@@ -103,6 +104,16 @@ func (s *Server) publish(o *operation, p publication) error {
 	}
 	return nil
 }
+
+// keptFlags returns what a mount has for itself, and not its file system. A bind mount
+// inherits it, and loses what is not named when it is made read-only.
+func keptFlags(mounts table, path string) []string {
+	m, _ := mounts.at(path)
+	return slices.DeleteFunc(slices.Clone(m.MountOptions), func(option string) bool { return !slices.Contains(mountFlags, option) })
+}
+
+// mountFlags are what mount(8) and the kernel's table call them; without the default, relatime.
+var mountFlags = []string{"nosuid", "nodev", "noexec", "noatime", "nodiratime", "nosymfollow"}
 
 // checkSingle refuses a second Pod for a volume that is for one at a time.
 func (s *Server) checkSingle(p publication, d krbd.Device, mounts table) error {

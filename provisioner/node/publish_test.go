@@ -5,6 +5,7 @@ package node
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -64,6 +65,18 @@ func TestReadOnlyPod(t *testing.T) {
 	w.must(w.unstage(t.Context()))
 	w.must(w.stage(t.Context()))
 	w.must(w.publishAt(t.Context(), w.target, true))
+}
+
+// A mount that is made read-only keeps what the staged mount has for itself.
+func TestReadOnlyPodKeepsFlags(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.stage(t.Context()))
+	w.node.mounts[0].MountOptions = []string{"rw", "nosuid", "nodev", "noexec", "noatime", "relatime", "idmapped"}
+	w.must(w.publishAt(t.Context(), w.target, true))
+	m, _ := w.mountAt(w.target)
+	if want := []string{"ro", "nosuid", "nodev", "noexec", "noatime"}; !slices.Equal(m.MountOptions, want) {
+		t.Errorf("got %q, want %q", m.MountOptions, want)
+	}
 }
 
 func TestSinglePod(t *testing.T) {

@@ -154,22 +154,41 @@ func checkNamed(pairs ...string) error {
 	return nil
 }
 
-// device returns the device of a volume. Those of snapshots and of RADOS namespaces are
-// others' doing.
+// device returns the device of a volume, unless another program mapped it.
 func (s *Server) device(handle string) (krbd.Device, bool, error) {
+	ours, _, err := s.devices(handle)
+	if err != nil || len(ours) == 0 {
+		return krbd.Device{}, false, err
+	}
+	return ours[0], true, nil
+}
+
+// devices returns the devices of a volume's image that we mapped, and those that other
+// programs did. Those of snapshots and of RADOS namespaces are others' doing, and of no
+// volume.
+func (s *Server) devices(handle string) (ours, others []krbd.Device, err error) {
+	devices, err := s.allDevices()
+	for _, d := range devices {
+		switch {
+		case handleOf(d) != handle:
+		case d.Ours:
+			ours = append(ours, d)
+		default:
+			others = append(others, d)
+		}
+	}
+	return ours, others, err
+}
+
+func (s *Server) allDevices() ([]krbd.Device, error) {
 	devices, err := s.cfg.Kernel.Devices()
 	// Without a driver there are none. A node that has lost it, as by a reboot, must still
 	// let go of volumes; mapping says what is missing.
 	if err != nil && !errors.Is(err, krbd.ErrNoDriver) {
-		return krbd.Device{}, false, aboutDevices("list the images that are mapped on node "+s.cfg.NodeID, err)
+		return nil, aboutDevices("list the images that are mapped on node "+s.cfg.NodeID, err)
 	}
 	s.mapped.Store(int64(len(devices)))
-	for _, d := range devices {
-		if handleOf(d) == handle {
-			return d, true, nil
-		}
-	}
-	return krbd.Device{}, false, nil
+	return devices, nil
 }
 
 // handleOf returns the handle of the volume whose device it is, or "".

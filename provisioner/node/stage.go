@@ -4,6 +4,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"strings"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -13,7 +14,6 @@ import (
 
 	"ceph.com/rbd-provisioner/provisioner/krbd"
 	"ceph.com/rbd-provisioner/provisioner/monitors"
-	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/volume"
 )
 
@@ -53,15 +53,68 @@ func (s *Server) stage(ctx context.Context, o *operation, v volumeRequest) error
 		}
 		found = false
 	}
-	if !found {
-		if d, err = s.mapImage(ctx, o, v); err != nil {
+	mounts, err := s.table()
+	if err != nil {
+		return err
+	}
+	if !found || len(mounts.of(d)) == 0 {
+		if d, err = s.deviceFor(ctx, o, v, d, found); err != nil {
 			return err
 		}
 	}
 	if v.block {
 		return nil
 	}
-	return s.mountStaged(o, v, d)
+	return s.mountStaged(ctx, o, v, d)
+}
+
+// deviceFor returns a device that nobody but this volume writes to: the one that was found,
+// which an earlier call has left, or a new one.
+func (s *Server) deviceFor(ctx context.Context, o *operation, v volumeRequest, d krbd.Device, found bool) (krbd.Device, error) {
+	if err := s.checkForeign(v); err != nil {
+		return d, err
+	}
+	o.at("the name server")
+	addresses, err := s.resolve(ctx, v)
+	if err != nil {
+		return d, err
+	}
+	if found {
+		// This node may have lost its watch since, and another one have mapped the image.
+		err := s.checkAlone(ctx, o, v, addresses.All, d)
+		if !errors.Is(err, errNoWatch) {
+			return d, err
+		}
+		klog.FromContext(ctx).Info("Mapping anew, since Ceph does not list the watch of the device", "volume", v.handle, "device", d.Path(), "client", d.ClientAddr)
+		if err := s.unmap(ctx, o, d); err != nil {
+			return d, err
+		}
+	}
+	if _, err := s.isStaged(o, v.staging, nil); err != nil {
+		return d, err
+	}
+	if d, err = s.mapImage(ctx, o, v, addresses); err != nil {
+		return d, err
+	}
+	if err := s.checkAlone(ctx, o, v, addresses.All, d); !errors.Is(err, errNoWatch) {
+		return d, err
+	}
+	return d, s.noWatch(v, d)
+}
+
+// checkForeign refuses an image that another program of this node has mapped: kubelet's
+// in-tree plugin, or an administrator's rbd map. It may use the device's file itself, and share its
+// watch with ours.
+func (s *Server) checkForeign(v volumeRequest) error {
+	_, others, err := s.devices(v.handle)
+	switch {
+	case err != nil:
+		return err
+	case len(others) == 0:
+		return nil
+	}
+	return refused("image %s is mapped on node %s by another program, as %s: unmap it there (rbd unmap %[3]s), and this volume is mapped then",
+		v.name(), s.cfg.NodeID, others[0].Path())
 }
 
 // undo unmaps what a failed call mapped, unless somebody uses it, and returns the error
@@ -83,22 +136,14 @@ func (s *Server) undo(ctx context.Context, o *operation, handle string, failure 
 }
 
 // mapImage maps a volume's image, unless somebody else uses it.
-func (s *Server) mapImage(ctx context.Context, o *operation, v volumeRequest) (krbd.Device, error) {
-	o.at("the name server")
-	found, err := s.resolve(ctx, v)
-	if err != nil {
-		return krbd.Device{}, err
-	}
+func (s *Server) mapImage(ctx context.Context, o *operation, v volumeRequest, found monitors.Addresses) (krbd.Device, error) {
 	protocol := v.options.Protocol()
 	addresses := found.Kernel(protocol)
 	if len(addresses) == 0 {
 		return krbd.Device{}, refused("volume %q: none of its monitors speaks message protocol %s: %s", v.handle, protocol, protocolHint(protocol))
 	}
-	if !v.readOnly() && !v.shared() {
-		o.at("Ceph's answer who uses the image")
-		if err := s.checkUnused(ctx, v, found.All); err != nil {
-			return krbd.Device{}, err
-		}
+	if err := s.checkUnused(ctx, o, v, found.All); err != nil {
+		return krbd.Device{}, err
 	}
 	o.at("the mapping of the image")
 	// Without the caller's deadline: a device that came later would be nobody's. Whoever asks
@@ -134,45 +179,6 @@ func protocolHint(protocol volume.Protocol) string {
 		return "let them listen on port 6789, too, or give the class the parameter mapOptions: ms_mode=prefer-crc and make the volume anew"
 	}
 	return "leave ms_mode out of the mapOptions, or name monitors with port 3300"
-}
-
-// checkUnused asks Ceph whether a client has the image open or mapped: the kernel would
-// not mind a second writer, and the file system would not survive one.
-func (s *Server) checkUnused(ctx context.Context, v volumeRequest, monitors []string) error {
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.CephTimeout)
-	defer cancel()
-	cluster, err := s.cfg.Ceph.Connect(ctx, rbd.Credentials{Monitors: monitors, User: v.user, Key: v.key})
-	if err != nil {
-		return v.explain("ask who uses image "+v.name(), err)
-	}
-	defer cluster.Close()
-	if fsid := cluster.FSID(); fsid != v.fsid {
-		return v.otherCluster(fsid)
-	}
-	pool, err := cluster.OpenPool(ctx, v.pool)
-	if err != nil {
-		return v.explain("ask who uses image "+v.name(), err)
-	}
-	defer pool.Close()
-	image, err := pool.Image(ctx, v.image)
-	if err != nil {
-		return v.explain("ask who uses image "+v.name(), err)
-	}
-	if len(image.Watchers) == 0 {
-		return nil
-	}
-	var commands []string
-	for _, w := range image.Watchers {
-		commands = append(commands, "ceph osd blocklist add "+w)
-	}
-	return refused("image %s is in use by the client at %s, so this node (%s) must not write to it: will retry until it is released there; "+
-		"if that machine is dead for good, shut it out: %s", v.name(), strings.Join(image.Watchers, ", "), s.cfg.NodeID, strings.Join(commands, "; "))
-}
-
-// otherCluster is the error of a volume whose monitors are not those of the cluster that
-// its handle names.
-func (v volumeRequest) otherCluster(fsid string) error {
-	return invalid("volume %q: its monitors are those of the Ceph cluster %q, and its handle names %q: mend the volume's attributes, or its handle", v.handle, fsid, v.fsid)
 }
 
 // NodeUnstageVolume implements csi.NodeServer: the way back. kubelet gives no attributes.

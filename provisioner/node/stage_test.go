@@ -112,34 +112,6 @@ func TestStageFailures(t *testing.T) {
 	}
 }
 
-// Whoever has the image keeps it until it lets go. Those who only read, and writers that
-// share a block volume, are not asked.
-func TestWatchedImage(t *testing.T) {
-	w := newWorld(t)
-	stop := w.cluster.Watch(testPool, testImage, "10.0.0.5:0/123")
-	w.refused(w.stage(t.Context()), codes.FailedPrecondition, "in use")
-	stop()
-	w.must(w.stage(t.Context()))
-
-	for _, capability := range []*csi.VolumeCapability{fileSystem(ext4, readers), block(readers), block(writers)} {
-		w := newWorld(t)
-		w.image.fsType = ext4
-		w.cluster.Watch(testPool, testImage, "10.0.0.5:0/123")
-		w.capability = capability
-		w.must(w.stage(t.Context()))
-		if got, want := w.node.requests[0].ReadOnly, capability.GetAccessMode().GetMode() == readers; got != want {
-			t.Errorf("%v: mapped read-only: got %t, want %t", capability, got, want)
-		}
-	}
-
-	// An image that is mapped here is watched by this node.
-	w = newWorld(t)
-	w.must(w.stage(t.Context()))
-	w.cluster.Watch(testPool, testImage, "10.0.0.1:0/1")
-	w.start()
-	w.must(w.stage(t.Context()))
-}
-
 // What the driver is told.
 func TestMapRequest(t *testing.T) {
 	w := newWorld(t)
@@ -168,12 +140,12 @@ func TestMountOptions(t *testing.T) {
 		content    string
 		want       []string
 	}{
-		"ext4":            {fileSystem(ext4, writer, "noatime"), "", []string{"noatime", "defaults"}},
-		"xfs":             {fileSystem(xfs, writer), "", []string{"nouuid", "defaults"}},
-		"xfs, given":      {fileSystem(xfs, writer, "nouuid"), "", []string{"nouuid", "defaults"}},
-		"ext4 to read":    {fileSystem(ext4, readers, "rw"), ext4, []string{"ro", "noload", "defaults"}},
-		"xfs to read":     {fileSystem(xfs, readers), xfs, []string{"nouuid", "ro", "norecovery", "defaults"}},
-		"no type to read": {fileSystem("", readers), xfs, []string{"nouuid", "ro", "norecovery", "defaults"}},
+		"ext4":            {fileSystem(ext4, writer, "noatime"), "", []string{"noatime"}},
+		"xfs":             {fileSystem(xfs, writer), "", []string{"nouuid"}},
+		"xfs, given":      {fileSystem(xfs, writer, "nouuid"), "", []string{"nouuid"}},
+		"ext4 to read":    {fileSystem(ext4, readers, "rw"), ext4, []string{"ro", "noload"}},
+		"xfs to read":     {fileSystem(xfs, readers), xfs, []string{"nouuid", "ro", "norecovery"}},
+		"no type to read": {fileSystem("", readers), xfs, []string{"nouuid", "ro", "norecovery"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
@@ -220,7 +192,7 @@ func TestOtherAccessMode(t *testing.T) {
 // namespace, of a snapshot.
 func TestOthersDevices(t *testing.T) {
 	w := newWorld(t)
-	ours := krbd.Device{FSID: w.cluster.FSID(), Pool: testPool, Image: testImage, Major: 252}
+	ours := krbd.Device{FSID: w.cluster.FSID(), Pool: testPool, Image: testImage, Major: 252, Ours: true}
 	w.node.devices = map[int]krbd.Device{0: ours, 1: ours, 2: ours}
 	for id, change := range map[int]func(*krbd.Device){
 		0: func(d *krbd.Device) { d.FSID = "other" }, 1: func(d *krbd.Device) { d.Namespace = "ns" }, 2: func(d *krbd.Device) { d.Snapshot = "snap" },
@@ -268,7 +240,8 @@ func TestOddMounts(t *testing.T) {
 
 	w.must(w.stage(t.Context()))
 	w.must(w.publish(t.Context()))
-	w.node.devices = map[int]krbd.Device{0: {Image: "other", Pool: testPool, Major: 252}} // its number is taken
+	w.node.loseDevices()
+	w.node.devices[0] = krbd.Device{Image: "other", Pool: testPool, Major: 252} // its number is taken
 	for i := range w.node.mounts {
 		w.node.mounts[i].Minor = 160
 	}

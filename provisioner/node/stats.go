@@ -73,7 +73,7 @@ func (s *Server) probe(p *probe, handle, path string) (err error) {
 		return err
 	}
 	// The file system's sizes come from memory. Only the device tells whether Ceph answers.
-	p.deviceErr = s.host.readDevice(p.device.Path())
+	_, p.deviceErr = s.host.readDevice(p.device.Path(), blockSize)
 	if path != "" && p.deviceErr == nil {
 		p.sizes, p.sizesErr = s.host.statfs(path)
 	}

@@ -51,6 +51,7 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{T: t, node: newFakeNode(t), cluster: rbdtest.NewCluster("10.77.0.1:6789")}
 	w.cluster.AddPool(testPool)
+	w.node.watch = w.cluster.Watch
 	w.creds = w.cluster.AddUser(testUser, rbdtest.Caps{Pools: []string{testPool}})
 	w.makeImage(testImage)
 	w.handle = volume.CSIHandle(w.cluster.FSID(), testPool, testImage)
