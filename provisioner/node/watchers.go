@@ -30,9 +30,10 @@ var errNoWatch = errors.New("the device has no watch")
 
 // checkUnused asks Ceph whether a client has the image open, or mapped to be written to:
 // the kernel would not mind a second writer, and the file system would not survive one. A
-// device that is only read has no watch, so it keeps nobody from writing later.
+// volume that is only read asks nobody, as kubelet's own plugin does not: its device has no
+// watch, either, so it keeps nobody from writing.
 func (s *Server) checkUnused(ctx context.Context, o *operation, v volumeRequest, monitors []string) error {
-	if v.shared() {
+	if v.shared() || v.readOnly() {
 		return nil
 	}
 	o.at("Ceph's answer who uses the image")
@@ -47,8 +48,8 @@ func (s *Server) checkUnused(ctx context.Context, o *operation, v volumeRequest,
 // look and the mapping, another node may have done the same; then each sees the other here,
 // and both let go. The error is errNoWatch if there is no watch at all.
 func (s *Server) checkAlone(ctx context.Context, o *operation, v volumeRequest, monitors []string, d krbd.Device) error {
-	if v.shared() || d.ReadOnly {
-		return s.checkUnused(ctx, o, v, monitors)
+	if v.shared() || v.readOnly() {
+		return nil
 	}
 	o.at("Ceph's answer who uses the image")
 	waitErr := wait.PollUntilContextTimeout(ctx, ownWatchPoll, ownWatchTimeout, true, func(context.Context) (bool, error) {
@@ -121,13 +122,9 @@ func (s *Server) inUse(v volumeRequest, watchers []string) error {
 		return refused("image %s is still watched by this node (%s) itself, at %s, from an earlier mapping: will retry; such a watch ends within 30 s, and nothing needs to be done",
 			v.name(), s.cfg.NodeID, strings.Join(watchers, ", "))
 	}
-	must := "must not write to it"
-	if v.readOnly() {
-		must = "must not rely on what it reads"
-	}
-	return refused("image %s is in use by the client at %s, so this node (%s) %s: will retry; if it goes away within a minute, nothing needs to be done; "+
+	return refused("image %s is in use by the client at %s, so this node (%s) must not write to it: will retry; if it goes away within a minute, nothing needs to be done; "+
 		"if it stays and that machine is dead for good, shut it out, from all its images: %s",
-		v.name(), strings.Join(others, ", "), s.cfg.NodeID, must, strings.Join(commands, "; "))
+		v.name(), strings.Join(others, ", "), s.cfg.NodeID, strings.Join(commands, "; "))
 }
 
 // otherCluster is the error of a volume whose monitors are not those of the cluster that
