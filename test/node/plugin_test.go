@@ -30,9 +30,7 @@ func TestRestarts(t *testing.T) {
 	f.Running("writer")
 
 	before := plugin(f)
-	onlyPlugin := `for process in /proc/[0-9]*; do
-		if tr '\0' ' ' <$process/cmdline 2>/dev/null | grep -q '^/usr/local/bin/rbd-provisioner node'; then echo "${process#/proc/}"; fi; done`
-	onNode(f, "kill -9 $("+onlyPlugin+")")
+	onNode(f, "kill -9 $("+fixture.PluginProcess+")")
 	f.Eventually(func(ctx context.Context) error {
 		pods, err := suite.Plugins(ctx)
 		if err == nil && (len(pods) != 1 || pods[0].Status.ContainerStatuses[0].RestartCount <= before.Status.ContainerStatuses[0].RestartCount) {
