@@ -103,11 +103,13 @@ gofmt_clean() {
 }
 
 modules() {
-	local rc=0
+	local module rc=0
 	go mod tidy -diff || rc=1
 	go mod verify >/dev/null || rc=1
 	(cd hack/lint && go mod verify >/dev/null) || rc=1
-	(cd test/bench/plot && go mod tidy -diff && go mod verify >/dev/null && go vet ./...) || rc=1
+	for module in test/bench/plot test/node/sanity; do
+		(cd "$module" && go mod tidy -diff && go mod verify >/dev/null && go vet ./...) || rc=1
+	done
 	return "$rc"
 }
 
