@@ -73,7 +73,7 @@ func installCommands(t *testing.T) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, _ := strings.Cut(string(readme), "In Ceph, make a pool and two\nusers")
+	_, rest, _ := strings.Cut(string(readme), "\nIn Ceph, make a pool and two users")
 	part, _, found := strings.Cut(rest, "\nPut their keys into secrets")
 	blocks := strings.Split(part, "```console\n")
 	if !found || len(blocks) != 3 {
