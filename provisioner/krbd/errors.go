@@ -64,7 +64,9 @@ func (r Request) explain(err error) error {
 	case unix.ENOENT:
 		return fmt.Errorf(`%w: compare with "rbd ls %s"`, ErrNotFound, r.Pool)
 	case unix.ETIMEDOUT:
-		return fmt.Errorf(`%w: check with "ceph -s" that monitors have a quorum and OSDs are up, and that this node reaches their ports`, ErrUnreachable)
+		// Over protocol 1, monitors of Ceph 20 hang up before their refusal of a key is read.
+		return fmt.Errorf(`%w: check with "ceph -s" that monitors have a quorum and OSDs are up, that this node reaches their ports, `+
+			`and that the secret has what "ceph auth get-key client.%s" prints, since Ceph 20 hangs up on a wrong key`, ErrUnreachable, r.User)
 	case unix.EINVAL:
 		return fmt.Errorf("%w: it may not know one of the options %q: see what rbd: and libceph: say in its log", ErrInvalid, r.Options)
 	case unix.ENXIO:

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -59,7 +60,7 @@ func TestKernel(t *testing.T) {
 	rows := []struct {
 		name       string
 		change     func(*step)
-		kind, text string // of the error
+		kind, text string // of the error; one kind of several
 	}{
 		{"a new device", func(s *step) { s.Keep = true }, "", ""},
 		{"the same one, which is writable", func(s *step) { s.ReadOnly, s.Keep = true, true }, "busy", "/dev/rbd"},
@@ -72,8 +73,9 @@ func TestKernel(t *testing.T) {
 		{"ms_mode with protocol 1", func(s *step) { s.Options = "ms_mode=crc" }, "invalid", "speaks message protocol v1"},
 		{"one of two monitors is dead", func(s *step) { s.Monitors = append([]string{"10.77.0.1:9"}, s.Monitors...) }, "", ""},
 		{"a monitor that is not there", func(s *step) { s.Monitors[0] = "10.77.0.1:9" }, "unreachable", "10.77.0.1:9 connection refused"},
-		{"another user's key", func(s *step) { s.Key = other }, "denied", "ceph auth get-key client." + f.Name + "-user"},
-		{"a user who does not exist", func(s *step) { s.User = "nobody" }, "denied", `user "nobody"`},
+		// The refusal of Ceph 20 may be lost on the way: see package krbd.
+		{"another user's key", func(s *step) { s.Key = other }, "denied|unreachable", "ceph auth get-key client." + f.Name + "-user"},
+		{"a user who does not exist", func(s *step) { s.User = "nobody" }, "denied|unreachable", `user "nobody"`},
 		{"no rights in the pool", func(s *step) { s.User, s.Key = f.Name+"-other", other }, "caps", "profile rbd pool=" + f.Name},
 		{"no such image", func(s *step) { s.Image = "missing" }, "not found", `"missing"`},
 		{"no such pool", func(s *step) { s.Pool = f.Name + "-2" }, "not found", f.Name + "-2"},
@@ -102,7 +104,7 @@ func TestKernel(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Logf("%s: %s", o.Took.Round(time.Millisecond), o.Error)
-			if o.Kind != row.kind || !strings.Contains(o.Error, row.text) || row.kind == "" && o.Error != "" {
+			if !slices.Contains(strings.Split(row.kind, "|"), o.Kind) || !strings.Contains(o.Error, row.text) || row.kind == "" && o.Error != "" {
 				t.Errorf("got %q: %s, want %q with %q", o.Kind, o.Error, row.kind, row.text)
 			}
 			d := o.Device
