@@ -28,6 +28,9 @@ func TestRestarts(t *testing.T) {
 	volume := f.Claim("data", nil)
 	f.Start(f.NewPodWith("writer", "data", "i=0; while true; do i=$((i+1)); echo $i >>/data/numbers; sync; sleep 0.2; done", fixture.Filesystem))
 	f.Running("writer")
+	if err := f.NothingOnNode(t.Context()); err == nil {
+		t.Error("the look at the node, by which each test ends, does not find a volume in use")
+	}
 
 	before := plugin(f)
 	onNode(f, "kill -9 $("+fixture.PluginProcess+")")
