@@ -79,7 +79,14 @@ func (c *Cluster) startNode(ctx context.Context, programs *nodePrograms, images 
 	if n.Scheduler, err = c.Kube.startScheduler(ctx, programs.scheduler); err != nil {
 		return nil, err
 	}
-	if err := n.Guest.Start(ctx); err != nil {
+	err = n.Guest.Start(ctx)
+	if err != nil && ctx.Err() == nil && n.Guest.current() != nil {
+		// Seen once: a processor that qemu emulates locked up as the guest booted.
+		c.progress("the node does not get ready, starting it once more: " + err.Error())
+		n.Guest.Kill()
+		err = n.Guest.Start(ctx)
+	}
+	if err != nil {
 		return nil, err
 	}
 	c.progress(fmt.Sprintf("the node is ready after %.1f s", time.Since(begin).Seconds()))
