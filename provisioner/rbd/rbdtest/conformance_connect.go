@@ -92,7 +92,7 @@ func (s suite) testConnect(t *testing.T) {
 	t.Run("a key of a type that came later", func(t *testing.T) {
 		later := s.Admin
 		later.Key = NewKeyOfType(65535, 64)
-		_, err := c.Connect(ctx, later)
+		err := refused(ctx, c, later)
 		wantError(t, err, rbd.ErrKeyType, connectAttempt, later.Key)
 		if err != nil && !strings.Contains(err.Error(), "number 65535") {
 			t.Errorf("the error does not name the type: %v", err)
@@ -141,7 +141,7 @@ func (s suite) testConnect(t *testing.T) {
 		// An open connection goes on working; a new one needs the new key.
 		s.connect(t, c, renewed)
 		openPool(t, held, s.Pool)
-		_, err := s.NewConnector(t).Connect(ctx, old)
+		err := refused(ctx, s.NewConnector(t), old)
 		wantError(t, err, rbd.ErrPermissionDenied, connectAttempt, old.Key, renewed.Key)
 		s.connect(t, c, renewed)
 	})
