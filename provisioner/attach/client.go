@@ -44,14 +44,9 @@ type fencedAttachments struct {
 }
 
 func (a fencedAttachments) Patch(ctx context.Context, name string, kind types.PatchType, data []byte, options metav1.PatchOptions, subresources ...string) (*storagev1.VolumeAttachment, error) {
-	ctx, end, err := a.lease.Begin(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer end()
-	ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
-	defer cancel()
-	patched, err := a.VolumeAttachmentInterface.Patch(ctx, name, kind, data, options, subresources...)
+	patched, err := lease.Fenced(ctx, a.lease, access.DefaultTimeout, func(ctx context.Context) (*storagev1.VolumeAttachment, error) {
+		return a.VolumeAttachmentInterface.Patch(ctx, name, kind, data, options, subresources...)
+	})
 	if apierrors.IsNotFound(err) {
 		// It was deleted meanwhile, as the Pod was. external-attacher would log an error.
 		return new(storagev1.VolumeAttachment), nil

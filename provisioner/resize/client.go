@@ -47,7 +47,7 @@ type fencedVolumes struct {
 }
 
 func (v fencedVolumes) Patch(ctx context.Context, name string, kind types.PatchType, data []byte, options metav1.PatchOptions, subresources ...string) (*corev1.PersistentVolume, error) {
-	return fenced(ctx, v.lease, func(ctx context.Context) (*corev1.PersistentVolume, error) {
+	return lease.Fenced(ctx, v.lease, access.DefaultTimeout, func(ctx context.Context) (*corev1.PersistentVolume, error) {
 		return v.PersistentVolumeInterface.Patch(ctx, name, kind, data, options, subresources...)
 	})
 }
@@ -58,18 +58,7 @@ type fencedClaims struct {
 }
 
 func (c fencedClaims) Patch(ctx context.Context, name string, kind types.PatchType, data []byte, options metav1.PatchOptions, subresources ...string) (*corev1.PersistentVolumeClaim, error) {
-	return fenced(ctx, c.lease, func(ctx context.Context) (*corev1.PersistentVolumeClaim, error) {
+	return lease.Fenced(ctx, c.lease, access.DefaultTimeout, func(ctx context.Context) (*corev1.PersistentVolumeClaim, error) {
 		return c.PersistentVolumeClaimInterface.Patch(ctx, name, kind, data, options, subresources...)
 	})
-}
-
-func fenced[T any](ctx context.Context, guard *lease.Guard, patch func(context.Context) (*T, error)) (*T, error) {
-	ctx, end, err := guard.Begin(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer end()
-	ctx, cancel := context.WithTimeout(ctx, access.DefaultTimeout)
-	defer cancel()
-	return patch(ctx)
 }
