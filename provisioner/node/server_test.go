@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/klog/v2"
 	"k8s.io/klog/v2/textlogger"
 	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
@@ -129,11 +130,10 @@ func TestSocketsOfOthers(t *testing.T) {
 	_, err := first.registration.GetInfo(ctx, &registerapi.InfoRequest{})
 	w.must(err)
 	second := w.run(sockets)
-	for !strings.Contains(second.log.String(), "Serving kubelet") {
-		if ctx.Err() != nil {
-			t.Fatal("the second plugin does not serve")
-		}
-		time.Sleep(time.Millisecond)
+	if err := wait.PollUntilContextCancel(ctx, time.Millisecond, true, func(context.Context) (bool, error) {
+		return strings.Contains(second.log.String(), "Serving kubelet"), nil
+	}); err != nil {
+		t.Fatal("the second plugin does not serve")
 	}
 	first.stop()
 	if _, err := os.Lstat(registration); err != nil {

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/util/wait"
+
 	"ceph.com/rbd-provisioner/provisioner/krbd"
 	"ceph.com/rbd-provisioner/provisioner/rbd"
 	"ceph.com/rbd-provisioner/provisioner/volume"
@@ -77,23 +79,23 @@ func take(driver *krbd.Driver, s Step) Outcome {
 	if err != nil {
 		o.Error = err.Error()
 	}
-	o.Keys = keysLeft()
+	o.Keys = keysLeft(ctx)
 	return o
 }
 
 // keysLeft counts the kernel's keys of Ceph. It clears away a little later those that nobody
 // has any more.
-func keysLeft() (n int) {
-	for range 100 {
+func keysLeft(ctx context.Context) (n int) {
+	// The count says what the wait ended with.
+	_ = wait.PollUntilContextTimeout(ctx, 100*time.Millisecond, 10*time.Second, true, func(context.Context) (bool, error) {
 		keys, err := os.ReadFile("/proc/keys")
 		if err != nil {
-			return -1
+			n = -1
+			return false, err
 		}
-		if n = strings.Count(string(keys), " ceph "); n == 0 {
-			break
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
+		n = strings.Count(string(keys), " ceph ")
+		return n == 0, nil
+	})
 	return n
 }
 
