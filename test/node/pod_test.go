@@ -3,11 +3,8 @@
 package node
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -98,18 +95,7 @@ func TestBlockVolumeOfTwoPods(t *testing.T) {
 		f.DeletePod(pod)
 	}
 
-	export := filepath.Join(t.TempDir(), "image")
-	_, err := suite.Rig.Ceph.Run(t.Context(), "rbd", "export", fixture.Image(volume), export)
-	f.Must(err)
-	file, err := os.Open(export)
-	f.Must(err)
-	defer func() { _ = file.Close() }() // only read
-	bytesThere := make([]byte, len(text)+1)
-	_, err = file.ReadAt(bytesThere, 5<<20)
-	f.Must(err)
-	if want := text + "\x00"; !bytes.Equal(bytesThere, []byte(want)) {
-		t.Errorf("the image holds %q, want %q", bytesThere, want)
-	}
+	f.Holds(volume, 5<<20, text)
 }
 
 // TestReadOnlyMany: two Pods read a clone. It is mapped read-only, so that a client
